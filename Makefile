@@ -1,0 +1,38 @@
+# Every target sets up what it needs: a virtual environment in .venv, the package, its tests' extras.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN := $(BIN)/python
+STAGE ?= vae
+
+.PHONY: demo test test-long lint toy-checkpoint clean
+
+$(VENV)/runtime: setup.py pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet -e .
+	touch $@
+
+$(VENV)/dev: $(VENV)/runtime
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet -e ".[dev]"
+	touch $@
+
+demo: $(VENV)/runtime  ## two entities along drawn paths, from the shipped toy checkpoint
+	$(RUN) scripts/demo.py
+
+test: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(RUN) -m pytest -m "not long"
+
+test-long: $(VENV)/dev
+	$(RUN) -m pytest -m long
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+toy-checkpoint: $(VENV)/runtime  ## the whole chain, or its tail: STAGE=joint
+	$(RUN) scripts/toy_checkpoint.py --from-stage $(STAGE)
+
+clean:
+	rm -rf $(VENV) build out *.egg-info

@@ -1,0 +1,45 @@
+"""The package and what it needs. Bounds follow what the tests have run on."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="tora2_jax",
+    version="0.1.0",
+    description="Tora2 in JAX: video diffusion with a word, images and a path per entity",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["tora2_jax", "tora2_jax.*", "convert", "convert.*"]),
+    install_requires=[
+        "jax>=0.10.2,<0.12",
+        "flax>=0.12.8,<0.13",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8,<0.13",
+        "grain>=0.2.18,<0.3",
+        "transformers>=5.0,<6",
+        "sentencepiece>=0.2",
+        "protobuf>=5",
+        "tensorflow-datasets>=4.9.10",
+        "einops>=0.8",
+        "ml-collections>=1.1",
+        "insightface>=2.1",  # brings opencv-python: never list the headless one beside it
+        "av>=15",
+        "pillow>=10",
+        "safetensors>=0.5",
+        "jaxtyping>=0.3",
+        "tensorboardX>=2.6",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "cuda": ["jax[cuda13]>=0.10.2,<0.12"],
+        "tpu": ["jax[tpu]>=0.10.2,<0.12"],
+        "convert": ["torch>=2.6"],
+        "dev": [
+            "torch==2.13.0",
+            "diffusers>=0.42.1,<0.43",
+            "accelerate>=1.0",
+            "pytest>=9",
+            "pytest-timeout>=2.4",
+            "ruff>=0.17",
+        ],
+    },
+)

@@ -1,0 +1,121 @@
+"""T5 encoder against transformers' T5EncoderModel, through the conversion table."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from transformers import T5Config as TorchConfig
+from transformers import T5EncoderModel
+
+from convert import t5 as table
+from convert.engine import ConversionError, convert, export
+from tests.parity import (
+    BLOCK_TOLERANCE,
+    insensitive,
+    numpy_state,
+    randomise,
+    relative_error,
+)
+from tora2_jax.config import T5Config
+from tora2_jax.models.layers import assign_variables, flat_variables
+from tora2_jax.models.t5 import T5Encoder, relative_buckets
+
+TINY = T5Config(vocab_size=50, width=24, num_layers=2, num_heads=3, head_dim=16, mlp_dim=40)
+LENGTH = 70  # beyond the exact and into the logarithmic distances
+
+
+def twin(config: T5Config) -> T5EncoderModel:
+    return T5EncoderModel(
+        TorchConfig(
+            vocab_size=config.vocab_size,
+            d_model=config.width,
+            d_kv=config.head_dim,
+            d_ff=config.mlp_dim,
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            feed_forward_proj="gated-gelu",
+            attn_implementation="eager",
+        )
+    )
+
+
+def abstract(config: T5Config) -> T5Encoder:
+    return nnx.eval_shape(lambda: T5Encoder(config, rngs=nnx.Rngs(0)))
+
+
+@pytest.fixture(scope="module")
+def case():
+    reference = randomise(twin(TINY), seed=3)
+    token_ids = np.random.default_rng(0).integers(0, TINY.vocab_size, (2, LENGTH))
+    token_ids[1, 5:] = 0
+    with torch.no_grad():
+        expected = reference(input_ids=torch.from_numpy(token_ids)).last_hidden_state.numpy()
+    variables = convert(table.rules(TINY), numpy_state(reference), flat_variables(abstract(TINY)))
+
+    @jax.jit
+    def forward(arrays):
+        model = abstract(TINY)
+        assign_variables(model, arrays)
+        return model(jnp.asarray(token_ids))
+
+    return reference, variables, forward, expected
+
+
+def test_matches_transformers(case):
+    _, variables, forward, expected = case
+    assert relative_error(forward(variables), expected) < BLOCK_TOLERANCE
+
+
+def test_every_tensor_matters(case):
+    _, variables, forward, expected = case
+    assert insensitive(forward, variables, expected) == []
+
+
+def test_table_is_strict_and_invertible(case):
+    reference, variables, _, _ = case
+    state = numpy_state(reference)
+    back = export(table.rules(TINY), variables, state)
+    assert set(state) - set(back) <= {"encoder.embed_tokens.weight"}
+    assert all(np.array_equal(back[name], state[name]) for name in back)
+    missing = "encoder.block.1.layer.0.SelfAttention.q.weight"
+    broken = {name: value for name, value in state.items() if name != missing}
+    broken["encoder.block.0.layer.0.SelfAttention.q.bias"] = np.zeros(3)
+    with pytest.raises(ConversionError) as error:
+        convert(table.rules(TINY), broken, flat_variables(abstract(TINY)))
+    assert "q.bias" in str(error.value)
+    assert "blocks.attention.query.kernel" in str(error.value)
+
+
+def test_full_size_table():
+    full = flat_variables(abstract(T5Config()))
+    assert sum(int(np.prod(value.shape)) for value in full.values()) == 4_762_310_656
+    config = T5Config(num_layers=2)
+    with torch.device("meta"):
+        tensors = twin(config).state_dict()
+    # One byte per value and no layer beyond the second: the widths of XXL in half a gigabyte.
+    tensors = {
+        name: np.broadcast_to(np.zeros((), bool), tuple(tensor.shape))
+        for name, tensor in tensors.items()
+    }
+    target = flat_variables(abstract(config))
+    assert set(convert(table.rules(config), tensors, target)) == set(full)
+
+
+def test_buckets_match_transformers():
+    from transformers.models.t5.modeling_t5 import T5Attention
+
+    positions = torch.arange(300)
+    expected = T5Attention._relative_position_bucket(
+        positions[None, :] - positions[:, None], True, 32, 128
+    )
+    assert np.array_equal(relative_buckets(300, 32, 128), expected.numpy())
+
+
+def test_bfloat16_keeps_a_float32_stream():
+    token_ids = jnp.zeros((1, 7), jnp.int32).at[0, 0].set(4)
+    exact = T5Encoder(TINY, rngs=nnx.Rngs(0))(token_ids)
+    rounded = T5Encoder(TINY, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)(token_ids)
+    assert rounded.dtype == jnp.float32
+    assert relative_error(rounded, exact) < 0.05

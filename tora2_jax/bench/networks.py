@@ -1,0 +1,217 @@
+"""Two small networks that look at toy videos: where is each word, and which entity is this?
+
+They judge the generator, so they share nothing with its encoders: other layers, other seeds.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from tora2_jax.data.world import WORDS
+
+STRIDE = 4  # pixels per cell of a heat map
+WINDOW = 2  # cells around the peak that take part in the mean
+CROP_SIDE = 42  # pixels of the frame that the judge sees around a centre
+JUDGE_SIDE = 48  # pixels of the judge's input
+ABSENT, PRESENT, UNSURE = 0, 1, 2  # UNSURE: partly seen with a hidden centre, never counted
+_convolution = functools.partial(nnx.Conv, kernel_size=(3, 3), use_bias=False)
+
+
+def degrade(
+    images: Float[Array, "b height width 3"], key: Array
+) -> Float[Array, "b height width 3"]:
+    """Images in [0, 1] with the faults of small generators: soft, noisy, off in light and hue.
+
+    Every image draws its own faults; a third of them stays sharp.
+    """
+    keys = jax.random.split(key, 6)
+    batch, height, width, _ = images.shape
+    each = (batch, 1, 1, 1)
+    small = jax.image.resize(images, (batch, height // 2, width // 2, 3), "linear")
+    coarse = jax.image.resize(small, images.shape, "linear")
+    smaller = jax.image.resize(images, (batch, height // 3, width // 3, 3), "linear")
+    coarser = jax.image.resize(smaller, images.shape, "linear")
+    choice = jax.random.randint(keys[0], each, 0, 3)
+    softer = jnp.where(choice == 1, coarse, coarser)
+    amount = jnp.where(choice == 0, 0.0, jax.random.uniform(keys[1], each))
+    images = images + amount * (softer - images)
+    noise = jax.random.normal(keys[2], images.shape)
+    images = images + noise * jax.random.uniform(keys[3], each, maxval=0.06)
+    contrast = jax.random.uniform(keys[4], (batch, 1, 1, 1), minval=0.85, maxval=1.15)
+    light = jax.random.uniform(keys[5], (batch, 1, 1, 3), minval=-0.06, maxval=0.06)
+    return jnp.clip((images - 0.5) * contrast + 0.5 + light, 0.0, 1.0)
+
+
+class _Unit(nnx.Module):
+    """Convolution, GroupNorm, GELU."""
+
+    def __init__(self, in_features: int, features: int, *, stride: int = 1, rngs: nnx.Rngs):
+        self.convolution = _convolution(in_features, features, strides=stride, rngs=rngs)
+        self.norm = nnx.GroupNorm(features, num_groups=8, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b y x c"]) -> Float[Array, "b y x d"]:
+        return nnx.gelu(self.norm(self.convolution(x)))
+
+
+class _Stage(nnx.Module):
+    """Halves the map, then one residual unit."""
+
+    def __init__(self, in_features: int, features: int, *, rngs: nnx.Rngs):
+        self.down = _Unit(in_features, features, stride=2, rngs=rngs)
+        self.unit = _Unit(features, features, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b y x c"]) -> Float[Array, "b y2 x2 d"]:
+        x = self.down(x)
+        return x + self.unit(x)
+
+
+class Localiser(nnx.Module):
+    """Frame -> for every word of the toy world a map of where it is, and whether it is there."""
+
+    def __init__(self, words: int = len(WORDS), width: int = 48, *, rngs: nnx.Rngs):
+        self.stem = _Unit(3, 16, stride=2, rngs=rngs)
+        self.quarter = _Stage(16, width, rngs=rngs)
+        self.eighth = _Stage(width, width, rngs=rngs)
+        self.sixteenth = _Stage(width, width, rngs=rngs)
+        self.join_eighth = _Unit(width, width, rngs=rngs)
+        self.join_quarter = _Unit(width, width, rngs=rngs)
+        self.heat = nnx.Conv(width, words, (1, 1), rngs=rngs)
+        self.evidence = nnx.Conv(width, words, (1, 1), rngs=rngs)
+
+    def __call__(
+        self, frames: Float[Array, "b height width 3"]
+    ) -> tuple[Float[Array, "b y x words"], Float[Array, "b words"]]:
+        """Frames in [0, 1] -> logits of the place, logits of presence."""
+        quarter = self.quarter(self.stem(frames - 0.5))
+        eighth = self.eighth(quarter)
+        sixteenth = self.sixteenth(eighth)
+        eighth = self.join_eighth(eighth + _resized(sixteenth, eighth))
+        joined = self.join_quarter(quarter + _resized(eighth, quarter))
+        evidence = jax.nn.logsumexp(self.evidence(joined), axis=(1, 2))
+        return self.heat(joined), evidence - np.log(joined.shape[1] * joined.shape[2])
+
+
+def _resized(x: Float[Array, "b y x c"], like: Float[Array, "b y2 x2 c"]):
+    return jax.image.resize(x, like.shape, "linear")
+
+
+def cell_centres(rows: int, columns: int) -> Float[Array, "y x 2"]:
+    """Centre (x, y) of every cell of a heat map, in pixels."""
+    y, x = jnp.meshgrid(jnp.arange(rows), jnp.arange(columns), indexing="ij")
+    return STRIDE * (jnp.stack([x, y], axis=-1) + 0.5)
+
+
+def peak_centres(heat: Float[Array, "b y x words"]) -> Float[Array, "b words 2"]:
+    """Mean place in pixels (x, y) within a window around the highest cell of every map."""
+    batch, rows, columns, words = heat.shape
+    flat = heat.reshape(batch, rows * columns, words)
+    places = cell_centres(rows, columns).reshape(-1, 2)
+    peak = places[jnp.argmax(flat, axis=1)]
+    distance = jnp.abs(places[None, :, None] - peak[:, None]).max(-1)
+    weights = jax.nn.softmax(jnp.where(distance <= STRIDE * WINDOW, flat, -1e9), axis=1)
+    return jnp.einsum("bnw,nc->bwc", weights, places)
+
+
+@nnx.jit
+def _locate(
+    localiser: Localiser, frames: UInt8[Array, "f height width 3"], index: Int[Array, "e"]
+) -> tuple[Float[Array, "e f 2"], Float[Array, "e f"]]:
+    heat, presence = localiser(frames.astype(jnp.float32) / 255.0)
+    centres = peak_centres(heat[..., index])
+    return centres.transpose(1, 0, 2), presence[:, index].T
+
+
+def locate(
+    localiser: Localiser, frames: UInt8[Array, "f height width 3"], words: list[str]
+) -> tuple[Float[np.ndarray, "e f 2"], Bool[np.ndarray, "e f"]]:
+    """Where the words are in a video: centres (x, y) in its pixels, and whether they are there.
+
+    Raises:
+        ValueError: a word that the toy world does not have.
+    """
+    unknown = [word for word in words if word not in WORDS]
+    if unknown:
+        raise ValueError(f"the toy world has no {', '.join(unknown)}; it has {', '.join(WORDS)}")
+    index = jnp.asarray([list(WORDS).index(word) for word in words])
+    centres, presence = _locate(localiser, jnp.asarray(frames), index)
+    return np.asarray(centres), np.asarray(presence) > 0.0
+
+
+class Judge(nnx.Module):
+    """Picture of an entity -> unit vector; crops of a video and references meet in one space."""
+
+    def __init__(self, width: int = 32, embedding: int = 64, *, rngs: nnx.Rngs):
+        self.stem = _Unit(3, width, rngs=rngs)
+        self.half = _Stage(width, width, rngs=rngs)
+        self.quarter = _Stage(width, 2 * width, rngs=rngs)
+        self.eighth = _Stage(2 * width, 2 * width, rngs=rngs)
+        self.crop_head = nnx.Linear(4 * width, embedding, rngs=rngs)
+        self.reference_head = nnx.Linear(4 * width, embedding, rngs=rngs)
+
+    def embed_crops(self, crops: Float[Array, "b side side 3"]) -> Float[Array, "b d"]:
+        """Squares of frames around an entity, in [0, 1] -> unit vectors."""
+        return _unit(self.crop_head(self._features(crops)))
+
+    def embed_references(self, images: Float[Array, "b side side 3"]) -> Float[Array, "b d"]:
+        """References on white, in [0, 1] -> unit vectors."""
+        return _unit(self.reference_head(self._features(images)))
+
+    def _features(self, images: Float[Array, "b side side 3"]) -> Float[Array, "b c"]:
+        x = self.eighth(self.quarter(self.half(self.stem(images - 0.5))))
+        return jnp.concatenate([x.mean((1, 2)), x.max((1, 2))], axis=-1)
+
+
+def _unit(x: Float[Array, "b d"]) -> Float[Array, "b d"]:
+    return x * jax.lax.rsqrt(jnp.sum(x**2, axis=-1, keepdims=True) + 1e-6)
+
+
+def crops_around(
+    frames: Float[Array, "n height width 3"],
+    centres: Float[Array, "n 2"],
+    side: Float[Array, "n"] | float = CROP_SIDE,
+) -> Float[Array, "n side side 3"]:
+    """Squares of `side` pixels around (x, y), resampled for the judge; outside is grey."""
+    scale = jnp.broadcast_to(JUDGE_SIDE / jnp.asarray(side, jnp.float32), centres.shape[:1])
+    shift = JUDGE_SIDE / 2 - centres[:, ::-1] * scale[:, None]
+
+    def crop(frame: Array, scale: Array, shift: Array) -> Array:
+        shape = (JUDGE_SIDE, JUDGE_SIDE, 3)
+        scales = jnp.stack([scale, scale])
+        return jax.image.scale_and_translate(
+            frame - 0.5, shape, (0, 1), scales, shift, "linear", antialias=False
+        )
+
+    return jax.vmap(crop)(frames, scale, shift) + 0.5
+
+
+def white_square(image: UInt8[np.ndarray, "height width 4"]) -> Float[np.ndarray, "side side 3"]:
+    """RGBA reference -> its masked box on white, padded to a square, in [0, 1], for the judge."""
+    rows, columns = (np.flatnonzero(image[..., 3].any(axis)) for axis in (1, 0))
+    if not len(rows):
+        return np.ones((JUDGE_SIDE, JUDGE_SIDE, 3), np.float32)
+    box = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.float32) / 255.0
+    on_white = 1.0 + box[..., 3:] * (box[..., :3] - 1.0)
+    side = max(on_white.shape[:2])
+    before = [(side - size) // 2 for size in on_white.shape[:2]]
+    padding = [(b, side - size - b) for b, size in zip(before, on_white.shape[:2], strict=True)]
+    square = np.pad(on_white, [*padding, (0, 0)], constant_values=1.0)
+    return _resized_square(square)
+
+
+def _resized_square(square: Float[np.ndarray, "n n 3"]) -> Float[np.ndarray, "side side 3"]:
+    """Mean over the area that falls on every output pixel, exact for any pair of sizes."""
+    weights = _area_weights(len(square))
+    return np.einsum("yh,hwc,xw->yxc", weights, square, weights).astype(np.float32)
+
+
+@functools.cache
+def _area_weights(size: int) -> Float[np.ndarray, "side size"]:
+    edges = np.linspace(0.0, size, JUDGE_SIDE + 1)
+    cells = np.arange(size)
+    overlap = np.minimum(edges[1:, None], cells + 1) - np.maximum(edges[:-1, None], cells)
+    overlap = np.clip(overlap, 0.0, None)
+    return overlap / overlap.sum(1, keepdims=True)

@@ -1,0 +1,161 @@
+"""DINOv2: the vision transformer whose patch tokens describe a reference image."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float
+
+from tora2_jax.config import DINOv2Config
+from tora2_jax.models.attention import attention
+from tora2_jax.models.layers import LayerNorm, Linear, scan, stack
+from tora2_jax.models.object_encoder import imagenet_normalise
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head attention of all tokens to all tokens."""
+
+    def __init__(self, width: int, num_heads: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+        """Four square maps with bias."""
+        make = functools.partial(Linear, width, width, dtype=dtype, rngs=rngs)
+        self.query, self.key, self.value, self.output = make(), make(), make(), make()
+        self.num_heads = num_heads
+
+    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        """Attention and output projection."""
+        split = functools.partial(rearrange, pattern="b n (heads d) -> b n heads d")
+        query, key, value = (
+            split(project(x), heads=self.num_heads)
+            for project in (self.query, self.key, self.value)
+        )
+        return self.output(rearrange(attention(query, key, value), "b n heads d -> b n (heads d)"))
+
+
+class Block(nnx.Module):
+    """Attention and MLP, each behind a norm and scaled per channel."""
+
+    def __init__(self, config: DINOv2Config, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+        """Layer scales start at 1."""
+        width, hidden = config.width, config.width * config.mlp_ratio
+        norm = functools.partial(LayerNorm, width, eps=config.norm_eps, dtype=dtype, rngs=rngs)
+        self.norm_attention = norm()
+        self.attention = SelfAttention(width, config.num_heads, dtype=dtype, rngs=rngs)
+        self.scale_attention = nnx.Param(jnp.ones(width))
+        self.norm_mlp = norm()
+        self.mlp_in = Linear(width, hidden, dtype=dtype, rngs=rngs)
+        self.mlp_out = Linear(hidden, width, dtype=dtype, rngs=rngs)
+        self.scale_mlp = nnx.Param(jnp.ones(width))
+
+    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        """One layer."""
+        x = x + self.attention(self.norm_attention(x)) * self.scale_attention[...].astype(x.dtype)
+        hidden = jax.nn.gelu(self.mlp_in(self.norm_mlp(x)), approximate=False)
+        return x + self.mlp_out(hidden) * self.scale_mlp[...].astype(x.dtype)
+
+
+class DINOv2(nnx.Module):
+    """Images -> patch tokens (ViT-L/14, 256 tokens at 224 pixels by default)."""
+
+    def __init__(
+        self, config: DINOv2Config, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32
+    ) -> None:
+        """Random weights; `convert/dinov2.py` brings published ones."""
+        width, registers = config.width, config.num_registers
+        normal = functools.partial(_small_normal, rngs)
+        self.patch_embedding = Linear(config.patch_size**2 * 3, width, dtype=dtype, rngs=rngs)
+        self.class_token = nnx.Param(normal(1, width))
+        self.class_position = nnx.Param(normal(1, width))
+        self.positions = nnx.Param(normal(config.position_grid, config.position_grid, width))
+        self.registers = nnx.Param(normal(registers, width)) if registers else None
+        make_block = functools.partial(Block, config, dtype=dtype)
+        self.blocks = stack(lambda rngs: make_block(rngs=rngs), config.num_layers, rngs)
+        self.norm = LayerNorm(width, eps=config.norm_eps, dtype=dtype, rngs=rngs)
+        self.patch_size = config.patch_size
+        self.dtype = dtype
+
+    def __call__(self, images: Float[Array, "*n height width 3"]) -> Float[Array, "*n patches c"]:
+        """Patch tokens after the last norm, row-major; `images` are RGB in [0, 1].
+
+        Raises:
+            ValueError: an image side is not a multiple of the patch size.
+        """
+        return self.features(images)[1]
+
+    def features(
+        self, images: Float[Array, "*n height width 3"]
+    ) -> tuple[Float[Array, "*n c"], Float[Array, "*n patches c"]]:
+        """Class token and patch tokens after the last norm; `images` are RGB in [0, 1].
+
+        Raises:
+            ValueError: an image side is not a multiple of the patch size.
+        """
+        leading = images.shape[:-3]
+        x = self._embed(imagenet_normalise(images).reshape(-1, *images.shape[-3:]))
+        x, _ = scan(lambda block, carry, _: (block(carry), None), self.blocks, x)
+        x = self.norm(x)
+        x = x.reshape(*leading, *x.shape[1:])
+        count = 1 if self.registers is None else 1 + self.registers.shape[0]
+        return x[..., 0, :], x[..., count:, :]
+
+    def _embed(self, images: Float[Array, "b height width 3"]) -> Float[Array, "b n c"]:
+        patch = self.patch_size
+        if images.shape[1] % patch or images.shape[2] % patch:
+            raise ValueError(
+                f"DINOv2 cuts images into patches of {patch} x {patch} pixels and got images of "
+                f"{images.shape[1]} x {images.shape[2]}; resize them to multiples of {patch}."
+            )
+        patches = rearrange(
+            images, "b (h p) (w r) channel -> b h w (p r channel)", p=patch, r=patch
+        )
+        tokens = self.patch_embedding(patches.astype(self.dtype))
+        tokens = tokens + self._positions(*tokens.shape[1:3]).astype(self.dtype)
+        first = [self.class_token[...] + self.class_position[...]]
+        if self.registers is not None:
+            first.append(self.registers[...])
+        first = jnp.concatenate(first).astype(self.dtype)
+        first = jnp.broadcast_to(first, (tokens.shape[0], *first.shape))
+        return jnp.concatenate([first, rearrange(tokens, "b h w c -> b (h w) c")], axis=1)
+
+    def _positions(self, rows: int, columns: int) -> Float[Array, "h w c"]:
+        """The stored grid, resampled in float32; the register models were trained antialiased."""
+        grid = self.positions[...].astype(jnp.float32)
+        if grid.shape[:2] == (rows, columns):
+            return grid
+        antialias = self.registers is not None
+        vertical = bicubic_matrix(grid.shape[0], rows, antialias)
+        horizontal = bicubic_matrix(grid.shape[1], columns, antialias)
+        return jnp.einsum("hi,wj,ijc->hwc", vertical, horizontal, grid)
+
+
+def bicubic_matrix(source: int, target: int, antialias: bool) -> Float[np.ndarray, "target source"]:
+    """Matrix that resamples a line of `source` values to `target` values, pixel centres at 0.5.
+
+    PyTorch's two kernels: without antialiasing Keys' cubic with -0.75 and repeated border values;
+    with it -0.5, widened by the shrink factor, border values cut off and weights normalised.
+    """
+    ratio = source / target
+    centre = (np.arange(target) + 0.5) * ratio - 0.5
+    if antialias:
+        distance = (np.arange(source) - centre[:, None]) / max(ratio, 1.0)
+        weights = _keys_cubic(distance, -0.5)
+        return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    matrix = np.zeros((target, source))
+    for offset in range(-1, 3):
+        position = np.floor(centre).astype(int) + offset
+        weights = _keys_cubic(position - centre, -0.75)
+        np.add.at(matrix, (np.arange(target), position.clip(0, source - 1)), weights)
+    return matrix.astype(np.float32)
+
+
+def _keys_cubic(distance: Float[np.ndarray, "..."], a: float) -> Float[np.ndarray, "..."]:
+    x = np.abs(distance)
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * a
+    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+
+
+def _small_normal(rngs: nnx.Rngs, *shape: int) -> Float[Array, "..."]:
+    return 0.02 * jax.random.normal(rngs.params(), shape)

@@ -1,0 +1,153 @@
+"""Stage `localiser`: the bench's network that finds the toy world's words in a frame."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from tora2_jax.bench import measure
+from tora2_jax.bench.networks import (
+    ABSENT,
+    PRESENT,
+    UNSURE,
+    Localiser,
+    cell_centres,
+    degrade,
+    locate,
+    peak_centres,
+)
+from tora2_jax.data.world import WORDS, render_clip
+from tora2_jax.train_config import TrainConfig
+from tora2_jax.types import Record
+
+TRAINABLE = ".*"
+FRAMES = 4  # frames taken of every clip
+TARGET_SIGMA = 3.0  # pixels; spread of the wanted heat around the centre
+HELD_OUT = 10_000_000  # clip numbers from here on are never trained on
+
+
+class Truth(NamedTuple):
+    """Where the words are in frames of one clip."""
+
+    centres: Float[np.ndarray, "f words 2"]  # pixels of the clip
+    state: Int[np.ndarray, "f words"]  # ABSENT, PRESENT or UNSURE
+
+
+def build(config: TrainConfig, rngs: nnx.Rngs) -> Localiser:
+    """A fresh localiser for every word of the world."""
+    return Localiser(rngs=rngs)
+
+
+def truth(record: Record) -> Truth:
+    """What the localiser should say about every frame of a clip.
+
+    A frame that shows part of an entity without its centre is UNSURE, and so is a word that two
+    entities of the clip share.
+    """
+    frames, words = len(record.video), list(WORDS)
+    centres = np.zeros((frames, len(words), 2), np.float32)
+    state = np.full((frames, len(words)), ABSENT, np.int32)
+    named = [entity.word for entity in record.entities]
+    for entity in record.entities:
+        column = words.index(entity.word)
+        centres[:, column] = entity.track
+        partly = np.where(entity.mask.any((1, 2)), UNSURE, ABSENT)
+        state[:, column] = np.where(entity.visible, PRESENT, partly)
+        if named.count(entity.word) > 1:
+            state[:, column] = UNSURE
+    return Truth(centres, state)
+
+
+class _Frames:
+    """A few frames of every clip, with their truth."""
+
+    def __init__(self, config: TrainConfig):
+        self.config = config
+
+    def __len__(self) -> int:
+        return HELD_OUT
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        record = render_clip(self.config.world, index)
+        rng = np.random.default_rng((self.config.seed, index))
+        chosen = np.sort(rng.choice(len(record.video), FRAMES, replace=False))
+        centres, state = truth(record)
+        return {"frames": record.video[chosen], "centres": centres[chosen], "state": state[chosen]}
+
+
+def source(config: TrainConfig) -> _Frames:
+    """Examples: `frames [4, height, width, 3]`, `centres [4, words, 2]`, `state [4, words]`."""
+    return _Frames(config)
+
+
+def loss(
+    config: TrainConfig, model: Localiser, batch: dict[str, Array], key: Array
+) -> tuple[Array, dict[str, Array]]:
+    """Cross-entropy of the heat map, distance of its mean place, cross-entropy of presence."""
+    frames, centres, state = (
+        value.reshape(-1, *value.shape[2:])
+        for value in (batch["frames"], batch["centres"], batch["state"])
+    )
+    heat, presence = model(degrade(frames.astype(jnp.float32) / 255.0, key))
+    present, sure = state == PRESENT, state != UNSURE
+    count = jnp.maximum(present.sum(), 1)
+    place_loss = jnp.where(present, _place_loss(heat, centres), 0.0).sum() / count
+    distance = jnp.linalg.norm(peak_centres(heat) - centres + 1e-6, axis=-1)
+    distance_loss = jnp.where(present, jnp.minimum(distance, 8.0), 0.0).sum() / count
+    said = present * jax.nn.softplus(-presence) + ~present * jax.nn.softplus(presence)
+    presence_loss = jnp.where(sure, said, 0.0).sum() / jnp.maximum(sure.sum(), 1)
+    total = place_loss + 0.2 * distance_loss + 5.0 * presence_loss
+    return total, {
+        "place": place_loss,
+        "presence": presence_loss,
+        "pixels": jnp.where(present, distance, 0.0).sum() / count,
+        "right": jnp.where(sure, (presence > 0) == present, 0).sum() / jnp.maximum(sure.sum(), 1),
+    }
+
+
+def _place_loss(
+    heat: Float[Array, "b y x words"], centres: Float[Array, "b words 2"]
+) -> Float[Array, "b words"]:
+    """Divergence of the heat map from a Gaussian around the centre."""
+    batch, rows, columns, words = heat.shape
+    places = cell_centres(rows, columns).reshape(-1, 2)
+    squared = jnp.sum((places[None, :, None] - centres[:, None]) ** 2, axis=-1)
+    wanted = jax.nn.log_softmax(-squared / (2 * TARGET_SIGMA**2), axis=1)
+    said = jax.nn.log_softmax(heat.reshape(batch, rows * columns, words), axis=1)
+    return jnp.sum(jnp.exp(wanted) * (wanted - said), axis=1)
+
+
+class Reliability(NamedTuple):
+    """How well a localiser does on clips with ground truth."""
+
+    error: measure.Estimate  # pixels of the canvas, where centre and entity are seen
+    absent: measure.Estimate  # share of words of the world rightly called absent
+    present: measure.Estimate  # share of visible words rightly called present
+
+
+def reliability(
+    model: Localiser, records: list[Record], videos: list[np.ndarray] | None = None
+) -> Reliability:
+    """Compares with ground truth; `videos` stand in for the records' own (say, through a VAE)."""
+    errors, absent, present = [], [], []
+    for position, record in enumerate(records):
+        video = record.video if videos is None else videos[position]
+        height, width = video.shape[1:3]
+        centres, state = truth(record)
+        found, seen = locate(model, video, list(WORDS))
+        found, seen = found.transpose(1, 0, 2), seen.T
+        gap = measure.to_canvas(found - centres, height, width)
+        errors.append(np.linalg.norm(gap, axis=-1)[state == PRESENT].mean())
+        absent.append(1.0 - seen[state == ABSENT].mean())
+        present.append(seen[state == PRESENT].mean())
+    return Reliability(*(measure.mean_estimate(np.array(v)) for v in (errors, absent, present)))
+
+
+def evaluate(config: TrainConfig, model: Localiser, clips: int = 32) -> dict[str, float]:
+    """Held-out numbers on clean clips: error in canvas pixels and shares of right answers."""
+    records = [render_clip(config.world, HELD_OUT + index) for index in range(clips)]
+    result = reliability(model, records)
+    return {name: getattr(result, name).mean for name in Reliability._fields}

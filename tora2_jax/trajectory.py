@@ -1,0 +1,377 @@
+"""From points to what the model sees of a path: the only rasteriser of the project.
+
+Pixel coordinates are continuous: pixel i covers [i, i + 1], and a track holds `(x, y)` in
+[0, width] x [0, height], x right, y down. Everything here is NumPy on the host.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tora2_jax.flow_color import color_flow
+
+__all__ = [
+    "Points",
+    "Splat",
+    "TrajectoryError",
+    "color_flow",
+    "flow_map",
+    "flow_video",
+    "load_points",
+    "parse_points",
+    "resample",
+    "splat",
+]
+
+DEFAULT_CANVAS = (256, 256)
+_RELEASED_SIGMA = 10.0  # pixels, at the released height
+_RELEASED_HEIGHT = 480
+_RELEASED_RADIUS = 49
+_RADIUS_IN_SIGMAS = 4.9
+
+
+class TrajectoryError(ValueError):
+    """A path that cannot be used; `problems` lists all that is wrong with it."""
+
+    def __init__(self, problems: list[str]):
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class Points(NamedTuple):
+    """The points of one path as a person gave them; p counts the points."""
+
+    position: np.ndarray  # float64 [p, 2], (x, y) in canvas units; NaN where not visible
+    time: np.ndarray  # float64 [p], rising, 0 is the first and 1 the last frame
+    visible: np.ndarray  # bool [p]
+
+
+class Splat(NamedTuple):
+    """Where each entity is, on the token grid."""
+
+    map: np.ndarray  # float32 [e, t, h, w] in [0, 1]
+    path: np.ndarray  # float32 [e, t, 4]: mean x, y and their change, fractions of the frame
+    on: np.ndarray  # bool [e, t]
+
+
+def load_points(path: str | Path, canvas: tuple[int, int] = DEFAULT_CANVAS) -> Points:
+    """Reads a path from a file: `x,y` per line (Tora's format), or a JSON list.
+
+    Args:
+        path: the file; JSON if its first character is `[`.
+        canvas: width and height of the canvas that the points were drawn on.
+
+    Raises:
+        TrajectoryError: the file is unreadable or its content is not a path.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TrajectoryError([f"{path} cannot be read as text ({error})."]) from error
+    if text.startswith("["):
+        try:
+            value = json.loads(text)
+        except ValueError as error:
+            raise TrajectoryError([f"{path} is not valid JSON ({error})."]) from error
+    else:
+        value = [_split_line(line) for line in text.splitlines() if line.strip()]
+    try:
+        return parse_points(value, canvas)
+    except TrajectoryError as error:
+        raise TrajectoryError([f"{path}: {problem}" for problem in error.problems]) from None
+
+
+def _split_line(line: str) -> list[float | str]:
+    """The fields of one line, as numbers where they are numbers."""
+    values = []
+    for field in line.split(","):
+        try:
+            values.append(float(field))
+        except ValueError:
+            values.append(field.strip())
+    return values
+
+
+def parse_points(value: Any, canvas: tuple[int, int] = DEFAULT_CANVAS) -> Points:
+    """Checks a list of `[x, y]`, `[x, y, time]` or null (not visible) entries.
+
+    Without times the entries are equally spaced in time. Where the points have times, a null
+    lies midway between its neighbours.
+
+    Raises:
+        TrajectoryError: with every problem, each naming its entry (counted from 1).
+    """
+    if not isinstance(value, list | tuple) or not len(value):
+        raise TrajectoryError(["the path has no points; give a list of [x, y]."])
+    problems = [
+        f"point {index} {problem}"
+        for index, entry in enumerate(value, 1)
+        if (problem := _entry_problem(entry, canvas))
+    ]
+    given = [entry for entry in value if entry is not None]
+    if not given:
+        problems.append("no point is visible; give at least one [x, y].")
+    if not problems:
+        problems = _time_problems(given)
+    if problems:
+        raise TrajectoryError(problems)
+    visible = np.array([entry is not None for entry in value])
+    position = np.full((len(value), 2), np.nan)
+    position[visible] = [entry[:2] for entry in given]
+    times = np.array([entry[2] for entry in given]) if len(given[0]) == 3 else None
+    return Points(position, _entry_times(visible, times), visible)
+
+
+def _entry_problem(entry: Any, canvas: tuple[int, int]) -> str | None:
+    """What is wrong with one entry, without regard to the others."""
+    if entry is None:
+        return None
+    if not isinstance(entry, list | tuple) or len(entry) not in (2, 3):
+        return f"is {entry!r}; it must be [x, y], [x, y, time] or null."
+    wrong = [item for item in entry if isinstance(item, bool) or not isinstance(item, int | float)]
+    if wrong:
+        return f"holds {wrong[0]!r} where a number belongs."
+    if not all(math.isfinite(item) for item in entry):
+        return f"is {list(entry)}; all its numbers must be finite."
+    width, height = canvas
+    if not (0 <= entry[0] <= width and 0 <= entry[1] <= height):
+        return (
+            f"is at ({entry[0]:g}, {entry[1]:g}), outside the canvas of {width} x {height}; "
+            "use null while the entity is out of sight."
+        )
+    if len(entry) == 3 and not 0 <= entry[2] <= 1:
+        return f"has the time {entry[2]:g}; times lie between 0 and 1."
+    return None
+
+
+def _time_problems(given: list) -> list[str]:
+    """What is wrong with the times of the visible entries."""
+    if len({len(entry) for entry in given}) > 1:
+        return ["some points have a time and some do not; give it for all or for none."]
+    if len(given[0]) == 2:
+        return []
+    times = [entry[2] for entry in given]
+    return [
+        f"times must rise, but {later:g} follows {earlier:g}."
+        for earlier, later in zip(times, times[1:], strict=False)
+        if later <= earlier
+    ]
+
+
+def _entry_times(visible: np.ndarray, times: np.ndarray | None) -> np.ndarray:
+    """A time for every entry, the null ones included."""
+    count = len(visible)
+    if times is None:
+        return np.linspace(0, 1, count) if count > 1 else np.zeros(1)
+    known = np.flatnonzero(visible).astype(float)
+    # Virtual neighbours just outside the list give leading and trailing nulls the time that
+    # the points leave free.
+    known = np.concatenate([[-1.0], known, [float(count)]])
+    return np.interp(np.arange(count), known, np.concatenate([[0.0], times, [1.0]]))
+
+
+def resample(
+    points: Points,
+    frames: int,
+    width: int,
+    height: int,
+    canvas: tuple[int, int] = DEFAULT_CANVAS,
+    compat: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """One position per frame, in pixels, linear in time between the points.
+
+    A path with one point stands still. A frame is visible if the entry nearest in time is; before
+    the first and after the last time the path rests.
+
+    Args:
+        points: the path in canvas units.
+        frames: pixel frames of the clip (f).
+        width: pixels.
+        height: pixels.
+        canvas: width and height of the canvas.
+        compat: resample as the released Tora does: whole pixels, and a path of more points than
+            frames is thinned by a whole stride, which can cut its end off.
+
+    Returns:
+        The track, float32 `[f, 2]`, and whether it is visible, bool `[f]`.
+
+    Raises:
+        TrajectoryError: `compat` and the path has invisible points.
+    """
+    if compat:
+        return _released_track(points, frames, width, height, canvas), np.ones(frames, bool)
+    scale = np.array([width / canvas[0], height / canvas[1]])
+    time = np.linspace(0, 1, frames) if frames > 1 else np.zeros(1)
+    known = points.time[points.visible]
+    position = points.position[points.visible] * scale
+    track = np.stack([np.interp(time, known, position[:, axis]) for axis in (0, 1)], -1)
+    distance = np.abs(time[:, None] - points.time)
+    # The tolerance lets a visible entry win a tie that rounding would decide.
+    near = distance <= distance.min(1, keepdims=True) + 1e-9
+    return track.astype(np.float32), (near & points.visible).any(1)
+
+
+def _released_track(
+    points: Points, frames: int, width: int, height: int, canvas: tuple[int, int]
+) -> np.ndarray:
+    """The released Tora's whole-pixel track, float32 `[f, 2]`; the far edge is the last pixel."""
+    if not points.visible.all():
+        raise TrajectoryError(["compat paths cannot have invisible points; remove the nulls."])
+    position = np.trunc(points.position)
+    count = len(position)
+    if count == 1:
+        position = np.repeat(position, frames, 0)
+    elif count > frames:
+        position = position[:: count // frames][:frames]
+    elif count < frames:
+        segments = count - 1
+        rounds, rest = divmod(frames - count, segments)
+        parts = 1 + rounds + (np.arange(segments) < rest)
+        segment = np.repeat(np.arange(segments), parts)
+        step = np.arange(frames - 1) - np.repeat(np.cumsum(parts) - parts, parts)
+        between = (step / parts[segment])[:, None] * np.diff(position, axis=0)[segment]
+        position = np.concatenate([np.trunc(position[segment] + between), position[-1:]])
+    size = np.array([width, height])
+    pixels = np.trunc(size * position / np.array(canvas))
+    return np.minimum(pixels, size - 1).astype(np.float32)
+
+
+def flow_map(
+    tracks: np.ndarray, visible: np.ndarray, height: int, width: int, compat: bool = False
+) -> np.ndarray:
+    """Sparse flow: each step's displacement, spread around the pixel where the step begins.
+
+    The spread is a Gaussian of peak 1 and sigma `10 * height / 480` pixels (Tora's at its own
+    height). The displacement from frame t to t + 1 stands in frame t + 1; frame 0 is zero.
+    Overlapping spreads add.
+
+    Args:
+        tracks: `[e, f, 2]` in pixels.
+        visible: bool `[e, f]`; a step counts if both its ends are visible.
+        height: pixels.
+        width: pixels.
+        compat: as the released Tora: sigma 10 at any height, mirrored at the border, and where
+            two steps begin on the same pixel only the last entity's remains.
+
+    Returns:
+        float32 `[f, height, width, 2]`, displacement (x, y) in pixels.
+    """
+    tracks = np.asarray(tracks, np.float32)
+    visible = np.asarray(visible, bool)
+    flow = np.zeros((tracks.shape[1], height, width, 2), np.float32)
+    displacement = tracks[:, 1:] - tracks[:, :-1]
+    counts = visible[:, 1:] & visible[:, :-1] & (displacement != 0).any(-1)
+    pixel = np.floor(tracks).astype(int)
+    # The far edge belongs to the last pixel.
+    pixel -= tracks == np.array([width, height])
+    spread = _mirrored_spread if compat else _cut_spread
+    if compat:
+        counts &= ~_overwritten(pixel[:, :-1], counts | visible[:, 1:] & visible[:, :-1])
+    for entity, frame in np.argwhere(counts):
+        x, y = pixel[entity, frame]
+        rows, vertical = spread(int(y), height, height)
+        columns, horizontal = spread(int(x), width, height)
+        bump = (vertical[:, None] * horizontal)[..., None] * displacement[entity, frame]
+        flow[frame + 1, rows, columns] += bump.astype(np.float32)
+    return flow
+
+
+def _overwritten(pixel: np.ndarray, written: np.ndarray) -> np.ndarray:
+    """Which steps `[e, f-1]` a later entity replaces, because it writes to the same pixel."""
+    result = np.zeros(written.shape, bool)
+    for entity in range(len(pixel)):
+        same = (pixel[entity + 1 :] == pixel[entity]).all(-1) & written[entity + 1 :]
+        result[entity] = same.any(0)
+    return result
+
+
+def _cut_spread(center: int, size: int, height: int) -> tuple[slice, np.ndarray]:
+    """The pixels of one axis near `center` that lie in the frame, and their weights."""
+    sigma = np.float32(_RELEASED_SIGMA * height / _RELEASED_HEIGHT)
+    radius = math.ceil(_RADIUS_IN_SIGMAS * sigma)
+    start, stop = max(center - radius, 0), min(center + radius + 1, size)
+    offset = np.arange(start, max(stop, start), dtype=np.float32) - center
+    return slice(start, max(stop, start)), np.exp(-0.5 * np.square(offset / sigma))
+
+
+def _mirrored_spread(center: int, size: int, _height: int) -> tuple[slice, np.ndarray]:
+    """As `_cut_spread`, with the released sigma and the image mirrored about its edge pixels."""
+    offset = np.arange(-_RELEASED_RADIUS, _RELEASED_RADIUS + 1)
+    weight = np.exp(-0.5 * np.square(offset / _RELEASED_SIGMA))
+    period = max(2 * (size - 1), 1)
+    source = np.abs((np.arange(size)[:, None] + offset) % period)
+    source = np.minimum(source, period - source)
+    return slice(None), ((source == center) * weight).sum(1)
+
+
+def flow_video(
+    tracks: np.ndarray, visible: np.ndarray, height: int, width: int, compat: bool = False
+) -> np.ndarray:
+    """`flow_map` in colours: one clip for all entities, `[f, height, width, 3]` in [-1, 1]."""
+    return color_flow(flow_map(tracks, visible, height, width, compat))
+
+
+def splat(
+    tracks: np.ndarray,
+    visible: np.ndarray,
+    token_grid: tuple[int, int, int],
+    temporal_patch: int = 1,
+    temporal_compression: int = 4,
+    spatial: int = 16,
+    sigma: float = 1.0,
+) -> Splat:
+    """Where each entity is on the token grid (our decision; the paper leaves it open).
+
+    A token frame holds the pixel frames of its latents: latent 0 frame 0, latent k frames
+    4k-3..4k. The map is the maximum over those frames of a Gaussian around the point.
+
+    Args:
+        tracks: `[e, f, 2]` in pixels.
+        visible: bool `[e, f]`; points outside the frame count as not visible.
+        token_grid: token frames, rows and columns (t, h, w).
+        temporal_patch: latents per token frame; an odd number of latents is padded in front.
+        temporal_compression: pixel frames per latent.
+        spatial: pixels per token.
+        sigma: tokens.
+
+    Raises:
+        ValueError: the number of frames does not give `t` token frames.
+    """
+    tracks, visible = np.asarray(tracks, np.float32), np.asarray(visible, bool)
+    t, h, w = token_grid
+    token_frame = _token_frames(tracks.shape[1], temporal_patch, temporal_compression)
+    if token_frame[-1] + 1 != t:
+        raise ValueError(
+            f"{tracks.shape[1]} frames are {token_frame[-1] + 1} token frames, not {t}."
+        )
+    size = np.array([w, h], np.float32) * spatial
+    inside = ((tracks >= 0) & (tracks <= size)).all(-1)
+    seen = visible & inside
+    starts = np.searchsorted(token_frame, np.arange(t))
+    # An unseen point may hold anything, NaN included; it must not reach the sums.
+    tracks = np.where(seen[..., None], tracks, 0)
+    token = tracks / spatial - 0.5
+    across = np.exp(-0.5 * np.square((np.arange(w) - token[..., :1]) / sigma))
+    down = np.exp(-0.5 * np.square((np.arange(h) - token[..., 1:]) / sigma))
+    bumps = (down * seen[..., None])[..., :, None] * across[..., None, :]
+    number = np.add.reduceat(seen.astype(np.float32), starts, axis=1)
+    on = number > 0
+    total = np.add.reduceat(tracks / size, starts, axis=1)
+    mean = total / np.maximum(number, 1)[..., None]
+    change = np.zeros_like(mean)
+    both = (on[:, 1:] & on[:, :-1])[..., None]
+    change[:, 1:] = np.where(both, mean[:, 1:] - mean[:, :-1], 0)
+    maps = np.maximum.reduceat(bumps, starts, axis=1)
+    return Splat(
+        maps.astype(np.float32), np.concatenate([mean, change], -1).astype(np.float32), on
+    )
+
+
+def _token_frames(frames: int, temporal_patch: int, temporal_compression: int) -> np.ndarray:
+    """The token frame of each pixel frame, `[f]`."""
+    latent = -(-np.arange(frames) // temporal_compression)
+    padding = -(latent[-1] + 1) % temporal_patch
+    return (latent + padding) // temporal_patch

@@ -1,0 +1,108 @@
+"""What travels between the rooms of the house. Axis legend, used everywhere:
+
+b batch | e entities | r reference images | f pixel frames | t h w token frames, rows, columns
+n = t*h*w video tokens | l text tokens | q personalization tokens per entity | s word tokens
+c channels of the DiT stream | d entity width | u channels of a motion map | k DiT layers
+
+`t_lat h_lat w_lat` are latent frames, rows and columns. Arrays are channels-last throughout; only
+the files of `--init-latents` and `--save-latents` hold `[b, t_lat, c, h, w]`, as diffusers does.
+"""
+
+from typing import Literal, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+Array = jax.Array | np.ndarray
+Kind = Literal["human", "object"]
+
+
+class EntityRecord(NamedTuple):
+    """One entity of a clip, with what is known about it."""
+
+    word: str  # as it stands in the caption
+    span: tuple[int, int]  # character range of the word in the caption
+    kind: Kind
+    images: tuple[UInt8[np.ndarray, "height width 4"], ...]  # references: RGBA, alpha is the mask
+    track: Float[np.ndarray, "f 2"]  # centre, (x, y) in pixels of the clip
+    visible: Bool[np.ndarray, "f"]  # whether the centre is inside the frame and seen
+    mask: Bool[np.ndarray, "f height width"]  # visible pixels of the entity
+    has_trajectory: bool = True  # False: the path is withheld from the model
+
+
+class Record(NamedTuple):
+    """One clip with ground truth; the same form for the toy world and for real data."""
+
+    id: str
+    caption: str
+    video: UInt8[np.ndarray, "f height width 3"]
+    fps: int
+    entities: tuple[EntityRecord, ...]
+    flow: Float[np.ndarray, "f height width 2"]  # pixels from frame f to f+1; the last is zero
+
+
+class Inputs(NamedTuple):
+    """Numbers in, before any network: what `conditioning.encode` turns into `Conditions`."""
+
+    token_ids: Int[Array, "b l"]  # caption, padded with 0, no attention mask
+    flow_video: Float[Array, "b f height width 3"]  # coloured paths in [-1, 1], white is still
+    splat: Float[Array, "b e t h w"]  # A~: where the entity is, in [0, 1]
+    path: Float[Array, "b e t 4"]  # mean visible x, y and their change, fractions of the frame
+    on: Bool[Array, "b e t"]  # whether the entity has a path there
+    word_index: Int[Array, "b e s"]  # positions of the word's tokens in token_ids
+    word_mask: Bool[Array, "b e s"]
+    is_human: Bool[Array, "b e"]
+    reference_mask: Bool[Array, "b e r"]
+    prior_mask: Bool[Array, "b e r"]  # False: no face was found, only DINO tokens remain
+    dino_images: Float[Array, "b e r side side 3"]  # in [0, 1], background white
+    face_images: Float[Array, "b e r side side 3"]  # in [0, 1], aligned; zeros for objects
+    object_images: Float[Array, "b e r side side 3"]  # in [0, 1]; zeros for humans
+    image: Float[Array, "b height width 3"] | None = None  # first frame in [-1, 1] (I2V)
+
+
+class Conditions(NamedTuple):
+    """All that crosses from the frozen networks to the trainable ones. Can be cached."""
+
+    text: Float[Array, "b l text_width"]  # T5 states, or the null text where dropped
+    motion_latents: Float[Array, "b t_lat h_lat w_lat latent"]
+    splat: Float[Array, "b e t h w"]
+    path: Float[Array, "b e t 4"]
+    on: Bool[Array, "b e t"]
+    words: Float[Array, "b e s text_width"]  # T5 states of the undropped caption
+    word_mask: Bool[Array, "b e s"]
+    is_human: Bool[Array, "b e"]
+    reference_mask: Bool[Array, "b e r"]
+    prior_mask: Bool[Array, "b e r"]
+    dino: Float[Array, "b e r dino_tokens dino_width"]
+    face_tokens: Float[Array, "b e r face_tokens face_width"]
+    face_vector: Float[Array, "b e r face_vector"]
+    object_tokens: Float[Array, "b e r object_tokens object_width"]
+    object_vector: Float[Array, "b e r object_vector"]
+    image_latents: Float[Array, "b t_lat h_lat w_lat latent"] | None = None
+
+
+class BoundConditions(NamedTuple):
+    """Conditions after the trainable encoders: independent of the timestep, once per request."""
+
+    text: Float[Array, "b l text_width"]
+    motion_maps: Float[Array, "k b t h w u"] | None
+    has_motion: Bool[Array, "b"] | None  # some entity has a trajectory
+    personalization: Float[Array, "b e*q d"] | None  # keys of the cross-attention
+    personalization_mask: Bool[Array, "b e*q"] | None
+    image_latents: Float[Array, "b t_lat h_lat w_lat latent"] | None = None
+
+
+class ContrastEmbeddings(NamedTuple):
+    """Both sides of the contrastive loss, one row per entity."""
+
+    personalization: Float[Array, "b e 256"]  # L2-normalised
+    motion: Float[Array, "b e 256"]
+    takes_part: Bool[Array, "b e"]
+
+
+class PriorFeatures(NamedTuple):
+    """What a recognition network (face or object) says about images."""
+
+    tokens: Float[Array, "*n k f"]  # its last map, row-major
+    vector: Float[Array, "*n f_vector"]
