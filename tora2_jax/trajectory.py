@@ -1,17 +1,21 @@
-"""From points to what the model sees of a path: the only rasteriser of the project.
+"""From points to what the model sees of a path; with `flow_color` the only rasteriser.
 
 Pixel coordinates are continuous: pixel i covers [i, i + 1], and a track holds `(x, y)` in
 [0, width] x [0, height], x right, y down. Everything here is NumPy on the host.
 """
 
+import argparse
+import itertools
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image, ImageDraw
 
-from tora2_jax.flow_color import color_flow
+from tora2_jax.flow_color import color_bytes, color_flow, flow_map, flow_video
 
 __all__ = [
     "Points",
@@ -27,10 +31,6 @@ __all__ = [
 ]
 
 DEFAULT_CANVAS = (256, 256)
-_RELEASED_SIGMA = 10.0  # pixels, at the released height
-_RELEASED_HEIGHT = 480
-_RELEASED_RADIUS = 49
-_RADIUS_IN_SIGMAS = 4.9
 
 
 class TrajectoryError(ValueError):
@@ -156,7 +156,7 @@ def _time_problems(given: list) -> list[str]:
     times = [entry[2] for entry in given]
     return [
         f"times must rise, but {later:g} follows {earlier:g}."
-        for earlier, later in zip(times, times[1:], strict=False)
+        for earlier, later in itertools.pairwise(times)
         if later <= earlier
     ]
 
@@ -193,7 +193,7 @@ def resample(
         height: pixels.
         canvas: width and height of the canvas.
         compat: resample as the released Tora does: whole pixels, and a path of more points than
-            frames is thinned by a whole stride, which can cut its end off.
+            frames is thinned by a whole stride, which can cut its end off. Times are ignored.
 
     Returns:
         The track, float32 `[f, 2]`, and whether it is visible, bool `[f]`.
@@ -237,81 +237,6 @@ def _released_track(
     size = np.array([width, height])
     pixels = np.trunc(size * position / np.array(canvas))
     return np.minimum(pixels, size - 1).astype(np.float32)
-
-
-def flow_map(
-    tracks: np.ndarray, visible: np.ndarray, height: int, width: int, compat: bool = False
-) -> np.ndarray:
-    """Sparse flow: each step's displacement, spread around the pixel where the step begins.
-
-    The spread is a Gaussian of peak 1 and sigma `10 * height / 480` pixels (Tora's at its own
-    height). The displacement from frame t to t + 1 stands in frame t + 1; frame 0 is zero.
-    Overlapping spreads add.
-
-    Args:
-        tracks: `[e, f, 2]` in pixels.
-        visible: bool `[e, f]`; a step counts if both its ends are visible.
-        height: pixels.
-        width: pixels.
-        compat: as the released Tora: sigma 10 at any height, mirrored at the border, and where
-            two steps begin on the same pixel only the last entity's remains.
-
-    Returns:
-        float32 `[f, height, width, 2]`, displacement (x, y) in pixels.
-    """
-    tracks = np.asarray(tracks, np.float32)
-    visible = np.asarray(visible, bool)
-    flow = np.zeros((tracks.shape[1], height, width, 2), np.float32)
-    displacement = tracks[:, 1:] - tracks[:, :-1]
-    counts = visible[:, 1:] & visible[:, :-1] & (displacement != 0).any(-1)
-    pixel = np.floor(tracks).astype(int)
-    # The far edge belongs to the last pixel.
-    pixel -= tracks == np.array([width, height])
-    spread = _mirrored_spread if compat else _cut_spread
-    if compat:
-        counts &= ~_overwritten(pixel[:, :-1], counts | visible[:, 1:] & visible[:, :-1])
-    for entity, frame in np.argwhere(counts):
-        x, y = pixel[entity, frame]
-        rows, vertical = spread(int(y), height, height)
-        columns, horizontal = spread(int(x), width, height)
-        bump = (vertical[:, None] * horizontal)[..., None] * displacement[entity, frame]
-        flow[frame + 1, rows, columns] += bump.astype(np.float32)
-    return flow
-
-
-def _overwritten(pixel: np.ndarray, written: np.ndarray) -> np.ndarray:
-    """Which steps `[e, f-1]` a later entity replaces, because it writes to the same pixel."""
-    result = np.zeros(written.shape, bool)
-    for entity in range(len(pixel)):
-        same = (pixel[entity + 1 :] == pixel[entity]).all(-1) & written[entity + 1 :]
-        result[entity] = same.any(0)
-    return result
-
-
-def _cut_spread(center: int, size: int, height: int) -> tuple[slice, np.ndarray]:
-    """The pixels of one axis near `center` that lie in the frame, and their weights."""
-    sigma = np.float32(_RELEASED_SIGMA * height / _RELEASED_HEIGHT)
-    radius = math.ceil(_RADIUS_IN_SIGMAS * sigma)
-    start, stop = max(center - radius, 0), min(center + radius + 1, size)
-    offset = np.arange(start, max(stop, start), dtype=np.float32) - center
-    return slice(start, max(stop, start)), np.exp(-0.5 * np.square(offset / sigma))
-
-
-def _mirrored_spread(center: int, size: int, _height: int) -> tuple[slice, np.ndarray]:
-    """As `_cut_spread`, with the released sigma and the image mirrored about its edge pixels."""
-    offset = np.arange(-_RELEASED_RADIUS, _RELEASED_RADIUS + 1)
-    weight = np.exp(-0.5 * np.square(offset / _RELEASED_SIGMA))
-    period = max(2 * (size - 1), 1)
-    source = np.abs((np.arange(size)[:, None] + offset) % period)
-    source = np.minimum(source, period - source)
-    return slice(None), ((source == center) * weight).sum(1)
-
-
-def flow_video(
-    tracks: np.ndarray, visible: np.ndarray, height: int, width: int, compat: bool = False
-) -> np.ndarray:
-    """`flow_map` in colours: one clip for all entities, `[f, height, width, 3]` in [-1, 1]."""
-    return color_flow(flow_map(tracks, visible, height, width, compat))
 
 
 def splat(
@@ -365,9 +290,7 @@ def splat(
     both = (on[:, 1:] & on[:, :-1])[..., None]
     change[:, 1:] = np.where(both, mean[:, 1:] - mean[:, :-1], 0)
     maps = np.maximum.reduceat(bumps, starts, axis=1)
-    return Splat(
-        maps.astype(np.float32), np.concatenate([mean, change], -1).astype(np.float32), on
-    )
+    return Splat(maps.astype(np.float32), np.concatenate([mean, change], -1).astype(np.float32), on)
 
 
 def _token_frames(frames: int, temporal_patch: int, temporal_compression: int) -> np.ndarray:
@@ -375,3 +298,50 @@ def _token_frames(frames: int, temporal_patch: int, temporal_compression: int) -
     latent = -(-np.arange(frames) // temporal_compression)
     padding = -(latent[-1] + 1) % temporal_patch
     return (latent + padding) // temporal_patch
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Checks a path file and draws what the model will see of it."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tora2_jax.trajectory", description=main.__doc__
+    )
+    parser.add_argument("file", help="x,y per line, or a JSON list")
+    parser.add_argument("--plot", help="image file to write")
+    parser.add_argument("--frames", type=int, default=49)
+    parser.add_argument("--height", type=int, default=480)
+    parser.add_argument("--width", type=int, default=720)
+    parser.add_argument("--canvas", type=int, nargs=2, default=DEFAULT_CANVAS)
+    options = parser.parse_args(arguments)
+    canvas = tuple(options.canvas)
+    try:
+        points = load_points(options.file, canvas)
+    except TrajectoryError as error:
+        print(error, file=sys.stderr)
+        return 2
+    track, visible = resample(points, options.frames, options.width, options.height, canvas)
+    length = np.linalg.norm(np.diff(track, axis=0), axis=-1).sum()
+    print(
+        f"{len(points.time)} points, {length:.0f} pixels long, "
+        f"visible in {visible.sum()} of {len(track)} frames"
+    )
+    if options.plot:
+        _plot(track, visible, options.height, options.width).save(options.plot)
+    return 0
+
+
+def _plot(track: np.ndarray, visible: np.ndarray, height: int, width: int) -> Image.Image:
+    """All frames of the flow clip in one picture, the strongest colour on top, and the track."""
+    flow = flow_map(track[None], visible[None], height, width)
+    strongest = np.square(flow).sum(-1).argmax(0)
+    rows, columns = np.indices(strongest.shape)
+    image = Image.fromarray(color_bytes(flow)[strongest, rows, columns])
+    draw = ImageDraw.Draw(image)
+    for start in np.flatnonzero(visible[:-1] & visible[1:]):
+        draw.line(track[start : start + 2].ravel().tolist(), fill="black")
+    x, y = track[visible.argmax()].tolist()
+    draw.ellipse([x - 3, y - 3, x + 3, y + 3], fill="black")
+    return image
+
+
+if __name__ == "__main__":
+    sys.exit(main())

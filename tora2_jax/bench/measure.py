@@ -51,7 +51,7 @@ def trajectory_error(
 
 
 def rank_of_own(scores: Float[np.ndarray, "... candidates"]) -> Float[np.ndarray, "..."]:
-    """How many candidates score above candidate 0; a tie counts half, so that chance stays chance."""
+    """How many candidates score above candidate 0; a tie counts half."""
     others, own = scores[..., 1:], scores[..., :1]
     return (others > own).sum(-1) + 0.5 * (others == own).sum(-1)
 

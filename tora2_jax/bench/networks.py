@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from tora2_jax.data.world import WORDS
 
+NAMES = [word for word, _ in WORDS]  # order of the localiser's maps
 STRIDE = 4  # pixels per cell of a heat map
 WINDOW = 2  # cells around the peak that take part in the mean
 CROP_SIDE = 42  # pixels of the frame that the judge sees around a centre
@@ -72,7 +73,7 @@ class _Stage(nnx.Module):
 class Localiser(nnx.Module):
     """Frame -> for every word of the toy world a map of where it is, and whether it is there."""
 
-    def __init__(self, words: int = len(WORDS), width: int = 48, *, rngs: nnx.Rngs):
+    def __init__(self, words: int = len(NAMES), width: int = 48, *, rngs: nnx.Rngs):
         self.stem = _Unit(3, 16, stride=2, rngs=rngs)
         self.quarter = _Stage(16, width, rngs=rngs)
         self.eighth = _Stage(width, width, rngs=rngs)
@@ -133,10 +134,10 @@ def locate(
     Raises:
         ValueError: a word that the toy world does not have.
     """
-    unknown = [word for word in words if word not in WORDS]
+    unknown = [word for word in words if word not in NAMES]
     if unknown:
-        raise ValueError(f"the toy world has no {', '.join(unknown)}; it has {', '.join(WORDS)}")
-    index = jnp.asarray([list(WORDS).index(word) for word in words])
+        raise ValueError(f"the toy world has no {', '.join(unknown)}; it has {', '.join(NAMES)}")
+    index = jnp.asarray([NAMES.index(word) for word in words])
     centres, presence = _locate(localiser, jnp.asarray(frames), index)
     return np.asarray(centres), np.asarray(presence) > 0.0
 

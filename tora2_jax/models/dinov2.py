@@ -67,13 +67,13 @@ class DINOv2(nnx.Module):
         normal = functools.partial(_small_normal, rngs)
         self.patch_embedding = Linear(config.patch_size**2 * 3, width, dtype=dtype, rngs=rngs)
         self.class_token = nnx.Param(normal(1, width))
-        self.class_position = nnx.Param(normal(1, width))
-        self.positions = nnx.Param(normal(config.position_grid, config.position_grid, width))
+        self.positions = nnx.Param(normal(1 + config.position_grid**2, width))
         self.registers = nnx.Param(normal(registers, width)) if registers else None
         make_block = functools.partial(Block, config, dtype=dtype)
         self.blocks = stack(lambda rngs: make_block(rngs=rngs), config.num_layers, rngs)
         self.norm = LayerNorm(width, eps=config.norm_eps, dtype=dtype, rngs=rngs)
         self.patch_size = config.patch_size
+        self.position_grid = config.position_grid
         self.dtype = dtype
 
     def __call__(self, images: Float[Array, "*n height width 3"]) -> Float[Array, "*n patches c"]:
@@ -112,7 +112,7 @@ class DINOv2(nnx.Module):
         )
         tokens = self.patch_embedding(patches.astype(self.dtype))
         tokens = tokens + self._positions(*tokens.shape[1:3]).astype(self.dtype)
-        first = [self.class_token[...] + self.class_position[...]]
+        first = [self.class_token[...] + self.positions[...][:1]]
         if self.registers is not None:
             first.append(self.registers[...])
         first = jnp.concatenate(first).astype(self.dtype)
@@ -121,12 +121,12 @@ class DINOv2(nnx.Module):
 
     def _positions(self, rows: int, columns: int) -> Float[Array, "h w c"]:
         """The stored grid, resampled in float32; the register models were trained antialiased."""
-        grid = self.positions[...].astype(jnp.float32)
-        if grid.shape[:2] == (rows, columns):
+        side, antialias = self.position_grid, self.registers is not None
+        grid = self.positions[...][1:].astype(jnp.float32).reshape(side, side, -1)
+        if (rows, columns) == (side, side):
             return grid
-        antialias = self.registers is not None
-        vertical = bicubic_matrix(grid.shape[0], rows, antialias)
-        horizontal = bicubic_matrix(grid.shape[1], columns, antialias)
+        vertical = bicubic_matrix(side, rows, antialias)
+        horizontal = bicubic_matrix(side, columns, antialias)
         return jnp.einsum("hi,wj,ijc->hwc", vertical, horizontal, grid)
 
 

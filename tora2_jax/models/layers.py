@@ -1,5 +1,6 @@
-"""Small parts that every network shares: linear maps, norms, stacks of layers, names of arrays."""
+"""Small parts that networks share: linear maps, norms, positions, patches, stacks, names."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -7,6 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+
+LECUN_NORMAL = nnx.initializers.lecun_normal()
+ZEROS = nnx.initializers.zeros_init()
 
 
 class Buffer(nnx.Variable):
@@ -26,8 +30,8 @@ class Linear(nnx.Linear):
         out_features: int,
         *,
         use_bias: bool = True,
-        kernel_init: nnx.Initializer = nnx.initializers.lecun_normal(),
-        bias_init: nnx.Initializer = nnx.initializers.zeros_init(),
+        kernel_init: nnx.Initializer = LECUN_NORMAL,
+        bias_init: nnx.Initializer = ZEROS,
         rngs: nnx.Rngs,
         dtype: jnp.dtype = jnp.float32,
     ):
@@ -68,6 +72,106 @@ class LayerNorm(nnx.LayerNorm):
             dtype=dtype,
             rngs=rngs,
         )
+
+
+class TimestepEmbedding(nnx.Module):
+    """Two float32 linear maps with SiLU between, `[b, in] -> [b, out]`."""
+
+    def __init__(self, in_features: int, out_features: int, *, rngs: nnx.Rngs):
+        self.expand = Linear(in_features, out_features, rngs=rngs)
+        self.project = Linear(out_features, out_features, rngs=rngs)
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        return self.project(jax.nn.silu(self.expand(inputs)))
+
+
+def sinusoid(values: jax.Array, width: int) -> jax.Array:
+    """Cosines, then sines, of `values` at `width // 2` frequencies from 1 down to 1e-4.
+
+    The frequencies are rounded where diffusers rounds them: at timestep 999 one unit in the last
+    place of a frequency is 6e-5 of angle.
+    """
+    exponents = np.float32(-math.log(10000)) * np.arange(width // 2, dtype=np.float32)
+    frequencies = np.exp((exponents / np.float32(width // 2)).astype(np.float64))
+    angles = jnp.asarray(values, jnp.float32)[:, None] * frequencies.astype(np.float32)
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def _on_grid(tables: list[np.ndarray]) -> jax.Array:
+    """`[t, x], [h, y], [w, z] -> [t*h*w, x+y+z]`; only the small tables become constants."""
+    grid = tuple(len(table) for table in tables)
+    spread = []
+    for axis, table in enumerate(tables):
+        shape = [1, 1, 1, table.shape[1]]
+        shape[axis] = grid[axis]
+        spread.append(jnp.broadcast_to(table.reshape(shape), (*grid, table.shape[1])))
+    return jnp.concatenate(spread, axis=-1).reshape(math.prod(grid), -1)
+
+
+def rotary_tables(
+    coordinates: tuple[np.ndarray, np.ndarray, np.ndarray], head_dim: int
+) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines of CogVideoX's 3D rotary embedding, float32 `[t*h*w, head_dim / 2]` each.
+
+    Args:
+        coordinates: positions of the token frames, rows and columns.
+        head_dim: channels of a head, a multiple of 8; a quarter is for time.
+    """
+    widths = (head_dim // 4, head_dim // 8 * 3, head_dim // 8 * 3)
+    angles = []
+    for positions, width in zip(coordinates, widths, strict=True):
+        frequencies = 10000.0 ** (-np.arange(0, width, 2) / width)
+        angles.append(np.outer(positions, frequencies))
+    cosines = _on_grid([np.cos(angle).astype(np.float32) for angle in angles])
+    return cosines, _on_grid([np.sin(angle).astype(np.float32) for angle in angles])
+
+
+def rotate(inputs: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Turns neighbouring channel pairs of `[b, n, heads, d]` by the angles of `rotary_tables`."""
+    cosines, sines = (table[None, :, None, :] for table in tables)
+    pairs = inputs.astype(jnp.float32).reshape(*inputs.shape[:-1], -1, 2)
+    first, second = pairs[..., 0], pairs[..., 1]
+    turned = [first * cosines - second * sines, second * cosines + first * sines]
+    return jnp.stack(turned, axis=-1).reshape(inputs.shape).astype(inputs.dtype)
+
+
+def sincos_table(coordinates: tuple[np.ndarray, np.ndarray, np.ndarray], width: int) -> jax.Array:
+    """CogVideoX-2B's fixed positions, float32 `[t*h*w, width]`: a quarter time, columns, rows.
+
+    Args:
+        coordinates: positions of the token frames, rows and columns.
+        width: channels, a multiple of 16.
+    """
+    tables = []
+    for positions, part in zip(
+        coordinates, (width // 4, width // 8 * 3, width // 8 * 3), strict=True
+    ):
+        angles = np.outer(positions, 10000.0 ** (-np.arange(part // 2) / (part // 2)))
+        tables.append(np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32))
+    time, rows, columns = tables
+    grid = _on_grid([time, rows, columns])
+    time_part, row_part, column_part = jnp.split(
+        grid, [time.shape[1], time.shape[1] + rows.shape[1]], axis=1
+    )
+    return jnp.concatenate([time_part, column_part, row_part], axis=1)
+
+
+def patchify(latents: jax.Array, grid: tuple[int, int, int]) -> jax.Array:
+    """`[b, t_lat, h_lat, w_lat, c] -> [b, n, features]`; features are (channel, t, row, column)."""
+    batch, *size, channels = latents.shape
+    (t, h, w), (t_lat, h_lat, w_lat) = grid, size
+    patches = latents.reshape(batch, t, t_lat // t, h, h_lat // h, w, w_lat // w, channels)
+    return patches.transpose(0, 1, 3, 5, 7, 2, 4, 6).reshape(batch, t * h * w, -1)
+
+
+def unpatchify(
+    tokens: jax.Array, grid: tuple[int, int, int], patch: int, patch_t: int
+) -> jax.Array:
+    """The inverse of `patchify`."""
+    batch, (t, h, w) = len(tokens), grid
+    patches = tokens.reshape(batch, t, h, w, -1, patch_t, patch, patch)
+    latents = patches.transpose(0, 1, 5, 2, 6, 3, 7, 4)
+    return latents.reshape(batch, t * patch_t, h * patch, w * patch, -1)
 
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:

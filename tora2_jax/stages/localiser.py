@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 from tora2_jax.bench import measure
 from tora2_jax.bench.networks import (
     ABSENT,
+    NAMES,
     PRESENT,
     UNSURE,
     Localiser,
@@ -19,14 +20,15 @@ from tora2_jax.bench.networks import (
     locate,
     peak_centres,
 )
-from tora2_jax.data.world import WORDS, render_clip
+from tora2_jax.data.loader import ENDLESS
+from tora2_jax.data.world import render_clip
 from tora2_jax.train_config import TrainConfig
 from tora2_jax.types import Record
 
 TRAINABLE = ".*"
-FRAMES = 4  # frames taken of every clip
+COMPONENTS = {"localiser": ".*"}
 TARGET_SIGMA = 3.0  # pixels; spread of the wanted heat around the centre
-HELD_OUT = 10_000_000  # clip numbers from here on are never trained on
+HELD_OUT = 2_000_000_000  # clip numbers from here on are never trained on
 
 
 class Truth(NamedTuple):
@@ -44,42 +46,36 @@ def build(config: TrainConfig, rngs: nnx.Rngs) -> Localiser:
 def truth(record: Record) -> Truth:
     """What the localiser should say about every frame of a clip.
 
-    A frame that shows part of an entity without its centre is UNSURE, and so is a word that two
-    entities of the clip share.
+    A frame that shows part of an entity which does not count as visible is UNSURE.
     """
-    frames, words = len(record.video), list(WORDS)
-    centres = np.zeros((frames, len(words), 2), np.float32)
-    state = np.full((frames, len(words)), ABSENT, np.int32)
-    named = [entity.word for entity in record.entities]
+    frames, words = len(record.video), len(NAMES)
+    centres = np.zeros((frames, words, 2), np.float32)
+    state = np.full((frames, words), ABSENT, np.int32)
     for entity in record.entities:
-        column = words.index(entity.word)
+        column = NAMES.index(entity.word)
         centres[:, column] = entity.track
         partly = np.where(entity.mask.any((1, 2)), UNSURE, ABSENT)
         state[:, column] = np.where(entity.visible, PRESENT, partly)
-        if named.count(entity.word) > 1:
-            state[:, column] = UNSURE
     return Truth(centres, state)
 
 
 class _Frames:
-    """A few frames of every clip, with their truth."""
+    """Every clip with its truth."""
 
     def __init__(self, config: TrainConfig):
         self.config = config
 
     def __len__(self) -> int:
-        return HELD_OUT
+        return ENDLESS
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         record = render_clip(self.config.world, index)
-        rng = np.random.default_rng((self.config.seed, index))
-        chosen = np.sort(rng.choice(len(record.video), FRAMES, replace=False))
         centres, state = truth(record)
-        return {"frames": record.video[chosen], "centres": centres[chosen], "state": state[chosen]}
+        return {"frames": record.video, "centres": centres, "state": state}
 
 
 def source(config: TrainConfig) -> _Frames:
-    """Examples: `frames [4, height, width, 3]`, `centres [4, words, 2]`, `state [4, words]`."""
+    """Examples: `frames [f, height, width, 3]`, `centres [f, words, 2]`, `state [f, words]`."""
     return _Frames(config)
 
 
@@ -137,7 +133,7 @@ def reliability(
         video = record.video if videos is None else videos[position]
         height, width = video.shape[1:3]
         centres, state = truth(record)
-        found, seen = locate(model, video, list(WORDS))
+        found, seen = locate(model, video, NAMES)
         found, seen = found.transpose(1, 0, 2), seen.T
         gap = measure.to_canvas(found - centres, height, width)
         errors.append(np.linalg.norm(gap, axis=-1)[state == PRESENT].mean())
@@ -146,7 +142,7 @@ def reliability(
     return Reliability(*(measure.mean_estimate(np.array(v)) for v in (errors, absent, present)))
 
 
-def evaluate(config: TrainConfig, model: Localiser, clips: int = 32) -> dict[str, float]:
+def finish(config: TrainConfig, model: Localiser, clips: int = 64) -> dict[str, float]:
     """Held-out numbers on clean clips: error in canvas pixels and shares of right answers."""
     records = [render_clip(config.world, HELD_OUT + index) for index in range(clips)]
     result = reliability(model, records)

@@ -1,0 +1,23 @@
+"""Toy chain, stage tora2: everything that the paper trains, jointly, on the frozen base.
+
+python -m tora2_jax.train --config configs/toy.py --workdir workdirs/tora2
+Hardware: two CPU cores, about 30 minutes. Expected: see docs/toy.md.
+"""
+
+from configs.toy_base import diffusion_config
+from configs.toy_vae import FOLDER
+from tora2_jax.train_config import OptimConfig, TrainConfig
+
+
+def get_config() -> TrainConfig:
+    """The settings of this stage."""
+    config = diffusion_config("tora2")
+    config.steps = 2500
+    config.weights.transformer = f"{FOLDER}/transformer.safetensors"
+    config.weights.text = f"{FOLDER}/text.safetensors"
+    config.weights.motion = f"{FOLDER}/stages/motion.safetensors"
+    config.optim = OptimConfig(
+        learning_rate=5e-4, new_lr_scale=2.0, schedule="cosine", warmup_steps=100, clip_norm=1.0
+    )
+    config.optim.tora_initialised = r"tora2\.(trajectory_extractor|transformer\.blocks\.fuser)\."
+    return config

@@ -1,0 +1,27 @@
+"""Face encoder of the toy model: angular margin over a pool of identities.
+
+    python -m tora2_jax.train --config configs/toy_face.py --workdir runs/toy_face
+
+Hardware: 2 CPU cores. Minutes: ?. Ends in `checkpoints/toy/face.safetensors`, whose metadata holds the
+numbers on held-out identities; expected: ?.
+"""
+
+from tora2_jax.config import WorldConfig, toy
+from tora2_jax.train_config import OptimConfig, TrainConfig
+
+
+def get_config() -> TrainConfig:
+    """The settings of the run."""
+    return TrainConfig(
+        stage="face",
+        seed=7003,
+        steps=400,
+        batch_size=64,
+        model=toy(),
+        world=WorldConfig(seed=7003, frames=4, references=1),
+        optim=OptimConfig(
+            learning_rate=2e-3, schedule="cosine", warmup_steps=30, clip_norm=1.0, eps=1e-8
+        ),
+        checkpoint_every=400,
+        export="checkpoints/toy/face.safetensors",
+    )

@@ -1,0 +1,27 @@
+"""Object encoder of the toy model: contrast of identities of one word.
+
+    python -m tora2_jax.train --config configs/toy_object.py --workdir runs/toy_object
+
+Hardware: 2 CPU cores. Minutes: ?. Ends in `checkpoints/toy/object.safetensors`, whose metadata holds the
+numbers on held-out identities; expected: ?.
+"""
+
+from tora2_jax.config import WorldConfig, toy
+from tora2_jax.train_config import OptimConfig, TrainConfig
+
+
+def get_config() -> TrainConfig:
+    """The settings of the run."""
+    return TrainConfig(
+        stage="object",
+        seed=7004,
+        steps=300,
+        batch_size=6,
+        model=toy(),
+        world=WorldConfig(seed=7004, frames=4, references=1),
+        optim=OptimConfig(
+            learning_rate=2e-3, schedule="cosine", warmup_steps=30, clip_norm=1.0, eps=1e-8
+        ),
+        checkpoint_every=300,
+        export="checkpoints/toy/object.safetensors",
+    )

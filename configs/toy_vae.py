@@ -1,0 +1,27 @@
+"""Toy chain, stage vae: the causal 3D VAE on crops of clips and of flow images.
+
+python -m tora2_jax.train --config configs/toy_vae.py --workdir workdirs/vae
+Hardware: two CPU cores, about 16 minutes. Expected: see docs/toy.md.
+"""
+
+from tora2_jax.config import toy
+from tora2_jax.train_config import OptimConfig, TrainConfig
+
+FOLDER = "checkpoints/toy"  # what the chain makes, and what the later stages start from
+
+
+def get_config() -> TrainConfig:
+    """The settings of this stage."""
+    return TrainConfig(
+        stage="vae",
+        seed=1,
+        steps=2500,
+        batch_size=8,
+        model=toy(),
+        optim=OptimConfig(
+            learning_rate=2e-3, schedule="cosine", warmup_steps=100, eps=1e-8, clip_norm=1.0
+        ),
+        ema_decay=0.995,
+        checkpoint_every=500,
+        export=FOLDER,
+    )

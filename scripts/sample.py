@@ -1,0 +1,41 @@
+"""Make a video from a request file.
+
+python scripts/sample.py --checkpoint DIR --request request.json --output out.mp4
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from tora2_jax import sampling
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, sample, print; exit code 2 and one message for anything that the user can mend."""
+    parser = argparse.ArgumentParser(description="Make a video from a request file.")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="folder with the model")
+    parser.add_argument("--request", type=Path, required=True, help="request file (JSON)")
+    parser.add_argument("--output", type=Path, required=True, help="video to write (.mp4)")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--guidance", type=float, default=6.0, help="strength of the prompt")
+    parser.add_argument("--dynamic-guidance", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--reference-guidance", type=float, default=1.0)
+    parser.add_argument("--trajectory-guidance", type=float, default=1.0)
+    parser.add_argument("--scheduler", choices=("dpm", "ddim"), default="dpm")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="float32")
+    parser.add_argument("--init-latents", type=Path, help=".npy or .npz, [b, t, c, h, w]")
+    parser.add_argument("--save-latents", type=Path, help=".npz, [b, t, c, h, w]")
+    parser.add_argument("--save-frames", type=Path, help=".npy, [b, f, height, width, 3] in [0, 1]")
+    parser.add_argument("--overlay", action="store_true", help="draw paths and references")
+    try:
+        written = sampling.run(sampling.Options(**vars(parser.parse_args(arguments))))
+    except sampling.SamplingError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print("\n".join(f"wrote {path}" for path in written))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

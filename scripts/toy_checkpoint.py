@@ -1,0 +1,56 @@
+"""Train the toy checkpoint: the whole chain of stages, or its tail.
+
+python scripts/toy_checkpoint.py --from-stage vae      (the whole chain)
+python scripts/toy_checkpoint.py --from-stage joint    (the last stage only)
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# In the order of the chain: every stage needs the ones before it, the bench's two nothing.
+STAGES = {
+    "vae": "configs/toy_vae.py",
+    "face": "configs/toy_face.py",
+    "object": "configs/toy_object.py",
+    "dino": "configs/toy_dino.py",
+    "localiser": "configs/bench_localiser.py",
+    "judge": "configs/bench_judge.py",
+    "base": "configs/toy_base.py",
+    "motion": "configs/toy_motion.py",
+    "joint": "configs/toy.py",
+}
+
+
+def main() -> int:
+    """Run the stages one after another; a stage that was interrupted goes on where it was."""
+    parser = argparse.ArgumentParser(description="Train the toy checkpoint.")
+    parser.add_argument("--from-stage", choices=tuple(STAGES), default="vae")
+    parser.add_argument("--only", action="store_true", help="that stage alone, not the tail")
+    parser.add_argument("--fresh", action="store_true", help="forget earlier, unfinished runs")
+    options = parser.parse_args()
+    os.chdir(ROOT)
+    names = list(STAGES)
+    first = names.index(options.from_stage)
+    for name in names[first : first + 1] if options.only else names[first:]:
+        workdir = ROOT / "workdirs" / name
+        if options.fresh:
+            shutil.rmtree(workdir, ignore_errors=True)
+        start = time.monotonic()
+        command = [sys.executable, "-m", "tora2_jax.train", "--config", STAGES[name]]
+        code = subprocess.call([*command, "--workdir", str(workdir)])
+        if code:
+            print(f"stage {name} stopped with exit code {code}", file=sys.stderr)
+            return code
+        print(f"stage {name}: {(time.monotonic() - start) / 60:.1f} minutes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

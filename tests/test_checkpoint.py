@@ -1,0 +1,116 @@
+"""Component files and the strict merge into a model."""
+
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from flax import nnx
+
+from tora2_jax import checkpoint
+from tora2_jax.models.layers import flat_variables
+
+
+class _Model(nnx.Module):
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.first = nnx.Linear(2, 3, rngs=rngs)
+        self.parts = nnx.List([nnx.BatchNorm(3, rngs=rngs), nnx.Linear(3, 4, rngs=rngs)])
+
+
+def test_component_round_trip(tmp_path):
+    variables = {
+        "a.kernel": np.float32([1.0, 0.1]),
+        "a.var": np.float32([0.1]),
+        "a.index": np.int32([[3, 4]]),
+    }
+    path = tmp_path / "new" / "part.safetensors"
+    checkpoint.save_component(path, variables, {"scaling_factor": 0.7, "model": {"width": 3}})
+    loaded, metadata = checkpoint.load_component(path)
+    assert metadata == {"scaling_factor": 0.7, "model": {"width": 3}}
+    assert loaded["a.kernel"].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(loaded["a.kernel"], variables["a.kernel"].astype(jnp.bfloat16))
+    for name in ("a.var", "a.index"):
+        assert loaded[name].dtype == variables[name].dtype
+        np.testing.assert_array_equal(loaded[name], variables[name])
+    assert [entry.name for entry in path.parent.iterdir()] == ["part.safetensors"]
+
+
+def test_orbax_folder_is_a_component(tmp_path):
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "part", {"a": {"kernel": jnp.arange(3.0)}})
+    loaded, metadata = checkpoint.load_component(tmp_path / "part")
+    np.testing.assert_array_equal(loaded["a.kernel"], [0, 1, 2])
+    assert metadata == {}
+
+
+def test_nothing_to_load_is_said(tmp_path):
+    with pytest.raises(checkpoint.CheckpointError, match="no such file"):
+        checkpoint.load_component(tmp_path / "none")
+    with pytest.raises(checkpoint.CheckpointError, match="not an orbax"):
+        checkpoint.load_component(tmp_path)
+
+
+def test_merge_assigns_and_keeps_types():
+    model = _Model()
+    given = {path: np.full(value.shape, 2.0, np.float16) for path, value in _arrays(model)}
+    checkpoint.merge(model, given)
+    for _, value in _arrays(model):
+        assert value.dtype == jnp.float32
+        np.testing.assert_array_equal(value, 2.0)
+
+
+def test_merge_of_what_is_expected_leaves_the_rest():
+    model = _Model()
+    before = dict(_arrays(model))
+    new = {f"first.{name}": np.ones(before[f"first.{name}"].shape) for name in ("kernel", "bias")}
+    checkpoint.merge(model, new, expected=r"first\.")
+    after = dict(_arrays(model))
+    np.testing.assert_array_equal(after["first.kernel"], 1.0)
+    np.testing.assert_array_equal(after["parts.1.kernel"], before["parts.1.kernel"])
+
+
+def test_merge_lists_every_fault_and_changes_nothing():
+    model = _Model()
+    before = dict(_arrays(model))
+    given = {path: np.ones(value.shape) for path, value in before.items()}
+    del given["first.bias"], given["parts.0.mean"]
+    given |= {"parts.1.kernel": np.ones((3, 5)), "other.kernel": np.ones(1)}
+    with pytest.raises(checkpoint.CheckpointError) as error:
+        checkpoint.merge(model, given, {"first.kernel": np.ones((2, 3))})
+    for part in (
+        "missing first.bias",
+        "missing parts.0.mean",
+        "misshapen parts.1.kernel: (3, 5) does not fit (3, 4)",
+        "extra other.kernel",
+        "repeated first.kernel",
+    ):
+        assert part in str(error.value)
+    for path, value in _arrays(model):
+        np.testing.assert_array_equal(value, before[path])
+
+
+def _arrays(model):
+    return flat_variables(model).items()
+
+
+def test_stored_names_leave_out_the_prefix():
+    paths = ["vae.encoder.kernel", "transformer.kernel", "transformer.fuser.kernel"]
+    names = checkpoint.stored_names(paths, r"(?P<prefix>vae\.)")
+    assert names == {"encoder.kernel": "vae.encoder.kernel"}
+    names = checkpoint.stored_names(paths, r"transformer\.(?!fuser)")
+    assert names == {"transformer.kernel": "transformer.kernel"}
+
+
+def test_only_the_last_checkpoints_are_kept(tmp_path):
+    saved = checkpoint.Checkpoints(tmp_path, keep=2)
+    for step in (1, 2, 3):
+        saved.save(step, {"trainable": {"a.kernel": jnp.full(3, step, jnp.float32)}, "average": {}})
+    saved.close()
+    saved = checkpoint.Checkpoints(tmp_path, keep=2)
+    assert saved.latest() == 3
+    target = {"trainable": {"a.kernel": jnp.zeros(3)}, "average": {}}
+    restored = saved.restore(3, target)
+    np.testing.assert_array_equal(restored["trainable"]["a.kernel"], 3.0)
+    assert restored["average"] == {}
+    saved.close()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["2", "3"]

@@ -1,0 +1,173 @@
+"""Stacks and scans, names of arrays, attention over empty sets and in chunks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tora2_jax.models import layers
+from tora2_jax.models.attention import attention
+from tora2_jax.models.cross_attention import PersonalizationCrossAttention
+
+LAYERS = 3
+
+
+class _Layer(nnx.Module):
+    def __init__(self, rngs):
+        self.norm = layers.LayerNorm(4, rngs=rngs)
+        self.linear = layers.Linear(4, 4, rngs=rngs)
+
+    def __call__(self, x):
+        return x + jnp.tanh(self.linear(self.norm(x)))
+
+
+@pytest.fixture
+def blocks():
+    return layers.stack(_Layer, LAYERS, nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("rematerialize", [False, True])
+def test_scan_equals_a_python_loop_in_values_and_gradients(blocks, rematerialize):
+    x = jax.random.normal(jax.random.key(1), (2, 3, 4))
+    offsets = jnp.arange(LAYERS, dtype=jnp.float32)
+
+    def scanned(blocks):
+        def step(block, carry, offset):
+            carry = block(carry) + offset
+            return carry, carry.mean()
+
+        carry, means = layers.scan(step, blocks, x, offsets, rematerialize)
+        return (carry**2).sum() + means.sum()
+
+    def looped(blocks):
+        carry, total = x, 0.0
+        for index in range(LAYERS):
+            carry = layers.map_arrays(lambda a, i=index: a[i], blocks)(carry) + offsets[index]
+            total = total + carry.mean()
+        return (carry**2).sum() + total
+
+    value, gradient = nnx.jit(nnx.value_and_grad(scanned))(blocks)
+    expected, expected_gradient = nnx.jit(nnx.value_and_grad(looped))(blocks)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        gradient,
+        expected_gradient,
+    )
+
+
+def test_layers_of_a_stack_differ(blocks):
+    kernel = layers.flat_variables(blocks)["linear.kernel"]
+    assert kernel.shape == (LAYERS, 4, 4)
+    assert not np.allclose(kernel[0], kernel[1])
+
+
+def test_variables_travel_by_name(blocks):
+    arrays = layers.flat_variables(blocks)
+    abstract = nnx.eval_shape(lambda: layers.stack(_Layer, LAYERS, nnx.Rngs(0)))
+    assert set(layers.flat_variables(abstract)) == set(arrays)
+    layers.assign_variables(abstract, arrays)
+    for name, value in layers.flat_variables(abstract).items():
+        np.testing.assert_array_equal(value, arrays[name])
+
+
+def test_every_array_that_does_not_fit_is_named(blocks):
+    arrays = layers.flat_variables(blocks)
+    del arrays["norm.bias"]
+    arrays["linear.kernel"] = jnp.zeros((4, 4))
+    arrays["other"] = jnp.zeros(1)
+    with pytest.raises(ValueError, match=r"(?s)missing: norm.bias.*linear.kernel.*unknown: other"):
+        layers.assign_variables(blocks, arrays)
+
+
+def test_half_precision_norms_keep_float32_statistics():
+    norm = layers.LayerNorm(512, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
+    x = (100 + jax.random.normal(jax.random.key(0), (4, 512))).astype(jnp.bfloat16)
+    exact = np.asarray(x, np.float64)
+    exact = (exact - exact.mean(-1, keepdims=True)) / exact.std(-1, keepdims=True)
+    assert norm(x).dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(norm(x), np.float64), exact, atol=0.02)
+
+
+def test_patches_go_there_and_back():
+    latents = jax.random.normal(jax.random.key(0), (2, 4, 6, 8, 3))
+    tokens = layers.patchify(latents, (2, 3, 4))
+    assert tokens.shape == (2, 24, 24)
+    np.testing.assert_array_equal(layers.unpatchify(tokens, (2, 3, 4), 2, 2), latents)
+
+
+def _qkv(n=7, m=5):
+    keys = jax.random.split(jax.random.key(2), 3)
+    return [
+        jax.random.normal(k, (2, length, 3, 8)) for k, length in zip(keys, (n, m, m), strict=True)
+    ]
+
+
+def test_attention_is_softmax_attention():
+    query, key, value = _qkv()
+    expected = jax.nn.dot_product_attention(query, key, value)
+    np.testing.assert_allclose(attention(query, key, value), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [None, (2, 1, 1, 5), (2, 3, 7, 5), (7, 5)])
+def test_chunks_change_neither_values_nor_gradients(shape):
+    inputs = _qkv()
+    mask = None if shape is None else jax.random.bernoulli(jax.random.key(3), 0.5, shape)
+
+    def loss(inputs, max_logits):
+        return (attention(*inputs, mask, max_logits=max_logits) ** 2).sum()
+
+    gradient = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    whole = gradient(inputs, 2**26)
+    chunked = gradient(inputs, 2 * 3 * 5 * 3)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), chunked, whole)
+
+
+def test_an_empty_key_set_gives_exactly_zero_with_finite_gradients():
+    inputs = _qkv()
+    mask = jnp.array([False, True])[:, None, None, None]
+
+    def loss(inputs):
+        output = attention(*inputs, mask)
+        return output.sum(), output
+
+    (_, output), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(inputs)
+    assert (output[0] == 0).all() and (output[1] != 0).any()
+    for gradient in gradients:
+        assert np.isfinite(gradient).all() and (gradient[0] == 0).all()
+    assert (attention(inputs[0], inputs[1][:, :0], inputs[2][:, :0]) == 0).all()
+
+
+@pytest.fixture
+def cross_attention():
+    return PersonalizationCrossAttention(12, 10, 3, 4, rngs=nnx.Rngs(0))
+
+
+def test_cross_attention_starts_at_zero(cross_attention):
+    tokens, keys = jnp.ones((2, 4, 12)), jnp.ones((2, 3, 10))
+    assert (cross_attention(tokens, keys, jnp.ones((2, 3), bool)) == 0).all()
+
+
+def test_absent_keys_reach_neither_output_nor_gradients(cross_attention):
+    cross_attention.output.kernel[...] = jax.random.normal(jax.random.key(0), (12, 12))
+    tokens = jax.random.normal(jax.random.key(1), (2, 4, 12))
+    keys = jax.random.normal(jax.random.key(2), (2, 3, 10)).at[:, 2].set(jnp.nan)
+    keys = keys.at[0].set(jnp.nan)
+    mask = jnp.array([[False, False, False], [True, True, False]])
+
+    def loss(module, keys, mask):
+        output = module(tokens, keys, mask)
+        return (output**2).sum(), output
+
+    with_gradient = nnx.jit(nnx.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+    (_, output), gradients = with_gradient(cross_attention, keys, mask)
+    assert (output[0] == 0).all() and (output[1] != 0).any()
+    assert (gradients[1][0] == 0).all() and (gradients[1][1, 2] == 0).all()
+    (_, short), short_gradients = with_gradient(
+        cross_attention, jnp.nan_to_num(keys[:, :2]), mask[:, :2]
+    )
+    np.testing.assert_allclose(output, short, atol=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradients[0], short_gradients[0]
+    )

@@ -1,0 +1,170 @@
+"""Token ids as T5 sees them, and where in a caption a word stands."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scripts.make_tokenizer import build, save
+from tora2_jax.text import find_word, load_tokenizer, tokenize, word_tokens
+
+CORPUS = [
+    "A man and a kite in the snow.",
+    "A tall woman with a red kite beside an old dog on the grass.",
+]
+CAPTION = "A man and another man with a red kite."
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("tokenizer")
+    save(build(CORPUS), directory)
+    return load_tokenizer(directory)
+
+
+@pytest.fixture(scope="module")
+def sentencepiece_directory(tmp_path_factory):
+    """A folder like the one of a CogVideoX download, small."""
+    import sentencepiece
+
+    directory = tmp_path_factory.mktemp("spiece")
+    (directory / "corpus.txt").write_text("\n".join(CORPUS * 5))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(directory / "corpus.txt"),
+        model_prefix=str(directory / "spiece"),
+        vocab_size=60,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    return directory
+
+
+def test_tokenize_ends_cuts_and_pads(toy):
+    ids = tokenize(toy, ["A man and a kite.", "", "a " * 50], 8)
+    assert ids.shape == (3, 8) and ids.dtype == np.int32
+    assert ids[0, 6] == 1 and ids[0, 7] == 0 and (ids[0, :6] > 2).all()
+    assert ids[1].tolist() == [1, 0, 0, 0, 0, 0, 0, 0]
+    assert ids[2, 7] == 1 and len(set(ids[2, :7])) == 1
+
+
+def test_ids_are_those_of_the_tokenizer_itself(toy, sentencepiece_directory):
+    for tokenizer in (toy, load_tokenizer(sentencepiece_directory)):
+        texts = ["A man and a kite in the snow.", "", "A red dog " * 20]
+        theirs = tokenizer(texts, padding="max_length", truncation=True, max_length=12)
+        assert np.array_equal(tokenize(tokenizer, texts, 12), theirs["input_ids"])
+
+
+def test_ids_are_those_of_sentencepiece(sentencepiece_directory):
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor(
+        model_file=str(sentencepiece_directory / "spiece.model")
+    )
+    tokenizer = load_tokenizer(sentencepiece_directory)
+    for text in ["A man and a kite.", "The  old woman's dog, on grass", ""]:
+        expected = [*processor.encode(text), 1]
+        assert tokenize(tokenizer, [text], 60)[0, : len(expected)].tolist() == expected
+
+
+def test_words_of_the_corpus_are_single_tokens(toy):
+    assert toy.vocab_size <= 256
+    for word in ["man", "kite", "snow", "woman", "red", "beside", "dog", "grass"]:
+        assert len(toy.encode(word, add_special_tokens=False)) == 1
+
+
+def test_unknown_words_are_spelt(toy):
+    letters = toy.encode("zebra", add_special_tokens=False)
+    assert toy.convert_ids_to_tokens(letters) == ["▁", *"zebra"]
+
+
+def test_tokenizer_builder_refuses_too_many_words():
+    with pytest.raises(ValueError, match="300 words"):
+        build([f"w{index}" for index in range(300)])
+
+
+def test_shipped_tokenizer_spells_no_word_of_its_world():
+    world = pytest.importorskip("tora2_jax.data.world")
+    directory = Path(__file__).parents[1] / "checkpoints" / "toy" / "tokenizer"
+    tokenizer = load_tokenizer(directory)
+    for caption in list(world.caption_corpus())[::40]:
+        pieces = tokenizer.convert_ids_to_tokens(tokenizer.encode(caption))
+        assert "▁" not in pieces and "<unk>" not in pieces, caption
+
+
+def test_missing_or_damaged_tokenizer(tmp_path, sentencepiece_directory):
+    with pytest.raises(FileNotFoundError, match=r"spiece\.model"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    shutil.copy(sentencepiece_directory / "corpus.txt", tmp_path / "spiece.model")
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("word", "found"),
+    [("man", (2, 5)), ("MAN#1", (2, 5)), ("man#2", (18, 21)), (" red  kite ", (29, 37))],
+)
+def test_find_word(word, found):
+    assert find_word(CAPTION, word) == found
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("dog", '"dog" is not in the prompt'),
+        ("othe", 'did you mean "another"'),
+        ("mann", 'did you mean "man"'),
+        ("man#3", "2 times"),
+        ("kite#2", "once"),
+        ("man#0", "the first is"),
+        ("", "empty"),
+    ],
+)
+def test_find_word_explains(word, message):
+    with pytest.raises(ValueError, match=message):
+        find_word(CAPTION, word)
+
+
+def test_find_word_matches_whole_words_and_literal_signs():
+    assert find_word("A policeman and a man", "man") == (18, 21)
+    assert find_word("C# and (x) here", "(x)") == (7, 10)
+    assert find_word("a man#2 shirt", "shirt") == (8, 13)
+
+
+def test_word_tokens(toy):
+    assert word_tokens(toy, CAPTION, find_word(CAPTION, "man"), 24, 4) == [1]
+    red = word_tokens(toy, CAPTION, find_word(CAPTION, "red kite"), 24, 4)
+    ids = tokenize(toy, [CAPTION], 24)[0]
+    assert toy.convert_ids_to_tokens(ids[red]) == ["▁red", "▁kite"]
+
+
+def test_word_tokens_keep_the_first_of_a_long_word(toy):
+    caption = "A hippopotamus."
+    found = word_tokens(toy, caption, find_word(caption, "hippopotamus"), 24, 4)
+    ids = tokenize(toy, [caption], 24)[0]
+    assert toy.convert_ids_to_tokens(ids[found]) == list("hipp")
+
+
+def test_word_that_is_cut_off_has_no_tokens(toy):
+    span = find_word(CAPTION, "man")
+    assert word_tokens(toy, CAPTION, span, 3, 4) == [1]
+    assert word_tokens(toy, CAPTION, span, 2, 4) is None
+    caption = "A zebra"
+    assert word_tokens(toy, caption, find_word(caption, "zebra"), 6, 2) is None
+
+
+def test_word_tokens_with_sentencepiece(sentencepiece_directory):
+    tokenizer = load_tokenizer(sentencepiece_directory)
+    caption = "The old dog and an old kite"
+    found = word_tokens(tokenizer, caption, find_word(caption, "old#2"), 60, 8)
+    ids = tokenize(tokenizer, [caption], 60)[0]
+    assert tokenizer.decode(ids[found]).strip() == "old"
+    assert found[0] > 6

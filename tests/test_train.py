@@ -1,0 +1,243 @@
+"""The training program on a stage of a few hundred numbers, which is defined here."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tora2_jax import checkpoint, optim, train
+from tora2_jax.config import from_dict, to_dict
+from tora2_jax.data.loader import ENDLESS
+from tora2_jax.train_config import OptimConfig, TrainConfig, differences
+
+TRAINABLE = r"head\."
+COMPONENTS = {"transformer": r"(?P<prefix>body\.)", "motion": r"(?P<prefix>head\.)"}
+_PROGRAM = """
+import sys
+sys.path[:0] = [{root!r}]
+from tora2_jax import train
+train.STAGES["base"] = "tests.test_train"
+train.run(sys.argv)
+"""
+_CONFIG = """
+from tora2_jax.train_config import OptimConfig, TrainConfig
+
+def get_config():
+    return TrainConfig(
+        stage="base", steps=100_000, batch_size=4, checkpoint_every=2, ema_decay=0.9,
+        optim=OptimConfig(learning_rate=0.01, warmup_steps=2),
+    )
+"""
+
+
+class _Model(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.body = nnx.Linear(3, 8, rngs=rngs)
+        self.head = nnx.List([nnx.BatchNorm(8, rngs=rngs), nnx.Linear(8, 2, rngs=rngs)])
+
+
+class _Source:
+    def __init__(self, seed: int):
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        random = np.random.default_rng((self._seed, index))
+        return {"inputs": random.normal(size=3).astype(np.float32)}
+
+
+def build(config, rngs):
+    return _Model(rngs)
+
+
+def source(config):
+    return _Source(config.seed)
+
+
+def loss(config, model, batch, key):
+    hidden = model.head[0](model.body(batch["inputs"]))
+    noise = jax.random.normal(key, (hidden.shape[0], 2))
+    value = jnp.mean((model.head[1](hidden) - noise) ** 2)
+    return value, {"noise": jnp.mean(noise)}
+
+
+def finish(config, model):
+    return {"answer": 42}
+
+
+@pytest.fixture(autouse=True)
+def _stage(monkeypatch):
+    monkeypatch.setitem(train.STAGES, "base", "tests.test_train")
+
+
+def _config(**changes) -> TrainConfig:
+    settings = {"stage": "base", "steps": 4, "batch_size": 4, "checkpoint_every": 2}
+    settings |= {"optim": OptimConfig(learning_rate=0.01, warmup_steps=2), "ema_decay": 0.9}
+    return TrainConfig(**(settings | changes))
+
+
+def _losses(workdir: Path) -> list[dict]:
+    return [json.loads(row) for row in (workdir / "metrics/losses.jsonl").read_text().splitlines()]
+
+
+def _assert_equal(first, second):
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    for left, right in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_resuming_is_exact_and_frozen_stays(tmp_path):
+    whole = train.train(_config(), tmp_path / "whole")
+    train.train(_config(steps=2), tmp_path / "parts")
+    parts = train.train(_config(export=str(tmp_path / "out.safetensors")), tmp_path / "parts")
+    _assert_equal(whole, parts)
+    assert _losses(tmp_path / "whole") == _losses(tmp_path / "parts")
+    assert [row["step"] for row in _losses(tmp_path / "whole")] == [1, 2, 3, 4]
+
+    _, initial = train.init_state(_config(), sys.modules[__name__])
+    _assert_equal(initial.frozen, whole.frozen)
+    assert set(whole.frozen) == {"body.bias", "body.kernel"}
+    moments = whole.optimizer[1]
+    assert set(moments.mu) == set(moments.nu) == set(whole.trainable)
+    assert not set(whole.frozen) & set(whole.trainable)
+    for path, value in initial.trainable.items():
+        assert np.any(value != whole.trainable[path]), path
+    assert np.any(initial.statistics["head.0.mean"] != whole.statistics["head.0.mean"])
+
+    exported, metadata = checkpoint.load_component(tmp_path / "out.safetensors")
+    assert set(exported) == {"0.bias", "0.mean", "0.scale", "0.var", "1.bias", "1.kernel"}
+    assert metadata["answer"] == 42
+    loaded, stored = checkpoint.load_component(tmp_path / "whole")
+    np.testing.assert_array_equal(loaded["head.1.kernel"], whole.average["head.1.kernel"])
+    assert stored["stage"] == "base"
+
+    start = _config()
+    start.weights.motion = str(tmp_path / "out.safetensors")
+    _, continued = train.init_state(start, sys.modules[__name__])
+    np.testing.assert_array_equal(continued.statistics["head.0.var"], exported["0.var"])
+    np.testing.assert_array_equal(
+        continued.trainable["head.1.kernel"], exported["1.kernel"].astype(np.float32)
+    )
+
+
+def _command(folder: Path, workdir: Path) -> list[str]:
+    program = _PROGRAM.format(root=str(Path(__file__).resolve().parents[1]))
+    config = f"--config={folder / 'config.py'}"
+    return [sys.executable, "-c", program, config, f"--workdir={workdir}"]
+
+
+def test_a_killed_run_continues_bit_for_bit(tmp_path):
+    (tmp_path / "config.py").write_text(_CONFIG)
+    killed = tmp_path / "killed"
+    overrides = ("optim.learning_rate=0.5", "optim.betas=(0.5, 0.75)", "world.seed=7")
+    process = subprocess.Popen(
+        _command(tmp_path, killed) + [f"--config.{change}" for change in overrides],
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while not list((killed / "checkpoints").glob("[0-9]*")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(float(np.random.default_rng().uniform(0, 0.3)))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL
+    assert list((killed / "metrics").glob("events*"))
+
+    config = from_dict(TrainConfig, json.loads((killed / "config.json").read_text()))
+    assert config.optim.learning_rate == 0.5
+    assert config.optim.betas == (0.5, 0.75)
+    assert config.world.seed == 7
+    config.steps = len(_losses(killed)) + 3
+    again = train.train(config, killed)
+    config.checkpoint_every = config.steps
+    whole = train.train(config, tmp_path / "whole")
+    assert _losses(killed) == _losses(tmp_path / "whole")
+    _assert_equal(again, whole)
+
+
+def test_unknown_field_ends_with_2(tmp_path):
+    (tmp_path / "config.py").write_text(_CONFIG)
+    done = subprocess.run(
+        [*_command(tmp_path, tmp_path / "run"), "--config.optim.learning_rat=0.5"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert "learning_rat" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_unusable_configs_are_refused(tmp_path):
+    config = _config(stage="nothing", steps=0)
+    config.dropout.caption = 1.5
+    with pytest.raises(train.TrainError) as error:
+        train.train(config, tmp_path)
+    for part in ("nothing", "config.steps", "config.dropout.caption"):
+        assert part in str(error.value)
+
+
+def test_a_run_is_not_continued_with_other_numbers(tmp_path):
+    train.train(_config(steps=1), tmp_path)
+    changed = _config(steps=2, seed=1, log_every=1)
+    changed.optim.learning_rate = 0.02
+    with pytest.raises(train.TrainError) as error:
+        train.train(changed, tmp_path)
+    assert "config.seed: 0 -> 1" in str(error.value)
+    assert "config.optim.learning_rate: 0.01 -> 0.02" in str(error.value)
+    assert "log_every" not in str(error.value)
+
+
+def test_the_number_of_steps_counts_for_a_cosine_only():
+    first, second = _config(steps=2), _config(steps=3)
+    assert not differences(to_dict(first), to_dict(second))
+    first.optim.schedule = second.optim.schedule = "cosine"
+    assert differences(to_dict(first), to_dict(second)) == ["config.steps: 2 -> 3"]
+
+
+def test_export_paths():
+    folder = train._export_paths("folder", ["text", "transformer"])
+    assert folder["text"] == Path("folder/text.safetensors")
+    with pytest.raises(train.TrainError, match="name a folder"):
+        train._export_paths("one.safetensors", ["text", "transformer"])
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "loss", lambda *_: (jnp.float32(jnp.nan), {}))
+    with pytest.raises(train.TrainError, match="step 1 is not finite"):
+        train.train(_config(steps=1), tmp_path)
+
+
+def test_weight_decay_and_groups():
+    mask = optim.decay_mask(["a.kernel", "a.bias", "b.scale", "c.embedding", "gate"])
+    assert [name for name, decays in mask.items() if decays] == ["a.kernel", "c.embedding"]
+
+    config = OptimConfig(
+        learning_rate=0.1, warmup_steps=0, weight_decay=0.5, new_lr_scale=3.0,
+        tora_initialised="motion",
+    )  # fmt: skip
+    variables = {name: jnp.ones((2, 2)) for name in ("motion.kernel", "motion.bias", "new.kernel")}
+    optimizer = optim.make_optimizer(config, steps=10)
+    gradients = jax.tree.map(jnp.zeros_like, variables)
+    updates, _ = optimizer.update(gradients, optimizer.init(variables), variables)
+    np.testing.assert_allclose(updates["motion.kernel"], -0.05)
+    np.testing.assert_allclose(updates["new.kernel"], -0.15)
+    np.testing.assert_array_equal(updates["motion.bias"], 0)
+
+
+def test_learning_rate():
+    config = OptimConfig(learning_rate=1.0, warmup_steps=4)
+    constant = optim.learning_rate(config, 12)
+    np.testing.assert_allclose([constant(s) for s in (0, 3, 4, 11)], [0.25, 1, 1, 1])
+    config.schedule = "cosine"
+    cosine = optim.learning_rate(config, 12)
+    np.testing.assert_allclose([cosine(s) for s in (0, 4, 8, 12)], [0.25, 1, 0.5, 0], atol=1e-7)

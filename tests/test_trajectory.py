@@ -1,0 +1,212 @@
+"""The rasteriser: the released pixels in compat mode, and hand-computed cases of our own."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tora2_jax import trajectory
+from tora2_jax.flow_color import color_bytes
+from tora2_jax.trajectory import TrajectoryError, parse_points, resample, splat
+
+GOLDEN = Path(__file__).parent / "golden" / "tora_trajectory.npz"
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_compat_is_the_released_path_in_every_pixel(case):
+    golden = np.load(GOLDEN)
+    frames, height, width = golden[f"case{case}_size"].tolist()
+    paths = json.loads(str(golden[f"case{case}_raw"]))
+    tracks = np.stack(
+        [resample(parse_points(path), frames, width, height, compat=True)[0] for path in paths]
+    )
+    assert np.array_equal(tracks, golden[f"case{case}_points"])
+    visible = np.ones(tracks.shape[:2], bool)
+    expected = golden[f"case{case}_rgb"].transpose(0, 2, 3, 1)
+    flow = trajectory.flow_map(tracks, visible, height, width, compat=True)
+    assert np.array_equal(color_bytes(flow), expected)
+    video = trajectory.flow_video(tracks, visible, height, width, compat=True)
+    assert np.array_equal(video, (expected / 127.5 - 1).astype(np.float32))
+
+
+def test_compat_overwrites_and_the_default_adds():
+    tracks = np.array([[[20, 20], [26, 20]], [[20, 20], [20, 16]]], np.float32)
+    visible = np.ones((2, 2), bool)
+    added = trajectory.flow_map(tracks, visible, 48, 64)
+    assert added[1, 20, 20].tolist() == [6, -4]
+    assert not added[0].any()
+    replaced = trajectory.flow_map(tracks, visible, 48, 64, compat=True)
+    np.testing.assert_allclose(replaced[1, 20, 20], [0, -4], rtol=1e-3)
+
+
+def test_the_spread_is_a_gaussian_around_the_old_position():
+    tracks = np.array([[[30.7, 40.2], [31.95, 40.2]]])
+    flow = trajectory.flow_map(tracks, np.ones((1, 2), bool), 96, 80)[1]
+    rows, columns = np.mgrid[:96, :80]
+    squared = (rows - 40) ** 2 + (columns - 30) ** 2
+    near = np.maximum(abs(rows - 40), abs(columns - 30)) <= 10
+    expected = 1.25 * np.exp(-squared / (2 * 2.0**2)) * near
+    np.testing.assert_allclose(flow[..., 0], expected, atol=2e-6)
+    assert not flow[..., 1].any()
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (64, 48), (64, 0), (0, 48)])
+@pytest.mark.parametrize("compat", [False, True])
+def test_points_on_the_edge_are_drawn(corner, compat):
+    points = parse_points([list(corner), [30, 30]], (64, 48))
+    track, visible = resample(points, 5, 64, 48, (64, 48), compat)
+    flow = trajectory.flow_map(track[None], visible[None], 48, 64, compat)
+    x, y = (min(corner[0], 63), min(corner[1], 47))
+    np.testing.assert_allclose(flow[1, y, x], track[1] - track[0], rtol=1e-3, atol=1e-4)
+
+
+def test_steps_to_or_from_an_invisible_frame_are_not_drawn():
+    tracks = np.stack([np.arange(5) * 4.0 + 10, np.full(5, 20.0)], -1)[None]
+    visible = np.array([[True, True, False, True, True]])
+    flow = trajectory.flow_map(tracks, visible, 48, 48)
+    assert flow.any((1, 2, 3)).tolist() == [False, True, False, False, True]
+
+
+def test_the_order_of_entities_does_not_matter():
+    tracks = np.random.default_rng(0).uniform(10, 50, (3, 9, 2))
+    visible = np.ones((3, 9), bool)
+    first = trajectory.flow_map(tracks, visible, 64, 64)
+    second = trajectory.flow_map(tracks[::-1], visible, 64, 64)
+    np.testing.assert_allclose(first, second, atol=1e-4)
+    difference = trajectory.color_flow(first) - trajectory.color_flow(second)
+    assert np.abs(difference).max() <= 1.01 / 127.5
+
+
+def test_colours():
+    still = trajectory.color_flow(np.zeros((2, 3, 4, 2)))
+    assert still.dtype == np.float32 and (still == 1).all()
+    directions = np.array([[1, 0], [-1, 0], [0.5, 0], [0, 0]], np.float32).reshape(1, 1, 4, 2)
+    right, left, half, rest = color_bytes(directions)[0, 0].astype(int)
+    assert right.tolist() == [255, 0, 0]  # the wheel starts with red, to the right
+    assert left[0] == 0 and left[2] == 255  # blue with some green
+    np.testing.assert_allclose(half, (255 + right) / 2, atol=1)
+    assert rest.tolist() == [255, 255, 255]
+    assert np.array_equal(color_bytes(directions * 7), color_bytes(directions))
+
+
+def test_resampling_keeps_ends_and_parts_of_pixels():
+    track, visible = resample(parse_points([[0, 0], [256, 128]]), 5, 64, 32)
+    assert track.dtype == np.float32 and visible.all()
+    assert track.tolist() == [[0, 0], [16, 4], [32, 8], [48, 12], [64, 16]]
+    slow, _ = resample(parse_points([[10, 10], [11, 10]]), 9, 64, 64)
+    np.testing.assert_allclose(np.diff(slow[:, 0]), 0.25 / 8, rtol=1e-4)
+
+
+def test_times_and_single_points():
+    timed = parse_points([[0, 0, 0], [100, 0, 0.25], [100, 0, 1]], (100, 100))
+    track, _ = resample(timed, 5, 100, 100, (100, 100))
+    assert track[:, 0].tolist() == [0, 100, 100, 100, 100]
+    late = parse_points([[0, 0, 0.5], [50, 0, 0.75]], (100, 100))
+    assert resample(late, 5, 100, 100, (100, 100))[0][:, 0].tolist() == [0, 0, 0, 50, 50]
+    still, visible = resample(parse_points([[128, 64]]), 3, 96, 96)
+    assert still.tolist() == [[48, 24]] * 3 and visible.all()
+
+
+def test_null_points_hide_frames():
+    points = parse_points([[0, 0], None, [64, 64], [80, 64], None])
+    track, visible = resample(points, 5, 256, 256)
+    assert visible.tolist() == [True, False, True, True, False]
+    assert track[1].tolist() == [32, 32] and track[4].tolist() == [80, 64]
+    assert resample(points, 9, 256, 256)[1].tolist() == [1, 1, 0, 1, 1, 1, 1, 1, 0]
+    timed = parse_points([None, [8, 8, 0.5], None, [9, 9, 1.0]])
+    assert timed.time.tolist() == [0.25, 0.5, 0.75, 1.0]
+    with pytest.raises(TrajectoryError, match="compat"):
+        resample(points, 5, 256, 256, compat=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ([], ["no points"]),
+        ("circle", ["no points"]),
+        ([None, None], ["no point is visible"]),
+        ([[1, "a"], [300, 5], [1]], ["point 1 holds 'a'", "point 2 is at (300, 5)", "point 3"]),
+        ([[float("nan"), 1], [True, 2]], ["finite", "True"]),
+        ([[-1, 5], [5, 256.5]], ["point 1 is at", "point 2 is at"]),
+        ([[1, 1, 0.5], [2, 2, 0.5], [3, 3, 0.2]], ["0.5 follows 0.5", "0.2 follows 0.5"]),
+        ([[1, 1, -0.5], [2, 2, 1.5]], ["time -0.5", "time 1.5"]),
+        ([[1, 1, 0], [2, 2]], ["for all or for none"]),
+    ],
+)
+def test_all_problems_of_a_path_are_reported(value, words):
+    with pytest.raises(TrajectoryError) as caught:
+        parse_points(value)
+    assert len(caught.value.problems) == len(words)
+    for problem, word in zip(caught.value.problems, words, strict=True):
+        assert word in problem
+
+
+def test_both_edges_are_inside():
+    assert parse_points([[0, 0], [256, 256]]).visible.all()
+
+
+def test_files(tmp_path):
+    text, listing = tmp_path / "path.txt", tmp_path / "path.json"
+    text.write_text("10,20\n\n30, 40.5")
+    listing.write_text("[[10, 20], null, [30, 40.5]]")
+    read = trajectory.load_points(text)
+    assert read.position.tolist() == [[10, 20], [30, 40.5]]
+    assert trajectory.load_points(str(listing)).visible.tolist() == [True, False, True]
+    for content in ("", "10,x\n", "10\n", "[[1,", "[1, 2]", "10,nan"):
+        text.write_text(content)
+        with pytest.raises(TrajectoryError, match=r"path\.txt"):
+            trajectory.load_points(text)
+    text.write_bytes(b"\xff\xfe\x00")
+    for unreadable in (text, tmp_path / "absent.txt", tmp_path):
+        with pytest.raises(TrajectoryError, match="cannot be read"):
+            trajectory.load_points(unreadable)
+
+
+def test_splat_of_a_still_point_is_a_gaussian_on_the_token_grid():
+    tracks = np.full((1, 5, 2), [40.0, 24.0])  # token column 2, row 1
+    result = splat(tracks, np.ones((1, 5), bool), (2, 4, 6))
+    assert result.map.shape == (1, 2, 4, 6) and result.map.dtype == np.float32
+    rows, columns = np.mgrid[:4, :6]
+    expected = np.exp(-((rows - 1) ** 2 + (columns - 2) ** 2) / 2)
+    np.testing.assert_allclose(result.map[0], np.stack([expected] * 2), rtol=1e-5)
+    np.testing.assert_allclose(result.path[0], [[40 / 96, 24 / 64, 0, 0]] * 2, rtol=1e-6)
+
+
+def test_splat_takes_the_largest_of_the_frames_that_see_the_point():
+    tracks = np.zeros((2, 9, 2))
+    tracks[0, :, 0] = [8, 8, 24, 8, 40, 200, 8, 8, 8]
+    tracks[0, :, 1] = 8
+    tracks[1] = np.nan
+    visible = np.zeros((2, 9), bool)
+    visible[0, [1, 2, 4, 5]] = True  # frame 5 lies outside the 64 x 32 frame
+    result = splat(tracks, visible, (3, 2, 4))
+    assert result.on.tolist() == [[False, True, False], [False] * 3]
+    columns = np.arange(4)
+    seen = [np.exp(-((columns - column) ** 2) / 2) for column in (0, 1, 2)]
+    np.testing.assert_allclose(result.map[0, 1, 0], np.max(seen, 0), rtol=1e-5)
+    assert not result.map[0, [0, 2]].any() and not result.map[1].any()
+    np.testing.assert_allclose(result.path[0, 1], [24 / 64, 8 / 32, 0, 0], rtol=1e-6)
+    assert not result.path[0, [0, 2]].any() and not result.path[1].any()
+
+
+def test_path_features_are_means_and_their_change():
+    tracks = np.zeros((1, 9, 2))
+    tracks[0, :, 0] = [10, 11, 12, 13, 14, 20, 20, 30, 30]
+    tracks[0, :, 1] = 16
+    result = splat(tracks, np.ones((1, 9), bool), (3, 2, 4))
+    expected_x = np.array([10, 12.5, 25]) / 64
+    np.testing.assert_allclose(result.path[0, :, 0], expected_x, rtol=1e-6)
+    np.testing.assert_allclose(result.path[0, :, 2], [0, 2.5 / 64, 12.5 / 64], rtol=1e-5)
+    np.testing.assert_allclose(result.path[0, :, 1], 0.5)
+
+
+def test_temporal_patches_hold_the_latents_behind_the_padding():
+    tracks = np.zeros((1, 9, 2))  # three latents: [pad, 0], [1, 2]
+    tracks[0, :, 0] = [0, 8, 8, 8, 8, 16, 16, 16, 16]
+    result = splat(tracks, np.ones((1, 9), bool), (2, 2, 2), temporal_patch=2)
+    np.testing.assert_allclose(result.path[0, :, 0], [0, 12 / 32])
+    even = splat(tracks[:, :5], np.ones((1, 5), bool), (1, 2, 2), temporal_patch=2)
+    np.testing.assert_allclose(even.path[0, :, 0], [32 / 5 / 32])
+    with pytest.raises(ValueError, match="2 token frames"):
+        splat(tracks, np.ones((1, 9), bool), (3, 2, 2), temporal_patch=2)

@@ -1,0 +1,177 @@
+"""The causal VAE against diffusers' AutoencoderKLCogVideoX, and its training objective."""
+
+from functools import cache
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKLCogVideoX
+from flax import nnx
+
+from convert.cogvideox_vae import rules
+from convert.engine import ConversionError, convert, export
+from tests.parity import BLOCK_TOLERANCE, insensitive, numpy_state, randomise, relative_error
+from tora2_jax.config import VAEConfig
+from tora2_jax.models.layers import assign_variables, flat_variables
+from tora2_jax.models.vae import CausalVAE
+from tora2_jax.models.vae_layers import Memory
+
+CONFIG = VAEConfig(
+    channels=(8, 12, 12, 16), layers_per_block=1, latent_channels=4, norm_groups=4
+)
+HEIGHT, WIDTH = 24, 16
+
+
+def torch_vae(config: VAEConfig) -> AutoencoderKLCogVideoX:
+    return AutoencoderKLCogVideoX(
+        block_out_channels=config.channels,
+        latent_channels=config.latent_channels,
+        layers_per_block=config.layers_per_block,
+        norm_num_groups=config.norm_groups,
+        norm_eps=config.norm_eps,
+        scaling_factor=config.scaling_factor,
+    )
+
+
+@cache
+def twins() -> tuple[AutoencoderKLCogVideoX, CausalVAE]:
+    reference = randomise(torch_vae(CONFIG), seed=0)
+    model = CausalVAE(CONFIG, rngs=nnx.Rngs(0))
+    arrays = convert(rules(CONFIG), numpy_state(reference), flat_variables(model))
+    assign_variables(model, arrays)
+    return reference, model
+
+
+def random(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
+def to_torch(x: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, 1)))
+
+
+def from_torch(x: torch.Tensor) -> np.ndarray:
+    return np.moveaxis(x.detach().numpy(), 1, -1)
+
+
+@pytest.mark.parametrize("frames", [1, 17, 25])
+def test_encode(frames):
+    reference, model = twins()
+    video = random(2, frames, HEIGHT, WIDTH, 3)
+    with torch.no_grad():
+        expected = reference.encode(to_torch(video)).latent_dist
+    posterior = jax.jit(model.encode)(video)
+    assert relative_error(posterior.mean, from_torch(expected.mean)) < BLOCK_TOLERANCE
+    assert relative_error(posterior.log_variance, from_torch(expected.logvar)) < BLOCK_TOLERANCE
+
+
+@pytest.mark.parametrize("latent_frames", [1, 5, 7])
+def test_decode(latent_frames):
+    reference, model = twins()
+    latents = random(2, latent_frames, 3, 2, CONFIG.latent_channels)
+    with torch.no_grad():
+        expected = reference.decode(to_torch(latents)).sample
+    assert relative_error(jax.jit(model.decode)(latents), from_torch(expected)) < BLOCK_TOLERANCE
+
+
+def test_scaled_latents():
+    _, model = twins()
+    video = random(1, 9, HEIGHT, WIDTH, 3)
+    mean, log_variance = model.encode(video)
+    np.testing.assert_allclose(model.encode_latents(video), mean * 0.7, rtol=1e-6)
+    latents = mean * 0.7
+    np.testing.assert_allclose(
+        model.decode_latents(latents), model.decode(mean), rtol=1e-4, atol=1e-5
+    )
+    key = jax.random.key(0)
+    noise = jax.random.normal(key, mean.shape)
+    expected = (mean + jnp.exp(log_variance / 2) * noise) * 0.7
+    np.testing.assert_allclose(model.sample_latents(video, key), expected, rtol=1e-5, atol=1e-6)
+
+
+BLOCKS = [
+    ("encoder.down_blocks.1.resnets.0", (2, 5, 6, 4, 8), None),
+    ("encoder.down_blocks.0", (2, 9, 6, 4, 8), None),
+    ("encoder.down_blocks.2", (2, 4, 6, 4, 12), None),
+    ("decoder.up_blocks.3.resnets.0", (2, 9, 6, 4, 12), (2, 3, 3, 2, 4)),
+    ("decoder.up_blocks.0", (2, 3, 6, 4, 16), (2, 3, 6, 4, 4)),
+    ("decoder.up_blocks.1", (2, 4, 6, 4, 16), (2, 2, 3, 2, 4)),
+]
+
+
+def submodule(module, path: str):
+    for name in path.split("."):
+        module = module[int(name)] if name.isdigit() else getattr(module, name)
+    return module
+
+
+@pytest.mark.parametrize(("path", "shape", "latent_shape"), BLOCKS)
+def test_block_with_cache(path, shape, latent_shape):
+    """One block, twice: without a past, then with what the first call left."""
+    ours, theirs = (submodule(twin, path) for twin in reversed(twins()))
+    latents = [] if latent_shape is None else [random(*latent_shape, seed=9)]
+    past, their_past = None, None
+    for seed in range(2):
+        x = random(*shape, seed=seed)
+        memory = Memory(past)
+        actual = ours(jnp.asarray(x), memory, *latents)
+        past = memory.for_next_chunk()
+        torch_latents = to_torch(latents[0]) if latents else None
+        with torch.no_grad():
+            expected, their_past = theirs(to_torch(x), None, torch_latents, their_past)
+        assert relative_error(actual, from_torch(expected)) < BLOCK_TOLERANCE
+
+
+def test_every_tensor_matters():
+    """One chunk, both ways; and a change of one per cent in any tensor must show."""
+    reference, model = twins()
+    video = random(2, 9, HEIGHT, WIDTH, 3)
+    latents = random(2, 3, 3, 2, CONFIG.latent_channels, seed=1)
+    graph, state = nnx.split(model)
+
+    @jax.jit
+    def outputs(state, arrays):
+        copy = nnx.merge(graph, state)
+        assign_variables(copy, arrays)
+        posterior = copy.encode(video)
+        return posterior.mean, posterior.log_variance, copy.decode(latents)
+
+    with torch.no_grad():
+        moments = reference.encode(to_torch(video)).latent_dist
+        decoded = reference.decode(to_torch(latents)).sample
+    expected = [from_torch(x) for x in (moments.mean, moments.logvar, decoded)]
+
+    def joined(arrays):
+        pairs = zip(outputs(state, arrays), expected, strict=True)
+        return np.concatenate([(np.asarray(x) / np.abs(y).max()).ravel() for x, y in pairs])
+
+    target = np.concatenate([(y / np.abs(y).max()).ravel() for y in expected])
+    arrays = {path: np.asarray(value) for path, value in flat_variables(model).items()}
+    assert relative_error(joined(arrays), target) < BLOCK_TOLERANCE
+    assert insensitive(joined, arrays, target) == []
+
+
+def test_full_size_table_is_strict_both_ways():
+    config = VAEConfig()
+    with torch.device("meta"):
+        reference = torch_vae(config)
+    tensors = {
+        name: np.zeros(tensor.shape, np.int8) for name, tensor in reference.state_dict().items()
+    }
+    model = nnx.eval_shape(lambda: CausalVAE(config, rngs=nnx.Rngs(0)))
+    target = flat_variables(model)
+    assert sum(int(np.prod(value.shape)) for value in target.values()) == 215_583_907
+    arrays = convert(rules(config), tensors, target)
+    back = export(rules(config), arrays, tensors)
+    assert {name: value.shape for name, value in back.items()} == {
+        name: value.shape for name, value in tensors.items()
+    }
+    del tensors["decoder.conv_out.conv.bias"]
+    tensors["decoder.surplus"] = np.zeros(1, np.int8)
+    with pytest.raises(ConversionError) as error:
+        convert(rules(config), tensors, target)
+    assert "missing: decoder.conv_out.bias" in str(error.value)
+    assert "extra: decoder.surplus" in str(error.value)

@@ -1,0 +1,108 @@
+"""A checkpoint as users hold it: one folder with a config, a tokenizer and weights by component.
+
+`config.json` holds the model config under "model"; each component is `NAME.safetensors` or an orbax
+folder `NAME/`. A training directory is read through the bundle that it names.
+"""
+
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+from flax import nnx
+
+from tora2_jax import checkpoint, conditioning, config
+from tora2_jax.models import tora2
+from tora2_jax.text import load_tokenizer
+
+TORA2_COMPONENTS = ("transformer", "motion", "personalization")
+FROZEN_COMPONENTS = ("text", "vae", "motion_vae", "dino", "face", "object")
+
+
+class CheckpointError(ValueError):
+    """The folder is not a checkpoint of this project, or not a whole one."""
+
+
+def load_config(directory: Path) -> config.ModelConfig:
+    """The model config of a checkpoint folder.
+
+    Raises:
+        CheckpointError: if the folder or its config cannot be read.
+    """
+    path = directory / "config.json"
+    if not directory.is_dir():
+        raise CheckpointError(f"checkpoint: {directory} is not a folder")
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint: {directory} has no config.json; is it a checkpoint?")
+    try:
+        data = json.loads(path.read_text())
+        return config.from_dict(config.ModelConfig, data["model"])
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"checkpoint: {path} is not a model config: {error}") from error
+
+
+def save_config(directory: Path, model: config.ModelConfig) -> None:
+    """Write `config.json`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"model": config.to_dict(model)}, indent=1)
+    (directory / "config.json").write_text(text + "\n")
+
+
+def component_path(directory: Path, name: str) -> Path | None:
+    """Where a component lies, or None."""
+    file, folder = directory / f"{name}.safetensors", directory / name
+    return file if file.is_file() else folder if folder.is_dir() else None
+
+
+def load_bundle(
+    directory: Path, dtype=jnp.float32
+) -> tuple[config.ModelConfig, tora2.Tora2, conditioning.FrozenNetworks, object]:
+    """Everything that a pipeline needs, strictly checked.
+
+    Parts without weights are left out (a folder with a transformer alone is plain CogVideoX); the
+    motion VAE defaults to a copy of the video VAE.
+
+    Raises:
+        CheckpointError: lists everything that is missing or does not fit.
+    """
+    model_config = load_config(directory)
+    if component_path(directory, "motion") is None:
+        model_config.motion = None
+    if component_path(directory, "personalization") is None:
+        model_config.personalization = None
+    model = tora2.Tora2(model_config, rngs=nnx.Rngs(0), dtype=dtype)
+    networks = conditioning.FrozenNetworks(model_config, rngs=nnx.Rngs(0), dtype=dtype)
+    problems: list[str] = []
+    for name in TORA2_COMPONENTS:
+        if name == "transformer" or getattr(model_config, name) is not None:
+            _merge(model, directory, name, name, problems, tora2.COMPONENTS[name])
+    for name in FROZEN_COMPONENTS:
+        own = component_path(directory, name)
+        source = "vae" if name == "motion_vae" and own is None else name
+        _merge(getattr(networks, name), directory, source, name, problems)
+    if problems:
+        raise CheckpointError(f"checkpoint {directory}:\n  " + "\n  ".join(problems))
+    return model_config, model, networks, load_bundle_tokenizer(directory)
+
+
+def load_bundle_tokenizer(directory: Path):
+    """The tokenizer of a checkpoint folder.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    try:
+        return load_tokenizer(directory / "tokenizer")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {directory}: {error}") from error
+
+
+def _merge(module, directory: Path, source: str, name: str, problems: list, expected=None) -> None:
+    path = component_path(directory, source)
+    if path is None:
+        problems.append(f"{name}: neither {source}.safetensors nor a folder {source}/ is there")
+        return
+    try:
+        variables, _ = checkpoint.load_component(path)
+        checkpoint.merge(module, variables, expected=expected)
+    except (OSError, ValueError) as error:
+        problems.append(f"{name}: {error}")

@@ -1,0 +1,229 @@
+"""What is kept on disk: the state of a training run (orbax) and single components (safetensors).
+
+Everywhere a set of variables is a flat dictionary from path ("blocks.attention.query.kernel") to
+array.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from flax import nnx
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from tora2_jax.models.layers import assign_variables, flat_variables
+
+_STATISTICS = {"mean", "var"}  # last names of paths that are never stored in half precision
+_FROZEN = "frozen"
+
+
+class CheckpointError(ValueError):
+    """A file or folder that cannot be used, with everything that is wrong with it."""
+
+
+class Checkpoints:
+    """The checkpoints of one training run, in a folder with one sub-folder per step.
+
+    What changes is saved at each step, every field of the state an orbax item of its own; what is
+    frozen is saved once. Saving is asynchronous; an interrupted save leaves no checkpoint.
+    """
+
+    def __init__(self, directory: str | Path, keep: int = 2):
+        self._directory = epath.Path(Path(directory).absolute())
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep, create=True, enable_async_checkpointing=True
+            ),
+        )
+
+    def latest(self) -> int | None:
+        """The last step that was saved completely, None if there is none."""
+        return self._manager.latest_step()
+
+    def save_frozen(self, frozen: Mapping[str, Any]) -> None:
+        """Saves what no step changes, and waits for it."""
+        if frozen:
+            with ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save(self._directory / _FROZEN, dict(frozen), force=True)
+
+    def save(self, step: int, items: Mapping[str, Any]) -> None:
+        """Starts to save the items of a step; returns when their arrays may be overwritten."""
+        arguments = {name: ocp.args.StandardSave(item) for name, item in items.items() if item}
+        self._manager.save(step, args=ocp.args.Composite(**arguments))
+
+    def restore(self, step: int, items: Mapping[str, Any]) -> dict[str, Any]:
+        """The items of a step, with the structure, types and sharding of the ones given."""
+        targets = {
+            name: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, item))
+            for name, item in items.items()
+            if item
+        }
+        restored = self._manager.restore(step, args=ocp.args.Composite(**targets))
+        return {name: restored[name] if item else item for name, item in items.items()}
+
+    def restore_frozen(self, frozen: Mapping[str, Any]) -> dict[str, Any]:
+        """What `save_frozen` saved, with the types and sharding of the arrays given."""
+        if not frozen:
+            return {}
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, dict(frozen))
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(self._directory / _FROZEN, target)
+
+    def close(self) -> None:
+        """Waits for the last save."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def save_component(
+    path: str | Path,
+    variables: Mapping[str, Any],
+    metadata: Mapping[str, Any],
+    dtype: Any = jnp.bfloat16,
+) -> None:
+    """Writes variables and JSON metadata as one safetensors file, aside and then renamed.
+
+    Floating-point arrays are stored as `dtype`, but the statistics of norms as float32.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {name: _stored(name, value, dtype) for name, value in variables.items()}
+    aside = path.with_name(path.name + ".partial")
+    save_file(arrays, aside, metadata={"metadata": json.dumps(dict(metadata))})
+    aside.replace(path)
+
+
+def _stored(name: str, value: Any, dtype: Any) -> np.ndarray:
+    array = np.asarray(value)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        return np.ascontiguousarray(array)
+    if name.rpartition(".")[2] in _STATISTICS:
+        dtype = jnp.float32
+    return np.ascontiguousarray(array.astype(dtype))
+
+
+def load_component(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Variables and metadata of a safetensors file, an orbax folder or a training workdir.
+
+    A workdir gives the averaged weights if they were kept; its config is the metadata. An orbax
+    folder may have its metadata beside its arrays, in `metadata.json`.
+
+    Raises:
+        CheckpointError: there is nothing of these kinds at `path`.
+    """
+    path = Path(path).absolute()
+    if path.is_file():
+        return _load_file(path)
+    if (path / "checkpoints").is_dir():
+        return _load_workdir(path)
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such file or folder")
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            restored = _as_numpy(checkpointer, path)
+    except (ValueError, FileNotFoundError) as error:
+        raise CheckpointError(f"{path} is not an orbax checkpoint: {error}") from error
+    extra = path / "metadata.json"
+    return _flat(restored), json.loads(extra.read_text()) if extra.exists() else {}
+
+
+def _load_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    with safe_open(path, "numpy") as file:
+        metadata = json.loads((file.metadata() or {}).get("metadata", "{}"))
+        return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+
+
+def _load_workdir(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    root = path / "checkpoints"
+    steps = [int(entry.name) for entry in root.iterdir() if entry.name.isdigit()]
+    if not steps:
+        raise CheckpointError(f"{path} has no finished checkpoint yet")
+    step = root / str(max(steps))
+    weights = "average" if (step / "average").is_dir() else "trainable"
+    variables = {}
+    with ocp.StandardCheckpointer() as checkpointer:
+        for item in (root / _FROZEN, step / "statistics", step / weights):
+            if item.is_dir():
+                variables |= _flat(_as_numpy(checkpointer, item))
+    return variables, json.loads((path / "config.json").read_text())
+
+
+def _as_numpy(checkpointer: ocp.StandardCheckpointer, path: Path) -> Any:
+    return jax.tree.map(np.asarray, checkpointer.restore(epath.Path(path)))
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def stored_names(paths: Any, regex: str) -> dict[str, str]:
+    """Paths of a component by the names that its file uses.
+
+    Args:
+        paths: of all variables of a module.
+        regex: matched from the start of a path. A named group `prefix` is left out of the name,
+            as in `(?P<prefix>vae\\.)`: so the file fits the component wherever it is mounted.
+    """
+    names = {}
+    for path in paths:
+        if match := re.match(regex, path):
+            names[path[len(match.groupdict().get("prefix") or "") :]] = path
+    return names
+
+
+def merge(module: nnx.Module, *components: Mapping[str, Any], expected: str | None = None) -> None:
+    """Assigns the variables of components to a module, keeping the module's dtypes.
+
+    Args:
+        module: changed in place, all or nothing.
+        components: variables by path; no path may occur in two of them.
+        expected: regex, matched from the start of a path: which variables must be covered; None
+            is all of them.
+
+    Raises:
+        CheckpointError: lists every missing, extra, repeated and misshapen path.
+    """
+    own = flat_variables(module)
+    given: dict[str, Any] = {}
+    faults = []
+    for component in components:
+        faults += [f"repeated {path}" for path in sorted(given.keys() & component.keys())]
+        given |= component
+    required = {path for path in own if expected is None or re.match(expected, path)}
+    faults += [f"missing {path} {own[path].shape}" for path in sorted(required - given.keys())]
+    faults += [f"extra {path} {given[path].shape}" for path in sorted(given.keys() - own.keys())]
+    faults += [
+        f"misshapen {path}: {given[path].shape} does not fit {own[path].shape}"
+        for path in sorted(own.keys() & given.keys())
+        if own[path].shape != given[path].shape
+    ]
+    if faults:
+        raise CheckpointError("weights do not fit the model:\n  " + "\n  ".join(faults))
+    assign_variables(module, own | given)
+
+
+def nested(flat: Mapping[str, Any]) -> dict:
+    """The inverse of `flat_variables`, in the form that `nnx.merge` and `nnx.update` take."""
+    tree: dict = {}
+    for path, value in flat.items():
+        *parents, last = (int(part) if part.isdigit() else part for part in path.split("."))
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return tree

@@ -1,0 +1,329 @@
+"""From a request or a record to `Conditions`: the one path that training and sampling share.
+
+`*_inputs` turn words, images and points into numbers on the host; `encode` runs the networks.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from tora2_jax import text as text_room
+from tora2_jax import trajectory
+from tora2_jax.config import ModelConfig
+from tora2_jax.models.arcface import ArcFace
+from tora2_jax.models.dinov2 import DINOv2
+from tora2_jax.models.object_encoder import ObjectEncoder
+from tora2_jax.models.t5 import T5Encoder
+from tora2_jax.models.vae import CausalVAE
+from tora2_jax.references import FaceDetector, load_image, prepare
+from tora2_jax.request import EntityRequest, Request, RequestError, with_defaults
+from tora2_jax.types import Conditions, Inputs, Kind, Record
+
+
+class EntityInput(NamedTuple):
+    """One entity, ready to become numbers."""
+
+    span: tuple[int, int]  # characters of its word in the caption
+    kind: Kind
+    images: Sequence[np.ndarray]  # RGBA references
+    track: Float[np.ndarray, "f 2"]  # (x, y), continuous pixels
+    visible: Bool[np.ndarray, "f"]  # all False: no trajectory
+
+
+class Tokens(NamedTuple):
+    """Caption and words as positions."""
+
+    token_ids: Int[Array, "b l"]
+    word_index: Int[Array, "b e s"]
+    word_mask: Bool[Array, "b e s"]
+
+
+class VisualFeatures(NamedTuple):
+    """The part of `Conditions` that does not need the text encoder."""
+
+    motion_latents: Float[Array, "b t_lat h_lat w_lat latent"]
+    splat: Float[Array, "b e t h w"]
+    path: Float[Array, "b e t 4"]
+    on: Bool[Array, "b e t"]
+    is_human: Bool[Array, "b e"]
+    reference_mask: Bool[Array, "b e r"]
+    prior_mask: Bool[Array, "b e r"]
+    dino: Float[Array, "b e r dino_tokens dino_width"]
+    face_tokens: Float[Array, "b e r face_tokens face_width"]
+    face_vector: Float[Array, "b e r face_vector"]
+    object_tokens: Float[Array, "b e r object_tokens object_width"]
+    object_vector: Float[Array, "b e r object_vector"]
+    image_latents: Float[Array, "b t_lat h_lat w_lat latent"] | None = None
+
+
+class FrozenNetworks(nnx.Module):
+    """Every network that is never trained together with Tora2's own parts."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
+        self.text = T5Encoder(config.text, rngs=rngs, dtype=jnp.float32)
+        self.vae = CausalVAE(config.vae, rngs=rngs, dtype=dtype)
+        self.motion_vae = CausalVAE(config.vae, rngs=rngs, dtype=dtype)
+        self.dino = DINOv2(config.dino, rngs=rngs, dtype=dtype)
+        self.face = ArcFace(config.face, rngs=rngs)
+        self.object = ObjectEncoder(config.object, rngs=rngs)
+
+
+def entity_inputs(
+    model: ModelConfig,
+    tokenizer,
+    caption: str,
+    entities: Sequence[EntityInput],
+    size: tuple[int, int, int],
+    detector: FaceDetector | None = None,
+) -> Inputs:
+    """One sample as unbatched `Inputs` (no leading `b`).
+
+    Args:
+        model: Sizes of everything; entities and references are padded to its maxima.
+        tokenizer: From `text.load_tokenizer`.
+        caption: The prompt.
+        entities: At most `model.max_entities`.
+        size: Frames, height and width in pixels.
+        detector: Finds faces where `model.face_detector` needs a network.
+    """
+    frames, height, width = size
+    tracks = np.zeros((model.max_entities, frames, 2), np.float32)
+    visible = np.zeros((model.max_entities, frames), bool)
+    for index, entity in enumerate(entities):
+        tracks[index], visible[index] = entity.track, entity.visible
+    splat = trajectory.splat(
+        tracks,
+        visible,
+        model.token_grid(frames, height, width),
+        temporal_patch=model.transformer.patch_size_t or 1,
+        temporal_compression=model.vae.temporal_compression,
+        spatial=model.spatial_multiple,
+    )
+    length = model.transformer.max_text_length
+    return Inputs(
+        token_ids=text_room.tokenize(tokenizer, [caption], length)[0],
+        flow_video=trajectory.flow_video(tracks, visible, height, width),
+        splat=splat.map,
+        path=splat.path,
+        on=splat.on,
+        **_word_inputs(model, tokenizer, caption, entities),
+        **_reference_inputs(model, entities, detector),
+    )
+
+
+def _word_inputs(model: ModelConfig, tokenizer, caption: str, entities) -> dict[str, np.ndarray]:
+    shape = (model.max_entities, model.binding.word_tokens)
+    index, mask = np.zeros(shape, np.int32), np.zeros(shape, bool)
+    length = model.transformer.max_text_length
+    for row, entity in enumerate(entities):
+        found = text_room.word_tokens(tokenizer, caption, entity.span, length, shape[1])
+        if found is not None:
+            index[row, : len(found)], mask[row, : len(found)] = found, True
+    return {"word_index": index, "word_mask": mask}
+
+
+def _reference_inputs(model: ModelConfig, entities, detector) -> dict[str, np.ndarray]:
+    shape = (model.max_entities, model.max_references)
+    sides = {name: getattr(model, name).image_size for name in ("dino", "face", "object")}
+    images = {name: np.zeros((*shape, side, side, 3), np.float32) for name, side in sides.items()}
+    reference_mask, prior_mask = np.zeros(shape, bool), np.zeros(shape, bool)
+    is_human = np.zeros(shape[0], bool)
+    for row, entity in enumerate(entities):
+        is_human[row] = entity.kind == "human"
+        for column, image in enumerate(entity.images[: shape[1]]):
+            prepared = prepare(image, entity.kind, model, detector)
+            for name, array in images.items():
+                array[row, column] = getattr(prepared, name)
+            reference_mask[row, column] = True
+            prior_mask[row, column] = prepared.has_prior
+    return {
+        "is_human": is_human,
+        "reference_mask": reference_mask,
+        "prior_mask": prior_mask,
+        **{f"{name}_images": array for name, array in images.items()},
+    }
+
+
+def record_inputs(model: ModelConfig, tokenizer, record: Record) -> Inputs:
+    """Unbatched `Inputs` of a record; paths that the record withholds are withheld here too."""
+    entities = [
+        EntityInput(
+            entity.span,
+            entity.kind,
+            entity.images,
+            entity.track,
+            entity.visible & entity.has_trajectory,
+        )
+        for entity in record.entities
+    ]
+    return entity_inputs(model, tokenizer, record.caption, entities, record.video.shape[:3])
+
+
+def inputs_from_records(model: ModelConfig, tokenizer, records: Sequence[Record]) -> Inputs:
+    """Batched `Inputs` of records."""
+    return batch_inputs([record_inputs(model, tokenizer, record) for record in records])
+
+
+def request_inputs(
+    model: ModelConfig, tokenizer, request: Request, detector: FaceDetector | None = None
+) -> Inputs:
+    """Unbatched `Inputs` of a checked request.
+
+    Raises:
+        RequestError: an entity's kind is left open and cannot be told for this model.
+    """
+    request = with_defaults(request, model)
+    problems = [
+        f'entities[{index}].kind: {model.name} cannot tell; write "human" or "object"'
+        for index, entity in enumerate(request.entities)
+        if entity.kind == "auto" and entity.images and detector is None
+    ]
+    if problems:
+        raise RequestError(problems)
+    entities = []
+    for entity in request.entities:
+        images = [load_image(path) for path in entity.images]
+        track, visible = request_track(entity, request, model)
+        kind = _kind(entity, images, detector)
+        entities.append(EntityInput(entity.span, kind, images, track, visible))
+    size = (request.frames, request.height, request.width)
+    return entity_inputs(model, tokenizer, request.prompt, entities, size, detector)
+
+
+def _kind(entity: EntityRequest, images: list[np.ndarray], detector: FaceDetector | None) -> Kind:
+    if entity.kind != "auto":
+        return entity.kind
+    faces = (detector(image[..., :3]) is not None for image in images)
+    return "human" if any(faces) else "object"
+
+
+def request_track(
+    entity: EntityRequest, request: Request, model: ModelConfig
+) -> tuple[Float[np.ndarray, "f 2"], Bool[np.ndarray, "f"]]:
+    """Where a request wants an entity, in pixels per frame; nowhere visible without a path."""
+    request = with_defaults(request, model)
+    if entity.points is None:
+        return np.zeros((request.frames, 2), np.float32), np.zeros(request.frames, bool)
+    return trajectory.resample(
+        entity.points, request.frames, request.width, request.height, request.canvas
+    )
+
+
+def batch_inputs(samples: Sequence[Inputs]) -> Inputs:
+    """Stack unbatched inputs along a new leading axis."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *samples)
+
+
+def without_paths(inputs: Inputs) -> Inputs:
+    """The same request with every trajectory withheld."""
+    return inputs._replace(
+        flow_video=np.ones_like(inputs.flow_video),
+        splat=np.zeros_like(inputs.splat),
+        path=np.zeros_like(inputs.path),
+        on=np.zeros_like(inputs.on),
+    )
+
+
+def without_references(inputs: Inputs) -> Inputs:
+    """The same request with every reference image withheld."""
+    names = ("reference_mask", "prior_mask", "dino_images", "face_images", "object_images")
+    return inputs._replace(**{name: np.zeros_like(getattr(inputs, name)) for name in names})
+
+
+def encode_visual(networks: FrozenNetworks, model: ModelConfig, inputs: Inputs) -> VisualFeatures:
+    """Everything but the text through the frozen networks."""
+    patch_t = model.transformer.patch_size_t or 1
+    motion = networks.motion_vae.encode_latents(inputs.flow_video)
+    face = networks.face(inputs.face_images)
+    objects = networks.object(inputs.object_images)
+    image_latents = None
+    if inputs.image is not None:
+        image_latents = _image_latents(networks.vae, model, inputs.image, motion.shape[1])
+    return VisualFeatures(
+        motion_latents=pad_front(motion, patch_t),
+        splat=inputs.splat,
+        path=inputs.path,
+        on=inputs.on,
+        is_human=inputs.is_human,
+        reference_mask=inputs.reference_mask,
+        prior_mask=inputs.prior_mask,
+        dino=networks.dino(inputs.dino_images),
+        face_tokens=face.tokens,
+        face_vector=face.vector,
+        object_tokens=objects.tokens,
+        object_vector=objects.vector,
+        image_latents=image_latents,
+    )
+
+
+def _image_latents(vae: CausalVAE, model: ModelConfig, image: Array, frames: int) -> Array:
+    """The first frame's latent and zeros for the others (I2V); 1.5 divides by the scale."""
+    latent = vae.encode_latents(image[:, None])
+    if model.vae.invert_scale_latents:
+        latent = latent / model.vae.scaling_factor**2
+    rest = jnp.zeros((latent.shape[0], frames - 1, *latent.shape[2:]), latent.dtype)
+    return pad_front(jnp.concatenate([latent, rest], 1), model.transformer.patch_size_t or 1)
+
+
+def pad_front(latents: Float[Array, "b t_lat h w c"], multiple: int) -> Float[Array, "b t2 h w c"]:
+    """Repeat the first latent frame until their number is a multiple (CogVideoX 1.5)."""
+    missing = -latents.shape[1] % multiple
+    return jnp.concatenate([latents[:, :1]] * missing + [latents], axis=1)
+
+
+class TextFeatures(NamedTuple):
+    """Captions and words as T5 states."""
+
+    text: Float[Array, "b l text_width"]
+    words: Float[Array, "b e s text_width"]
+    word_mask: Bool[Array, "b e s"]
+
+
+def encode_text(encoder: T5Encoder, tokens: Tokens | Inputs) -> TextFeatures:
+    """T5 states of the caption, and of each entity's word inside the caption."""
+    states = encoder(tokens.token_ids)
+    words = jax.vmap(lambda rows, index: rows[index])(states, tokens.word_index)
+    words = jnp.where(tokens.word_mask[..., None], words, 0)
+    return TextFeatures(states, words, tokens.word_mask)
+
+
+def null_text(encoder: T5Encoder, model: ModelConfig, batch: int) -> Float[Array, "b l text_width"]:
+    """What the transformer is given for a dropped caption: T5 of the empty text, or zeros."""
+    length = model.transformer.max_text_length
+    if model.null_text == "zeros":
+        return jnp.zeros((batch, length, model.text.width), jnp.float32)
+    empty = jnp.zeros((1, length), jnp.int32).at[0, 0].set(1)  # </s>, then padding
+    return jnp.broadcast_to(encoder(empty), (batch, length, model.text.width))
+
+
+def join(text: TextFeatures, visual: VisualFeatures) -> Conditions:
+    """Both halves as one."""
+    return Conditions(**text._asdict(), **visual._asdict())
+
+
+def encode(networks: FrozenNetworks, model: ModelConfig, inputs: Inputs) -> Conditions:
+    """`Inputs` through every frozen network."""
+    return join(encode_text(networks.text, inputs), encode_visual(networks, model, inputs))
+
+
+def keep_references(conditions: Conditions, keep: Bool[Array, "b e"]) -> Conditions:
+    """Withhold the references of the entities that are not kept, as a dropped condition."""
+    return conditions._replace(
+        reference_mask=conditions.reference_mask & keep[..., None],
+        prior_mask=conditions.prior_mask & keep[..., None],
+    )
+
+
+def keep_trajectories(conditions: Conditions, keep: Bool[Array, "b"]) -> Conditions:
+    """Withhold all trajectories of the samples that are not kept."""
+    return conditions._replace(
+        on=conditions.on & keep[:, None, None],
+        splat=jnp.where(keep[:, None, None, None, None], conditions.splat, 0),
+        path=jnp.where(keep[:, None, None, None], conditions.path, 0),
+        motion_latents=jnp.where(keep[:, None, None, None, None], conditions.motion_latents, 0),
+    )

@@ -1,0 +1,288 @@
+"""Things of the toy world: who they are (continuous numbers) and what they look like (a sprite).
+
+A word is known by its silhouette alone; colours and texture never tell the word. Sprites are drawn
+in units of [-1, 1], y down, on a square canvas.
+"""
+
+import colorsys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from tora2_jax.types import Kind
+
+SPRITE_SIZE = 128  # pixels
+UNIT = 58.0  # pixels per unit
+OUTLINE = 5  # pixels of a sprite
+_TEXTURE_SIZE = 48  # textures are smooth enough to be computed coarsely
+_FIXED = 4  # bits behind the point in OpenCV's coordinates
+_FULL_TURN = 2 * np.pi
+
+WORDS: tuple[tuple[str, Kind], ...] = (
+    ("ball", "object"),
+    ("star", "object"),
+    ("fish", "object"),
+    ("car", "object"),
+    ("tree", "object"),
+    ("kite", "object"),
+    ("man", "human"),
+    ("woman", "human"),
+    ("child", "human"),
+)
+KINDS: dict[str, Kind] = dict(WORDS)
+
+
+class Entity(NamedTuple):
+    """An identity: a word and a point in a continuous space."""
+
+    word: str
+    kind: Kind
+    shape: Float[np.ndarray, "12"]  # in [0, 1]
+    colours: Float[np.ndarray, "6 3"]  # RGB in [0, 255]
+    pattern: Float[np.ndarray, "8"]  # in [0, 1]
+    pattern_weights: Float[np.ndarray, "4"]  # gradient, stripes, checks, dots; their sum is 1
+    face: Float[np.ndarray, "20"]  # in [0, 1]; humans only
+
+
+def sample_entity(seed: Sequence[int], word: str) -> Entity:
+    """The identity that a seed gives to a word.
+
+    Args:
+        seed: Non-negative integers; another seed is another identity.
+        word: One of `WORDS`.
+
+    Raises:
+        ValueError: The world has no such word.
+    """
+    if word not in KINDS:
+        raise ValueError(f"the toy world has no {word!r}; its words are {', '.join(KINDS)}")
+    position = list(KINDS).index(word)
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([*seed, position])))
+    kind = KINDS[word]
+    colours = _human_colours(rng) if kind == "human" else _object_colours(rng)
+    weights = rng.gamma(0.3, size=4) + 1e-3  # a small shape: mostly one pattern prevails
+    return Entity(
+        word=word,
+        kind=kind,
+        shape=rng.random(12),
+        colours=colours,
+        pattern=rng.random(8),
+        pattern_weights=weights / weights.sum(),
+        face=rng.random(20),
+    )
+
+
+def _hsv(hue: float, saturation: float, value: float) -> list[float]:
+    return [255 * channel for channel in colorsys.hsv_to_rgb(hue % 1.0, saturation, value)]
+
+
+def _object_colours(rng: np.random.Generator) -> np.ndarray:
+    hue = rng.random()
+    other = hue + rng.uniform(0.2, 0.8)
+    light = rng.random() < 0.5
+    values = (rng.uniform(0.85, 1.0), rng.uniform(0.5, 0.75))
+    colours = [
+        _hsv(hue, rng.uniform(0.65, 1.0), values[0] if light else values[1]),
+        _hsv(other, rng.uniform(0.2, 0.9), values[1] if light else values[0]),
+        *(_hsv(rng.random(), rng.uniform(0.4, 0.9), rng.uniform(0.55, 1.0)) for _ in range(4)),
+    ]
+    return np.array(colours)
+
+
+def _human_colours(rng: np.random.Generator) -> np.ndarray:
+    depth, warmth = rng.random(), rng.random()
+    light, dark = np.array([255.0, 224, 196]), np.array([104.0, 62, 38])
+    skin = light + (dark - light) * depth + np.array([0.0, -14, 10]) * (warmth - 0.5)
+    hair = _hsv(rng.random(), rng.uniform(0.3, 0.95), rng.uniform(0.15, 0.95))
+    if rng.random() < 0.6:  # natural: black, brown, red, blond
+        hair = _hsv(rng.uniform(0.02, 0.14), rng.uniform(0.3, 0.85), rng.uniform(0.12, 0.95))
+    top, second = _object_colours(rng)[:2]
+    bottom = _hsv(rng.random(), rng.uniform(0.3, 0.9), rng.uniform(0.35, 0.85))
+    eyes = _hsv(rng.random(), rng.uniform(0.5, 1.0), rng.uniform(0.25, 0.8))
+    return np.array([skin, hair, top, second, bottom, eyes])
+
+
+def texture(entity: Entity, base: int = 0) -> UInt8[np.ndarray, "side side 3"]:
+    """The pattern of an entity, from the colours `base`, `base + 1` and `base + 2`."""
+    frequency, angle, phase, other_phase, hardness, third, third_offset, ratio = entity.pattern
+    axis = np.linspace(-1, 1, _TEXTURE_SIZE, dtype=np.float32)
+    cosine, sine = np.cos(angle * np.pi), np.sin(angle * np.pi)
+    along = cosine * axis[None] + sine * axis[:, None]
+    across = cosine * axis[:, None] - sine * axis[None]
+    cycles = _FULL_TURN * (0.8 + 1.1 * frequency)
+    first = np.sin(cycles * along + _FULL_TURN * phase)
+    second = np.sin(cycles * (0.75 + 0.5 * ratio) * across + _FULL_TURN * other_phase)
+    gradient, stripes, checks, dots = entity.pattern_weights
+    field = gradient * along + stripes * first + checks * 1.4 * first * second
+    field += dots * 1.4 * (0.5 * (first + second) - 0.3)
+    edge = 0.6 + (1 - gradient) * (2 + 4 * hardness)
+    share = np.clip(0.5 + edge * field, 0, 1)[..., None]
+    colours = entity.colours.astype(np.float32)
+    result = colours[base] + (colours[base + 1] - colours[base]) * share
+    band = np.clip(4 * (across - 0.1 - 1.5 * third_offset), 0, 1) * (third > 0.4)
+    result += (colours[base + 2] - result) * band[..., None]
+    return cv2.resize(result.astype(np.uint8), (SPRITE_SIZE, SPRITE_SIZE))
+
+
+class Brush:
+    """Draws parts with an outline on a transparent canvas."""
+
+    def __init__(self, outline: Sequence[float]) -> None:
+        self._outline = tuple(float(channel) for channel in outline)
+        self._colour = np.full((SPRITE_SIZE, SPRITE_SIZE, 3), self._outline, np.uint8)
+        self._covered = np.zeros((SPRITE_SIZE, SPRITE_SIZE), np.uint8)
+
+    def part(self, points: np.ndarray, fill: np.ndarray, outline: bool = True) -> None:
+        """Fill a polygon `[n, 2]` with a colour `[3]` or a texture `[side, side, 3]`."""
+        polygon = [_fixed(points)]
+        if outline:
+            cv2.polylines(self._colour, polygon, True, self._outline, OUTLINE, cv2.LINE_AA, _FIXED)
+            cv2.fillPoly(self._covered, polygon, 255, cv2.LINE_AA, _FIXED)
+        if fill.ndim == 1:
+            cv2.fillPoly(self._colour, polygon, tuple(fill.tolist()), cv2.LINE_AA, _FIXED)
+            return
+        inside = np.zeros_like(self._covered)
+        cv2.fillPoly(inside, polygon, 255, cv2.LINE_8, _FIXED)
+        cv2.copyTo(fill, inside, self._colour)
+
+    def line(self, points: np.ndarray, fill: np.ndarray, width: float, outline: bool = False):
+        """Draw a line of that width (units) through points `[n, 2]`."""
+        thickness = max(1, round(width * UNIT))
+        path, ink = [_fixed(points)], tuple(np.asarray(fill, np.float64).tolist())
+        if outline:
+            wide = thickness + OUTLINE
+            cv2.polylines(self._colour, path, False, self._outline, wide, cv2.LINE_AA, _FIXED)
+            cv2.polylines(self._covered, path, False, 255, thickness, cv2.LINE_AA, _FIXED)
+        cv2.polylines(self._colour, path, False, ink, thickness, cv2.LINE_AA, _FIXED)
+
+    def sprite(self) -> UInt8[np.ndarray, "side side 4"]:
+        """What was drawn, as RGBA; the outline is part of the mask."""
+        disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (OUTLINE, OUTLINE))
+        return cv2.merge([*cv2.split(self._colour), cv2.dilate(self._covered, disc)])
+
+
+def _fixed(points: np.ndarray) -> np.ndarray:
+    pixels = np.asarray(points) * UNIT + (SPRITE_SIZE / 2 - 0.5)
+    return np.round(pixels * (1 << _FIXED)).astype(np.int32)
+
+
+def ellipse(x: float, y: float, half_width: float, half_height: float, count: int = 28):
+    """Corner points `[count, 2]` of an ellipse."""
+    angle = np.linspace(0, _FULL_TURN, count, endpoint=False)
+    return np.stack([x + half_width * np.cos(angle), y + half_height * np.sin(angle)], axis=-1)
+
+
+def between(low: float, high: float, share: float) -> float:
+    """The point at `share` in [0, 1] of the way from low to high."""
+    return low + (high - low) * float(share)
+
+
+def render_object(entity: Entity) -> UInt8[np.ndarray, "side side 4"]:
+    """Sprite of an object."""
+    brush = Brush(0.22 * entity.colours[0])
+    _OBJECTS[entity.word](brush, entity, texture(entity))
+    return brush.sprite()
+
+
+def _ball(brush: Brush, entity: Entity, skin: np.ndarray) -> None:
+    shape = entity.shape
+    angle = np.linspace(0, _FULL_TURN, 48, endpoint=False)
+    radius = 0.82 * np.ones_like(angle)
+    for order in (2, 3, 4):
+        amount = (shape[order] - 0.5) * 0.24 / order
+        radius += amount * np.cos(order * angle + _FULL_TURN * shape[order + 4])
+    brush.part(np.stack([np.cos(angle), np.sin(angle)], -1) * radius[:, None], skin)
+
+
+def _star(brush: Brush, entity: Entity, skin: np.ndarray) -> None:
+    shape = entity.shape
+    angle = np.arange(10) * np.pi / 5 - np.pi / 2
+    radius = np.full(10, 0.96)
+    radius[::2] -= 0.2 * shape[1:6]
+    radius[1::2] = between(0.36, 0.56, shape[0])
+    angle[1::2] += 0.25 * (shape[6] - 0.5)
+    brush.part(np.stack([np.cos(angle), np.sin(angle)], -1) * radius[:, None], skin)
+
+
+def _fish(brush: Brush, entity: Entity, skin: np.ndarray) -> None:
+    shape, colours = entity.shape, entity.colours
+    height, fork = between(0.32, 0.55, shape[0]), between(0.25, 0.5, shape[1])
+    tail, notch = between(-0.98, -0.82, shape[2]), between(0.02, 0.28, shape[3])
+    brush.part(np.array([[-0.35, 0], [tail, -fork], [tail + notch, 0], [tail, fork]]), colours[2])
+    peak = -height - between(0.08, 0.35, shape[4])
+    lean = between(-0.3, 0.1, shape[5])
+    fin = [[-0.2, -0.6 * height], [lean, peak], [0.4, -0.6 * height]]
+    brush.part(np.array(fin), colours[2])
+    body = ellipse(0.2, 0.0, 0.74, height, 40)
+    body[:, 1] *= 1 + between(-0.25, 0.35, shape[6]) * (body[:, 0] - 0.2)
+    brush.part(body, skin)
+    eye = between(0.09, 0.15, shape[7])
+    brush.part(ellipse(0.62, -0.12, eye, eye, 14), np.full(3, 255.0), outline=False)
+    brush.part(ellipse(0.65, -0.12, eye * 0.55, eye * 0.55, 12), np.full(3, 15.0), outline=False)
+
+
+def _car(brush: Brush, entity: Entity, skin: np.ndarray) -> None:
+    shape, colours = entity.shape, entity.colours
+    roof, belt = between(-0.68, -0.46, shape[0]), between(-0.12, 0.02, shape[1])
+    back, front = between(-0.8, -0.5, shape[2]), between(0.3, 0.6, shape[3])
+    slant, rake = between(0.05, 0.25, shape[4]), between(0.1, 0.35, shape[5])
+    nose = between(belt, 0.14, shape[6])
+    cabin = np.array([[back, belt], [back + slant, roof], [front - rake, roof], [front, belt]])
+    body = [[-0.96, belt + 0.04], [back, belt], [front, belt], [0.92, nose], [0.96, 0.42]]
+    brush.part(cabin, skin)
+    brush.part(np.array([*body, [-0.96, 0.42]]), skin)
+    brush.part(np.vstack([cabin, body[2:], [[-0.96, 0.42]], body[:2]]), skin, outline=False)
+    window = cabin.mean(0) + (cabin - cabin.mean(0)) * np.array([0.72, 0.62])
+    brush.part(window, np.array([222.0, 238, 248]), outline=False)
+    wheel = between(0.2, 0.3, shape[7])
+    for x in (between(-0.62, -0.46, shape[8]), between(0.46, 0.62, shape[9])):
+        brush.part(ellipse(x, 0.44, wheel, wheel, 24), np.full(3, 45.0))
+        brush.part(ellipse(x, 0.44, wheel * 0.5, wheel * 0.5, 16), colours[2], outline=False)
+
+
+def _tree(brush: Brush, entity: Entity, skin: np.ndarray) -> None:
+    shape = entity.shape
+    trunk, foot = between(0.1, 0.18, shape[0]), between(0.14, 0.26, shape[1])
+    bottom = between(0.25, 0.45, shape[2])
+    stem = [[-trunk, bottom - 0.3], [trunk, bottom - 0.3], [foot, 0.95], [-foot, 0.95]]
+    brush.part(np.array(stem), entity.colours[2])
+    angle = np.linspace(-np.pi / 2, 1.5 * np.pi, 60, endpoint=False)
+    half, middle = between(0.5, 0.76, shape[3]), (bottom - 0.95) / 2
+    height = (bottom + 0.95) / 2
+    radius = 1 + between(0.02, 0.1, shape[4]) * np.cos((6 + 2 * shape[5]) * angle)
+    taper = 1 + between(0.0, 0.75, shape[6]) * np.sin(angle)  # from round to conical
+    crown = np.stack([half * radius * np.cos(angle) * taper, height * np.sin(angle)], -1)
+    crown[:, 0] += 0.2 * (shape[7] - 0.5) * np.cos(angle * 2)
+    brush.part(crown + np.array([0.0, middle]), skin)
+
+
+def _kite(brush: Brush, entity: Entity, skin: np.ndarray) -> None:
+    shape, colours = entity.shape, entity.colours
+    half, shoulder = between(0.42, 0.66, shape[0]), between(-0.62, -0.35, shape[1])
+    tip = between(0.2, 0.38, shape[2])
+    down = np.linspace(tip, 0.95, 14)
+    wave = between(0.1, 0.22, shape[3])
+    swing = wave * np.sin((down - tip) * between(7, 12, shape[4]))
+    path = np.stack([swing, down], -1)
+    brush.line(path, colours[2], 0.06, outline=True)
+    for position in (6, 12):
+        x, y = path[position]
+        bow = np.array([[-0.2, -0.11], [0.2, 0.11], [0.2, -0.11], [-0.2, 0.11]])
+        brush.part(bow * between(0.8, 1.2, shape[5]) + np.array([x, y]), colours[3])
+    frame = np.array([[0, -0.96], [half, shoulder], [0, tip], [-half, shoulder]])
+    brush.part(frame, skin)
+    for spar in (frame[::2], frame[1::2]):
+        brush.line(spar, 0.3 * colours[0], 0.04)
+
+
+_OBJECTS: dict[str, Callable[[Brush, Entity, np.ndarray], None]] = {
+    "ball": _ball,
+    "star": _star,
+    "fish": _fish,
+    "car": _car,
+    "tree": _tree,
+    "kite": _kite,
+}

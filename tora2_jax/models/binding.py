@@ -1,0 +1,323 @@
+"""Binding of an entity's reference, word and path, and the contrastive loss (eqs. 5 and 6).
+
+The gated self-attention is the paper's; the form of motion tokens, gates and the way back into the
+motion map are our decisions. Everything here is float32.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from tora2_jax.config import ModelConfig
+from tora2_jax.models.attention import attention
+from tora2_jax.models.layers import LECUN_NORMAL, ZEROS, LayerNorm, Linear, sinusoid
+from tora2_jax.models.personalization import keep, normal_parameter
+from tora2_jax.types import Conditions, ContrastEmbeddings
+
+NORM_EPS = 1e-6
+PATH_VALUES = 4
+
+
+class BoundEntities(NamedTuple):
+    """What binding makes of the entities; `_before` is what it was given."""
+
+    personalization: Float[Array, "b e q d"]
+    personalization_before: Float[Array, "b e q d"]
+    personalization_mask: Bool[Array, "b e q"]
+    motion_map: Float[Array, "b t h w u"]
+    motion_tokens: Float[Array, "b e t d"]
+    motion_tokens_before: Float[Array, "b e t d"]
+    metrics: dict[str, Float[Array, ""]]
+
+
+class MotionTokens(nnx.Module):
+    """One token per entity and token frame: the map where the entity is, and its path."""
+
+    def __init__(self, map_width: int, width: int, frequencies: int, *, rngs: nnx.Rngs) -> None:
+        """`frequencies` per path value: 1, 2, 4, ... half turns over the frame."""
+        self.pooled = Linear(map_width, width, use_bias=False, rngs=rngs)
+        self.path_in = Linear(PATH_VALUES * frequencies * 2, width, rngs=rngs)
+        self.path_out = Linear(width, width, rngs=rngs)
+        self.frequencies = frequencies
+
+    def __call__(
+        self, motion_map: Float[Array, "b t h w u"], conditions: Conditions
+    ) -> Float[Array, "b e t d"]:
+        """m, exactly 0 where the entity has no path."""
+        on = conditions.on
+        total = conditions.splat.sum((-2, -1))
+        share = conditions.splat / jnp.where(on, total, 1.0)[..., None, None]
+        pooled = jnp.einsum("bethw,bthwu->betu", share, motion_map)
+        waves = fourier(keep(conditions.path, on), self.frequencies)
+        path = self.path_out(jax.nn.gelu(self.path_in(waves), approximate=False))
+        return keep(self.pooled(pooled) + path, on)
+
+
+def fourier(values: Float[Array, "*n k"], frequencies: int) -> Float[Array, "*n k*2*frequencies"]:
+    """Sine and cosine of each value at `pi * 2**j`, j = 0 .. frequencies - 1."""
+    angles = values[..., None] * (math.pi * 2.0 ** jnp.arange(frequencies))
+    waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
+    return waves.reshape(*values.shape[:-1], -1)
+
+
+class SigmoidGate(nnx.Module):
+    """`G(x) = sigmoid(W_g x + b_g) * (W x)`: open by half at the start."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs) -> None:
+        """Two square maps."""
+        self.gate = Linear(width, width, rngs=rngs)
+        self.value = Linear(width, width, use_bias=False, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+        """Gated values."""
+        return jax.nn.sigmoid(self.gate(x)) * self.value(x)
+
+
+class TanhGate(nnx.Module):
+    """`G(x) = tanh(alpha) * (W x)` with one learned alpha, 0 at the start (GLIGEN's gate)."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs) -> None:
+        """A scalar and a square map."""
+        self.alpha = nnx.Param(jnp.zeros(()))
+        self.value = Linear(width, width, use_bias=False, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+        """Gated values."""
+        return jnp.tanh(self.alpha[...]) * self.value(x)
+
+
+class GatedBinding(nnx.Module):
+    """Gated self-attention over `[p ; m ; c]` of one entity (eq. 5), a single layer."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        """Norms and embeddings per modality, so that none drowns the others."""
+        width, settings = config.personalization.width, config.binding
+        inner = settings.num_heads * settings.head_dim
+        gate = {"sigmoid": SigmoidGate, "tanh": TanhGate}[settings.gate]
+        self.norm_personalization = LayerNorm(width, rngs=rngs)
+        self.norm_motion = LayerNorm(width, rngs=rngs)
+        self.norm_words = LayerNorm(width, rngs=rngs)
+        self.modalities = normal_parameter(rngs, 3, width)
+        self.query = Linear(width, inner, rngs=rngs)
+        self.key = Linear(width, inner, rngs=rngs)
+        self.value = Linear(width, inner, rngs=rngs)
+        self.output = Linear(inner, width, rngs=rngs)
+        self.gate_personalization = gate(width, rngs=rngs)
+        self.gate_motion = gate(width, rngs=rngs)
+        # One zero per path: with the tanh gate it is alpha.
+        kernel_init = ZEROS if settings.gate == "sigmoid" else LECUN_NORMAL
+        self.to_map = Linear(
+            width, config.motion.width, use_bias=False, kernel_init=kernel_init, rngs=rngs
+        )
+        self.num_heads = settings.num_heads
+
+    def __call__(
+        self,
+        p: Float[Array, "b e q d"],
+        p_mask: Bool[Array, "b e q"],
+        m: Float[Array, "b e t d"],
+        words: Float[Array, "b e s d"],
+        conditions: Conditions,
+    ) -> tuple[Float[Array, "b e q d"], Float[Array, "b e t d"], Float[Array, "b t h w u"]]:
+        """What is to be added to p, to m and to the motion map; 0 where there is nothing."""
+        modality = self.modalities[...]
+        frame = sinusoid(jnp.arange(m.shape[2]), m.shape[-1])
+        tokens = [
+            self.norm_personalization(p) + modality[0],
+            self.norm_motion(m) + modality[1] + frame,
+            self.norm_words(words) + modality[2],
+        ]
+        mask = jnp.concatenate([p_mask, conditions.on, conditions.word_mask], -1)
+        attended = self._attend(jnp.concatenate(tokens, -2), mask)
+        count = p.shape[2]
+        delta_p = keep(self.gate_personalization(attended[:, :, :count]), p_mask)
+        motion = attended[:, :, count : count + m.shape[2]]
+        delta_m = keep(self.gate_motion(motion), conditions.on)
+        spread = jnp.einsum("bethw,betu->bthwu", conditions.splat, self.to_map(delta_m))
+        return delta_p, delta_m, spread
+
+    def _attend(
+        self, tokens: Float[Array, "b e n d"], mask: Bool[Array, "b e n"]
+    ) -> Float[Array, "b e n d"]:
+        """Self-attention inside each entity."""
+        batch = tokens.shape[0]
+        query, key, value = (
+            rearrange(project(tokens), "b e n (heads d) -> (b e) n heads d", heads=self.num_heads)
+            for project in (self.query, self.key, self.value)
+        )
+        mask = rearrange(mask, "b e n -> (b e) 1 1 n")
+        attended = attention(query, key, value, mask)
+        return self.output(rearrange(attended, "(b e) n heads d -> b e n (heads d)", b=batch))
+
+
+class LinearBinding(nnx.Module):
+    """Table 3's comparison, in the form of Video Alchemist: p alone changes, the map does not."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        """One map of a p token, the mean m and all word tokens."""
+        width = config.personalization.width
+        self.merge = Linear(width * (2 + config.binding.word_tokens), width, rngs=rngs)
+
+    def __call__(
+        self,
+        p: Float[Array, "b e q d"],
+        p_mask: Bool[Array, "b e q"],
+        m: Float[Array, "b e t d"],
+        words: Float[Array, "b e s d"],
+        conditions: Conditions,
+    ) -> tuple[Float[Array, "b e q d"], None, None]:
+        """What is to be added to p; nothing for m and the motion map."""
+        entity = [masked_mean(m, conditions.on), rearrange(words, "b e s d -> b e (s d)")]
+        entity = jnp.concatenate(entity, -1)[:, :, None]
+        entity = jnp.broadcast_to(entity, (*p.shape[:3], entity.shape[-1]))
+        return keep(self.merge(jnp.concatenate([p, entity], -1)), p_mask), None, None
+
+
+class Binder(nnx.Module):
+    """Personalization tokens and motion map in, both bound to each other and to the words out."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        """`binding.variant` chooses (Table 3); needs the motion part and the personalization."""
+        width, settings = config.personalization.width, config.binding
+        self.motion_tokens = MotionTokens(
+            config.motion.width, width, settings.frequencies, rngs=rngs
+        )
+        self.words = Linear(config.text.width, width, rngs=rngs)
+        kinds = {"none": None, "linear": LinearBinding, "gated": GatedBinding}
+        kind = kinds[settings.variant]
+        self.binding = None if kind is None else kind(config, rngs=rngs)
+        self.contrast_personalization = Linear(
+            width, settings.contrast_width, use_bias=False, rngs=rngs
+        )
+        self.contrast_motion = Linear(width, settings.contrast_width, use_bias=False, rngs=rngs)
+        self.contrast_on = settings.contrast_on
+
+    def __call__(
+        self,
+        p: Float[Array, "b e q d"],
+        p_mask: Bool[Array, "b e q"],
+        motion_map: Float[Array, "b t h w u"],
+        conditions: Conditions,
+    ) -> BoundEntities:
+        """Binds; whatever the masks hide is 0 and touches nothing. The map keeps its dtype."""
+        p = keep(p, p_mask)
+        on = conditions.on[..., None, None]
+        conditions = conditions._replace(splat=jnp.where(on, conditions.splat, 0.0))
+        values = motion_map.astype(jnp.float32)
+        m = self.motion_tokens(values, conditions)
+        words = keep(self.words(keep(conditions.words, conditions.word_mask)), conditions.word_mask)
+        delta_p = delta_m = spread = None
+        if self.binding is not None:
+            delta_p, delta_m, spread = self.binding(p, p_mask, m, words, conditions)
+        bound_map = motion_map if spread is None else (values + spread).astype(motion_map.dtype)
+        bound = BoundEntities(
+            personalization=p if delta_p is None else p + delta_p,
+            personalization_before=p,
+            personalization_mask=p_mask,
+            motion_map=bound_map,
+            motion_tokens=m if delta_m is None else m + delta_m,
+            motion_tokens_before=m,
+            metrics={
+                "delta_p": _relative_norm(delta_p, p),
+                "delta_map": _relative_norm(spread, values),
+            },
+        )
+        return bound._replace(metrics={**bound.metrics, **self._retrieval(bound, conditions)})
+
+    def contrast(self, bound: BoundEntities, conditions: Conditions) -> ContrastEmbeddings:
+        """Both sides of the contrastive loss, from the tokens that `contrast_on` names."""
+        return self._contrast_on(self.contrast_on, bound, conditions)
+
+    def contrast_embeddings(
+        self,
+        p: Float[Array, "b e q d"],
+        p_mask: Bool[Array, "b e q"],
+        m: Float[Array, "b e t d"],
+        on: Bool[Array, "b e t"],
+    ) -> ContrastEmbeddings:
+        """Projected means of p and m, of length 1; an entity takes part if it has both."""
+        return ContrastEmbeddings(
+            personalization=_unit(self.contrast_personalization(masked_mean(p, p_mask))),
+            motion=_unit(self.contrast_motion(masked_mean(m, on))),
+            takes_part=p_mask.any(-1) & on.any(-1),
+        )
+
+    def _contrast_on(
+        self, which: str, bound: BoundEntities, conditions: Conditions
+    ) -> ContrastEmbeddings:
+        p, m = bound.personalization, bound.motion_tokens
+        if which == "unbound":
+            p, m = bound.personalization_before, bound.motion_tokens_before
+        return self.contrast_embeddings(p, bound.personalization_mask, m, conditions.on)
+
+    def _retrieval(
+        self, bound: BoundEntities, conditions: Conditions
+    ) -> dict[str, Float[Array, ""]]:
+        """Accuracies before and after binding: only the first says whether p and m agree."""
+        return {
+            f"retrieval_{which}": retrieval_accuracy(self._contrast_on(which, bound, conditions))
+            for which in ("unbound", "bound")
+        }
+
+
+def contrastive_loss(
+    embeddings: ContrastEmbeddings, temperature: float
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """L_cont (eq. 6) as half the sum of two means over the entities that take part (our decision).
+
+    Negatives are all other entities of the whole batch; with fewer than two the loss is 0.
+
+    Returns:
+        The loss, and `contrast_accuracy`: how often the own counterpart is the most similar.
+    """
+    part = embeddings.takes_part.reshape(-1)
+    logits = _similarity(embeddings, scale=1 / temperature)
+    own = [-jnp.diagonal(jax.nn.log_softmax(logits, axis)) for axis in (0, 1)]
+    count = part.sum()
+    means = [jnp.where(part, value, 0.0).sum() / jnp.maximum(count, 1) for value in own]
+    loss = jnp.where(count >= 2, 0.5 * sum(means), 0.0)
+    return loss, {"contrast_accuracy": retrieval_accuracy(embeddings)}
+
+
+def retrieval_accuracy(embeddings: ContrastEmbeddings) -> Float[Array, ""]:
+    """How often an entity's own counterpart is the most similar, mean of both directions.
+
+    0 if fewer than two entities take part.
+    """
+    part = embeddings.takes_part.reshape(-1)
+    similarity = _similarity(embeddings, scale=1.0)
+    right = sum(similarity.argmax(axis) == jnp.arange(part.size) for axis in (0, 1)) / 2
+    count = part.sum()
+    return jnp.where(count >= 2, jnp.where(part, right, 0.0).sum() / jnp.maximum(count, 1), 0.0)
+
+
+def masked_mean(x: Float[Array, "*n j d"], mask: Bool[Array, "*n j"]) -> Float[Array, "*n d"]:
+    """Mean over the tokens that are there; 0 if there is none."""
+    return keep(x, mask).sum(-2) / jnp.maximum(mask.sum(-1, keepdims=True), 1)
+
+
+def _similarity(embeddings: ContrastEmbeddings, scale: float) -> Float[Array, "n n"]:
+    """Scaled cosines of all entities of the batch; absent ones get a finite minimum."""
+    p, m = (x.reshape(-1, x.shape[-1]) for x in embeddings[:2])
+    part = embeddings.takes_part.reshape(-1)
+    both = part[:, None] & part[None]
+    return jnp.where(both, scale * p @ m.T, jnp.finfo(jnp.float32).min)
+
+
+def _unit(x: Float[Array, "*n c"]) -> Float[Array, "*n c"]:
+    return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + NORM_EPS**2)
+
+
+def _relative_norm(
+    delta: Float[Array, "..."] | None, values: Float[Array, "..."]
+) -> Float[Array, ""]:
+    """|delta| / |values|, for the log only."""
+    if delta is None:
+        return jnp.zeros(())
+    norms = [jnp.linalg.norm(jax.lax.stop_gradient(x).reshape(-1)) for x in (delta, values)]
+    return norms[0] / jnp.maximum(norms[1], NORM_EPS)

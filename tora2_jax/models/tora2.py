@@ -1,0 +1,102 @@
+"""Tora2 (paper, Figure 2): everything that is trained, around the frozen CogVideoX transformer."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float
+
+from tora2_jax.config import ModelConfig
+from tora2_jax.models.binding import Binder
+from tora2_jax.models.dit import CogVideoXTransformer
+from tora2_jax.models.motion import TrajectoryExtractor
+from tora2_jax.models.personalization import AppearanceExtractor
+from tora2_jax.types import BoundConditions, Conditions, ContrastEmbeddings
+
+# Which variables belong to which set of weights, as full matches of their paths.
+COMPONENTS = {
+    "transformer": r"transformer\.(?!personalization\.|blocks\.fuser\.).*",
+    "motion": r"trajectory_extractor\..*|transformer\.blocks\.fuser\..*",
+    "personalization": r"appearance\..*|binder\..*|transformer\.personalization\..*",
+}
+
+
+class Bound(NamedTuple):
+    """What the trainable encoders make of the conditions, once per request."""
+
+    conditions: BoundConditions
+    contrast: ContrastEmbeddings | None
+    metrics: dict[str, Float[Array, ""]]
+
+
+class Tora2(nnx.Module):
+    """Noisy latents, timestep and `Conditions` -> velocity.
+
+    Without `config.motion` and `config.personalization` it is CogVideoX; without
+    `config.personalization` it is Tora.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
+        motion, personalization = config.motion, config.personalization
+        self.transformer = CogVideoXTransformer(
+            config.transformer, motion, personalization, rngs=rngs, dtype=dtype
+        )
+        self.trajectory_extractor = (
+            TrajectoryExtractor(motion, config.transformer, rngs=rngs, dtype=dtype)
+            if motion
+            else None
+        )
+        self.appearance = AppearanceExtractor(config, rngs=rngs) if personalization else None
+        self.binder = Binder(config, rngs=rngs) if motion and personalization else None
+
+    def bind(self, conditions: Conditions) -> Bound:
+        """Trajectory extractor, personalization extractor and binding (eqs. 3 to 5)."""
+        keys = keys_mask = maps = has_motion = contrast = motion_map = None
+        metrics = {}
+        if self.trajectory_extractor is not None:
+            motion_map = self.trajectory_extractor.embed(conditions.motion_latents)
+            has_motion = conditions.on.any((1, 2))
+        if self.appearance is not None:
+            keys, keys_mask = self.appearance(conditions)
+        if self.binder is not None:
+            bound = self.binder(keys, keys_mask, motion_map, conditions)
+            contrast = self.binder.contrast(bound, conditions)
+            metrics = bound.metrics
+            keys, motion_map = bound.personalization, bound.motion_map
+        if self.trajectory_extractor is not None:
+            maps = self.trajectory_extractor.maps(motion_map)
+        if keys is not None:
+            keys = rearrange(keys, "b e q d -> b (e q) d")
+            keys_mask = rearrange(keys_mask, "b e q -> b (e q)")
+        return Bound(
+            BoundConditions(
+                text=conditions.text,
+                motion_maps=maps,
+                has_motion=has_motion,
+                personalization=keys,
+                personalization_mask=keys_mask,
+                image_latents=conditions.image_latents,
+            ),
+            contrast,
+            metrics,
+        )
+
+    def __call__(
+        self,
+        latents: Float[Array, "b t_lat h_lat w_lat latent"],
+        timestep: Float[Array, "b"],
+        bound: BoundConditions,
+    ) -> Float[Array, "b t_lat h_lat w_lat latent"]:
+        """The velocity that takes noisy latents apart into clean ones and noise."""
+        if bound.image_latents is not None:
+            latents = jnp.concatenate([latents, bound.image_latents], axis=-1)
+        return self.transformer(
+            latents,
+            timestep,
+            bound.text,
+            motion_maps=bound.motion_maps,
+            has_motion=bound.has_motion,
+            personalization=bound.personalization,
+            personalization_mask=bound.personalization_mask,
+        )

@@ -1,0 +1,236 @@
+"""The causal VAE's layers: convolutions that remember two frames, group norms, resizing in time."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+OUTER_NORM_EPS = 1e-6  # fixed in the published model, unlike the encoder's resnet norms
+_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+
+Cache = tuple[Float[Array, "b 2 height width c"], ...]
+
+
+class Memory:
+    """What the causal convolutions remember between two chunks, in the order they run.
+
+    Args:
+        previous: Last two input frames of every convolution, None before the first chunk.
+    """
+
+    def __init__(self, previous: Cache | None = None):
+        self._previous = None if previous is None else iter(previous)
+        self._written: list[Array] = []
+
+    def extend(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f+2 h w c"]:
+        """Prepend the two frames before this chunk; its first frame twice where there are none."""
+        before = jnp.repeat(x[:, :1], 2, axis=1) if self._previous is None else next(self._previous)
+        joined = jnp.concatenate([before, x], axis=1)
+        self._written.append(joined[:, -2:])
+        return joined
+
+    def for_next_chunk(self) -> Cache:
+        """The cache to build the next chunk's memory from."""
+        return tuple(self._written)
+
+
+def _plain_convolve(x: Array, kernel: Array) -> Array:
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_DIMENSIONS)
+
+
+def _native_kernel_gradient(x: Array, gradient: Array, size: tuple[int, int]) -> Array:
+    shape = (*size, x.shape[-1], gradient.shape[-1])
+    zeros = jnp.zeros(shape, x.dtype)
+    return jax.vjp(lambda kernel: _plain_convolve(x, kernel), zeros)[1](gradient)[0]
+
+
+def _kernel_gradient_by_image(x: Array, gradient: Array, size: tuple[int, int]) -> Array:
+    """One matmul per image: on CPU three times faster than a convolution with a huge kernel."""
+    _, height, width, features = x.shape
+    rows, columns = size
+    shifts = [(i, j) for i in reversed(range(rows)) for j in reversed(range(columns))]
+
+    def add(total, image):
+        pixels, gradients = image
+        padding = ((rows // 2, rows // 2), (columns // 2, columns // 2), (0, 0))
+        padded = jnp.pad(gradients, padding)
+        shifted = [padded[i : i + height, j : j + width] for i, j in shifts]
+        taps = jnp.concatenate(shifted, axis=-1).reshape(height * width, -1)
+        return total + pixels.reshape(height * width, features).T @ taps, None
+
+    total = jnp.zeros((features, rows * columns * gradient.shape[-1]), x.dtype)
+    total = jax.lax.scan(add, total, (x, gradient))[0]
+    return total.reshape(features, rows, columns, -1).transpose(1, 2, 0, 3)
+
+
+@jax.custom_vjp
+def _convolve(x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw c o"]) -> Array:
+    """2-D convolution with odd kernel and zero padding; the size stays."""
+    return _plain_convolve(x, kernel)
+
+
+def _convolve_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _plain_convolve(x, kernel), (x, kernel)
+
+
+def _convolve_backward(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = residuals
+    (input_gradient,) = jax.vjp(lambda x: _plain_convolve(x, kernel), x)[1](gradient)
+    size = kernel.shape[:2]
+    kernel_gradient = jax.lax.platform_dependent(
+        x,
+        gradient,
+        cpu=partial(_kernel_gradient_by_image, size=size),
+        default=partial(_native_kernel_gradient, size=size),
+    )
+    return input_gradient, kernel_gradient
+
+
+_convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+class Convolution(nnx.Module):
+    """Kernel `[k.., in, out]` and bias of a convolution; subclasses say how it runs."""
+
+    def __init__(
+        self,
+        size: tuple[int, ...],
+        in_features: int,
+        out_features: int,
+        *,
+        rngs: nnx.Rngs,
+        dtype: jnp.dtype = jnp.float32,
+    ):
+        initializer = nnx.initializers.lecun_normal()
+        self.kernel = nnx.Param(initializer(rngs.params(), (*size, in_features, out_features)))
+        self.bias = nnx.Param(jnp.zeros((out_features,)))
+        self.dtype = dtype
+
+    def _values(self) -> tuple[Array, Array]:
+        return self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
+
+
+class CausalConv(Convolution):
+    """Three frames deep, none of them in the future; 3 x 3 pixels.
+
+    The three frames are concatenated on channels, so that one 2-D convolution does it: twice as
+    fast as a 3-D convolution on CPU.
+    """
+
+    def __init__(self, in_features: int, out_features: int, **options):
+        super().__init__((3, 3, 3), in_features, out_features, **options)
+
+    def __call__(self, x: Float[Array, "b f h w c"], memory: Memory) -> Array:
+        b, frames, height, width, _ = x.shape
+        kernel, bias = self._values()
+        joined = memory.extend(x.astype(self.dtype))
+        taps = jnp.concatenate([joined[:, tap : tap + frames] for tap in range(3)], axis=-1)
+        kernel = kernel.transpose(1, 2, 0, 3, 4).reshape(3, 3, taps.shape[-1], -1)
+        y = _convolve(taps.reshape(b * frames, height, width, -1), kernel) + bias
+        return y.reshape(b, frames, height, width, -1)
+
+
+class PointConv(Convolution):
+    """1 x 1 x 1: a matmul."""
+
+    def __init__(self, in_features: int, out_features: int, **options):
+        super().__init__((1, 1, 1), in_features, out_features, **options)
+
+    def __call__(self, x: Float[Array, "b f h w c"]) -> Array:
+        kernel, bias = self._values()
+        flat = x.astype(self.dtype).reshape(-1, x.shape[-1])
+        return (flat @ kernel[0, 0, 0] + bias).reshape(*x.shape[:-1], -1)
+
+
+class FrameConv(Convolution):
+    """3 x 3 pixels, frame by frame. With `stride` 2 the zeros are to the right and below."""
+
+    def __init__(self, in_features: int, out_features: int, *, stride: int = 1, **options):
+        super().__init__((3, 3), in_features, out_features, **options)
+        self.stride = stride
+
+    def __call__(self, x: Float[Array, "b f h w c"]) -> Array:
+        kernel, bias = self._values()
+        frames = x.astype(self.dtype).reshape(-1, *x.shape[2:])
+        if self.stride == 1:
+            y = _convolve(frames, kernel)
+        else:
+            y = jax.lax.conv_general_dilated(
+                frames, kernel, (2, 2), ((0, 1), (0, 1)), dimension_numbers=_DIMENSIONS
+            )
+        return (y + bias).reshape(*x.shape[:2], *y.shape[1:])
+
+
+class GroupNorm(nnx.Module):
+    """Group norm over all frames of a chunk; statistics in float32."""
+
+    def __init__(self, features: int, groups: int, eps: float):
+        self.scale = nnx.Param(jnp.ones((features,)))
+        self.bias = nnx.Param(jnp.zeros((features,)))
+        self.groups = groups
+        self.eps = eps
+
+    def affine(self, x: Float[Array, "b f h w c"]) -> tuple[Array, Array]:
+        """Factor and offset per channel, each `[b, 1, 1, 1, c]`, that normalise x."""
+        x = x.astype(jnp.float32)
+        by_group = (x.shape[0], self.groups, -1)
+        mean = self._spread(x.mean(axis=(1, 2, 3)).reshape(by_group).mean(-1))
+        variance = jnp.square(x - mean).mean(axis=(1, 2, 3)).reshape(by_group).mean(-1)
+        factor = self._spread(jax.lax.rsqrt(variance + self.eps)) * self.scale[...]
+        return factor, self.bias[...] - mean * factor
+
+    def _spread(self, statistic: Float[Array, "b groups"]) -> Float[Array, "b 1 1 1 c"]:
+        each = self.scale.shape[0] // self.groups
+        return jnp.repeat(statistic, each, axis=1)[:, None, None, None]
+
+    def __call__(self, x: Float[Array, "b f h w c"]) -> Array:
+        factor, offset = self.affine(x)
+        return (x * factor + offset).astype(x.dtype)
+
+
+def repeat_frames(x: Float[Array, "b t ..."], count: int) -> Float[Array, "b count ..."]:
+    """Nearest neighbour in time. Of an odd count the first frame stands alone, as in pooling."""
+    frames = x.shape[1]
+    if count == frames:
+        return x
+    if count == 1 or count % 2 == 0:
+        return jnp.repeat(x, count // frames, axis=1)
+    rest = jnp.repeat(x[:, 1:], (count - 1) // (frames - 1), axis=1)
+    return jnp.concatenate([x[:, :1], rest], axis=1)
+
+
+def pool_frames(x: Float[Array, "b f ..."]) -> Array:
+    """Means of frame pairs; of an odd count the first frame stays alone."""
+    alone = x.shape[1] % 2
+    pairs = (x[:, alone::2] + x[:, alone + 1 :: 2]) * 0.5
+    return jnp.concatenate([x[:, :1], pairs], axis=1) if alone else pairs
+
+
+class SpatialNorm(nnx.Module):
+    """Group norm whose scale and shift are read off the latents, pixel by pixel.
+
+    The published model resizes the latents first; 1 x 1 x 1 convolutions commute with nearest
+    neighbour resizing, so here they run at the latents' size.
+    """
+
+    def __init__(self, features: int, latent: int, groups: int, **options):
+        self.norm = GroupNorm(features, groups, OUTER_NORM_EPS)
+        self.to_scale = PointConv(latent, features, **options)
+        self.to_shift = PointConv(latent, features, **options)
+
+    def __call__(
+        self, x: Float[Array, "b f h w c"], latents: Float[Array, "b t h_lat w_lat latent"]
+    ) -> Array:
+        b, frames, height, width, features = x.shape
+        rows, columns = latents.shape[2:4]
+        factor, offset = self.norm.affine(x)
+        scale = self.to_scale(latents)
+        shift = offset * scale + self.to_shift(latents)
+        scale, shift = (
+            repeat_frames(value, frames)[:, :, :, None, :, None]
+            for value in (factor * scale, shift)
+        )
+        blocks = x.reshape(b, frames, rows, height // rows, columns, width // columns, features)
+        return (blocks * scale + shift).astype(x.dtype).reshape(x.shape)

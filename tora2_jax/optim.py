@@ -1,0 +1,55 @@
+"""AdamW with a warm-up, a clipped gradient and two groups of learning rates."""
+
+import re
+from collections.abc import Callable, Iterable
+
+import jax.numpy as jnp
+import optax
+
+from tora2_jax.train_config import OptimConfig
+
+_DECAYED = {"kernel", "embedding"}  # last name of a path; biases, norms and gates are not decayed
+
+
+def learning_rate(config: OptimConfig, steps: int) -> Callable:
+    """Schedule: a linear warm-up that starts above zero, then constant or a cosine to zero."""
+
+    def schedule(count):
+        warmup = max(1, config.warmup_steps)
+        rate = config.learning_rate * jnp.minimum(1.0, (count + 1) / warmup)
+        if config.schedule == "constant":
+            return rate
+        progress = (count - config.warmup_steps) / max(1, steps - config.warmup_steps)
+        return rate * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0)))
+
+    return schedule
+
+
+def decay_mask(paths: Iterable[str]) -> dict[str, bool]:
+    """Which variables are decayed: matrices, convolutions and embedding tables.
+
+    The name decides, not the rank, since the bias of stacked layers has two axes.
+    """
+    return {path: path.rpartition(".")[2] in _DECAYED for path in paths}
+
+
+def rate_scales(config: OptimConfig, paths: Iterable[str]) -> dict[str, float]:
+    """Factor on the learning rate of each variable: 1 if Tora has it, else `new_lr_scale`."""
+    known = re.compile(config.tora_initialised)
+    return {path: 1.0 if known.match(path) else config.new_lr_scale for path in paths}
+
+
+def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
+    """The optimizer of every stage, for gradients as a flat dictionary keyed by path."""
+    first, second = config.betas
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.scale_by_adam(b1=first, b2=second, eps=config.eps),
+        optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
+        optax.scale_by_learning_rate(learning_rate(config, steps)),
+        optax.stateless(lambda updates, _: _scale(updates, rate_scales(config, updates))),
+    )
+
+
+def _scale(updates: dict, scales: dict[str, float]) -> dict:
+    return {path: update * scales[path] for path, update in updates.items()}

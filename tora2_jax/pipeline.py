@@ -1,0 +1,250 @@
+"""The public way to make videos: `Tora2Pipeline.from_checkpoint(folder).generate(request)`."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Float, UInt8
+
+from tora2_jax import conditioning, diffusion
+from tora2_jax.config import ModelConfig
+from tora2_jax.models.tora2 import Tora2
+from tora2_jax.request import Request, load_request
+from tora2_jax.types import BoundConditions, Conditions, Inputs
+
+
+class SampleSettings(NamedTuple):
+    """How a request is sampled. Defaults are the paper's (section 4.1).
+
+    `reference_guidance` and `trajectory_guidance` amplify those conditions (our addition); at 1
+    they cost nothing.
+    """
+
+    steps: int = 50
+    guidance: float = 6.0
+    dynamic_guidance: bool = True
+    scheduler: diffusion.Scheduler = "dpm"
+    reference_guidance: float = 1.0
+    trajectory_guidance: float = 1.0
+
+
+DEFAULTS = SampleSettings()
+
+
+class Sample(NamedTuple):
+    """What comes out."""
+
+    video: Float[np.ndarray, "b f height width 3"]  # in [0, 1]
+    latents: Float[np.ndarray, "b t_lat h_lat w_lat latent"]  # scaled, as the sampler left them
+
+
+class Branch(NamedTuple):
+    """One evaluation of the transformer: which conditions it sees."""
+
+    caption: bool
+    references: bool
+    trajectories: bool
+
+
+class Tora2Pipeline:
+    """A model with its frozen networks and tokenizer, ready to sample."""
+
+    def __init__(
+        self, config: ModelConfig, model: Tora2, networks: conditioning.FrozenNetworks, tokenizer
+    ):
+        self.config, self.tokenizer = config, tokenizer
+        self._networks = nnx.split(networks)
+        self._model = nnx.split(model)
+        self._encode = jax.jit(self._encode_inputs)
+        self._bind = jax.jit(lambda state, conditions: self._merge(state).bind(conditions)[0])
+        self._step = jax.jit(self._denoise_step, donate_argnums=(1,))
+        self._decode = jax.jit(self._decode_latents)
+
+    @classmethod
+    def from_checkpoint(cls, directory: str | Path, dtype=jnp.float32) -> "Tora2Pipeline":
+        """Load a bundle, a converted folder or a training directory.
+
+        Raises:
+            CheckpointError: names everything that is missing or does not fit.
+        """
+        from tora2_jax.bundle import load_bundle
+
+        return cls(*load_bundle(Path(directory), dtype))
+
+    def generate(
+        self,
+        request: Request | str | Path,
+        *,
+        seed: int = 0,
+        settings: SampleSettings = DEFAULTS,
+        initial_latents: np.ndarray | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Sample:
+        """Make the video of one request (or of the request file at that path).
+
+        Args:
+            request: From `request.load_request`, or a path to its file.
+            seed: Determines every random draw.
+            settings: Steps, guidance, scheduler.
+            initial_latents: `[1, t_lat, h_lat, w_lat, latent]` instead of random noise.
+            progress: Called with (steps done, steps) after every step.
+
+        Raises:
+            RequestError: lists every problem of the request.
+        """
+        if not isinstance(request, Request):
+            request = load_request(request, self.config, self.tokenizer)
+        inputs = conditioning.request_inputs(self.config, self.tokenizer, request)
+        return self.generate_batch(
+            conditioning.batch_inputs([inputs]),
+            seeds=[seed],
+            settings=settings,
+            initial_latents=initial_latents,
+            progress=progress,
+        )
+
+    def generate_batch(
+        self,
+        inputs: Inputs,
+        *,
+        seeds: list[int],
+        settings: SampleSettings = DEFAULTS,
+        initial_latents: np.ndarray | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Sample:
+        """Make one video for every row of `inputs`; row i depends on `seeds[i]` alone.
+
+        Raises:
+            ValueError: if the seeds or the initial latents do not fit the inputs.
+        """
+        batch, frames, height, width = inputs.flow_video.shape[:4]
+        if len(seeds) != batch:
+            raise ValueError(f"{len(seeds)} seeds for {batch} requests; give one per request")
+        shape = self.latent_shape(batch, frames, height, width)
+        if initial_latents is not None and initial_latents.shape != shape:
+            raise ValueError(f"initial latents are {initial_latents.shape}; they must be {shape}")
+        conditions, null = self._encode(self._networks[1], inputs)
+        bound, weights = self._branches(conditions, null, settings)
+        keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+        start = initial_latents
+        if start is None:
+            start = self._noise(keys, 0, shape)
+        latents = self._sample(jnp.asarray(start), bound, weights, keys, settings, progress)
+        discarded = shape[1] - self.config.latent_grid(frames, height, width)[0]
+        video = self._decode(self._networks[1], latents[:, discarded:])
+        return Sample(np.asarray(video), np.asarray(latents))
+
+    def latent_shape(self, batch: int, frames: int, height: int, width: int) -> tuple[int, ...]:
+        """Shape of the sampled latents, front padding of CogVideoX 1.5 included."""
+        t, h, w = self.config.latent_grid(frames, height, width)
+        patch_t = self.config.transformer.patch_size_t or 1
+        return batch, -(-t // patch_t) * patch_t, h, w, self.config.vae.latent_channels
+
+    def _merge(self, state) -> Tora2:
+        return nnx.merge(self._model[0], state)
+
+    def _encode_inputs(self, state, inputs: Inputs) -> tuple[Conditions, jax.Array]:
+        networks = nnx.merge(self._networks[0], state)
+        null = conditioning.null_text(networks.text, self.config, inputs.token_ids.shape[0])
+        return conditioning.encode(networks, self.config, inputs), null
+
+    def _decode_latents(self, state, latents: jax.Array) -> jax.Array:
+        video = nnx.merge(self._networks[0], state).vae.decode_latents(latents)
+        return jnp.clip(video.astype(jnp.float32) / 2 + 0.5, 0, 1)
+
+    def _noise(self, keys: jax.Array, step: int, shape: tuple[int, ...]) -> jax.Array:
+        return jax.vmap(lambda key: diffusion.step_noise(key, step, shape[1:]))(keys)
+
+    def _branches(
+        self, conditions: Conditions, null: jax.Array, settings: SampleSettings
+    ) -> tuple[BoundConditions, Callable[[float], np.ndarray]]:
+        """All evaluations of a step on one batch axis, and their weights for a guidance scale.
+
+        v = v(0,R,T) + g [v(C,R,T) - v(0,R,T)] + (g_R - 1) [v(0,R,T) - v(0,0,T)]
+            + (g_T - 1) [v(0,R,T) - v(0,R,0)]
+        """
+        references, trajectories = settings.reference_guidance, settings.trajectory_guidance
+        branches = [Branch(False, True, True), Branch(True, True, True)]
+        extra = []
+        if references != 1:
+            branches.append(Branch(False, False, True))
+            extra.append(references - 1)
+        if trajectories != 1:
+            branches.append(Branch(False, True, False))
+            extra.append(trajectories - 1)
+        seen = {}
+        for branch in branches:
+            withheld = branch[1:]
+            if withheld not in seen:
+                kept = _withhold(conditions, *withheld)
+                seen[withheld] = self._bind(self._model[1], kept)
+        bound = [
+            seen[branch[1:]]._replace(text=conditions.text if branch.caption else null)
+            for branch in branches
+        ]
+
+        def weights(guidance: float) -> np.ndarray:
+            unconditional = 1 - guidance + sum(extra)
+            return np.array([unconditional, guidance, *(-value for value in extra)], np.float32)
+
+        return _concatenate(bound), weights
+
+    def _sample(self, latents, bound, weights, keys, settings, progress) -> jax.Array:
+        table = diffusion.step_coefficients(
+            self.config.diffusion, settings.steps, settings.scheduler
+        )
+        scales = np.full(settings.steps, settings.guidance)
+        if settings.dynamic_guidance:
+            scales = diffusion.dynamic_guidance(settings.guidance, table.timestep, settings.steps)
+        state = diffusion.SamplerState(latents, jnp.zeros_like(latents))
+        for index in range(settings.steps):
+            row = diffusion.StepCoefficients(*(np.float32(values[index]) for values in table))
+            state = self._step(
+                self._model[1], state, bound, weights(scales[index]), row, keys, index + 1
+            )
+            if progress is not None:
+                progress(index + 1, settings.steps)
+        return state.latents
+
+    def _denoise_step(self, model_state, state, bound, weights, row, keys, index):
+        """One step: every branch in one batch, guidance in float32, then the sampler."""
+        branches = weights.shape[0]
+        latents = jnp.concatenate([state.latents] * branches)
+        timestep = jnp.full(latents.shape[0], row.timestep)
+        prediction = self._merge(model_state)(latents, timestep, bound).astype(jnp.float32)
+        prediction = prediction.reshape(branches, *state.latents.shape)
+        guided = jnp.tensordot(weights, prediction, axes=1, precision="highest")
+        noise = self._noise(keys, index, state.latents.shape)
+        return diffusion.sampler_step(state, guided, row, noise)
+
+
+def _withhold(conditions: Conditions, references: bool, trajectories: bool) -> Conditions:
+    if not references:
+        none = jnp.zeros(conditions.is_human.shape, bool)
+        conditions = conditioning.keep_references(conditions, none)
+    if not trajectories:
+        none = jnp.zeros(conditions.is_human.shape[:1], bool)
+        conditions = conditioning.keep_trajectories(conditions, none)
+    return conditions
+
+
+def _concatenate(bound: list[BoundConditions]) -> BoundConditions:
+    """Along the batch, which is the second axis of the motion maps."""
+
+    def join(name: str, values: list):
+        if any(value is None for value in values):
+            return None
+        return jnp.concatenate(values, axis=1 if name == "motion_maps" else 0)
+
+    return BoundConditions(
+        **{name: join(name, [getattr(item, name) for item in bound]) for name in bound[0]._fields}
+    )
+
+
+def to_uint8(video: Float[np.ndarray, "*b f height width 3"]) -> UInt8[np.ndarray, "*b f h w 3"]:
+    """A video in [0, 1] as bytes."""
+    return np.round(np.clip(video, 0, 1) * 255).astype(np.uint8)

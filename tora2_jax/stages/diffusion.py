@@ -1,0 +1,165 @@
+"""The three diffusion stages of the toy model: base (captions only), motion, and tora2 (all).
+
+Captions, references and trajectories are dropped independently per sample (paper, 4.1), references
+also per entity (our decision), so that every combination of conditions is seen in training.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tora2_jax import checkpoint, conditioning, diffusion
+from tora2_jax.data import pool
+from tora2_jax.models import binding, tora2
+from tora2_jax.models.layers import flat_variables
+from tora2_jax.models.t5 import T5Encoder
+from tora2_jax.text import load_tokenizer
+from tora2_jax.types import Conditions
+
+COMPONENTS = {
+    **{name: rf"(?P<prefix>tora2\.)({pattern})" for name, pattern in tora2.COMPONENTS.items()},
+    "text": r"(?P<prefix>text\.).*",
+}
+TRAINED = {
+    "base": ("transformer", "text"),
+    "motion": ("motion",),
+    "tora2": ("motion", "personalization"),
+}
+FROZEN_FILES = ("vae", "motion_vae", "dino", "face", "object")
+
+
+class DiffusionModel(nnx.Module):
+    """Tora2 with its text encoder, which the base stage of the toy model trains as well."""
+
+    def __init__(self, config, rngs: nnx.Rngs):
+        self.tora2 = tora2.Tora2(config, rngs=rngs)
+        self.text = T5Encoder(config.text, rngs=rngs)
+
+
+def trainable(config) -> str:
+    """Paths that the stage trains, as one pattern."""
+    patterns = {name: rf"tora2\.({pattern})" for name, pattern in tora2.COMPONENTS.items()}
+    patterns["text"] = r"text\..*"
+    return "|".join(patterns[name] for name in TRAINED[config.stage])
+
+
+def build(config, rngs: nnx.Rngs) -> DiffusionModel:
+    """The model of the stage with the weights that the config names.
+
+    Raises:
+        ValueError: if a file of weights does not fit.
+    """
+    model = DiffusionModel(config.model, rngs)
+    for name, pattern in COMPONENTS.items():
+        path = getattr(config.weights, name)
+        if path is not None:
+            names = checkpoint.stored_names(flat_variables(model), pattern)
+            variables, _ = checkpoint.load_component(path)
+            mounted = {names.get(stored, stored): value for stored, value in variables.items()}
+            checkpoint.merge(model, mounted, expected=pattern)
+    return model
+
+
+def source(config) -> pool.Pool:
+    """Encoded clips of the world; encodes them first where the cache does not hold them.
+
+    Raises:
+        ValueError: if the config names no frozen networks or no cache.
+    """
+    files = {name: getattr(config.weights, name) for name in FROZEN_FILES}
+    files["motion_vae"] = files["motion_vae"] or files["vae"]
+    absent = [name for name, path in files.items() if path is None]
+    absent += [name for name in ("cache_dir", "data_size") if getattr(config, name) is None]
+    if absent:
+        raise ValueError(f"stage {config.stage} needs {', '.join(absent)} in its config")
+    paths = [files[name] for name in FROZEN_FILES]
+    key = pool.fingerprint(config.model, config.world, config.data_size, paths)
+    directory = Path(config.cache_dir) / f"pool-{key}"
+    if not (directory / "pool.json").exists():
+        networks = conditioning.FrozenNetworks(config.model, rngs=nnx.Rngs(0))
+        for name, path in files.items():
+            checkpoint.merge(getattr(networks, name), checkpoint.load_component(path)[0])
+        tokenizer = load_tokenizer(config.tokenizer)
+        pool.build(directory, config.model, config.world, config.data_size, networks, tokenizer)
+    return pool.Pool(directory)
+
+
+class _Draws(NamedTuple):
+    """The randomness of one step."""
+
+    timestep: jax.Array
+    noise: jax.Array
+    keep_caption: jax.Array
+    keep_trajectories: jax.Array
+    keep_references: jax.Array
+
+
+def _draw(config, key: jax.Array, latents: jax.Array, entities: int) -> _Draws:
+    keys = jax.random.split(key, 6)
+    batch = latents.shape[0]
+    dropout = config.dropout
+    sample = jax.random.bernoulli(keys[4], 1 - dropout.references, (batch, 1))
+    entity = jax.random.bernoulli(keys[5], 1 - dropout.entity_references, (batch, entities))
+    return _Draws(
+        jax.random.randint(keys[0], (batch,), 0, config.model.diffusion.num_steps),
+        jax.random.normal(keys[1], latents.shape),
+        jax.random.bernoulli(keys[2], 1 - dropout.caption, (batch,)),
+        jax.random.bernoulli(keys[3], 1 - dropout.trajectories, (batch,)),
+        sample & entity,
+    )
+
+
+def conditions_of(model: DiffusionModel, config, batch: dict) -> Conditions:
+    """A cached batch as `Conditions`, before any dropout."""
+    tokens = conditioning.Tokens(*(batch[name] for name in conditioning.Tokens._fields))
+    visual = conditioning.VisualFeatures(
+        *(batch.get(name) for name in conditioning.VisualFeatures._fields)
+    )
+    return conditioning.join(conditioning.encode_text(model.text, tokens), visual)
+
+
+def loss(config, model: DiffusionModel, batch: dict, key: jax.Array):
+    """L = L_eps + lambda * L_cont (eq. 7), with the conditions dropped at random.
+
+    Returns:
+        The loss and its parts: diffusion loss overall and by quarter of the timesteps, contrastive
+        loss, retrieval accuracies and the binding's own measures.
+    """
+    latents = batch["latents"]
+    conditions = conditions_of(model, config, batch)
+    draws = _draw(config, key, latents, conditions.on.shape[1])
+    null = conditioning.null_text(model.text, config.model, latents.shape[0])
+    text = jnp.where(draws.keep_caption[:, None, None], conditions.text, null)
+    conditions = conditioning.keep_references(
+        conditioning.keep_trajectories(conditions, draws.keep_trajectories), draws.keep_references
+    )
+    bound = model.tora2.bind(conditions._replace(text=text))
+
+    alphas = jnp.asarray(diffusion.cumulative_alphas(config.model.diffusion), jnp.float32)
+    alpha = alphas[draws.timestep]
+    noisy = diffusion.add_noise(latents, draws.noise, alpha)
+    target = diffusion.velocity(latents, draws.noise, alpha)
+    prediction = model.tora2(noisy, draws.timestep, bound.conditions)
+    per_sample = jnp.square(prediction.astype(jnp.float32) - target).mean((1, 2, 3, 4))
+    total = per_sample.mean()
+    metrics = {"diffusion": total, **bound.metrics, **_by_timestep(config, per_sample, draws)}
+    if bound.contrast is not None and config.contrast_weight > 0:
+        contrastive, measures = binding.contrastive_loss(
+            bound.contrast, config.model.binding.contrast_temperature
+        )
+        total = total + config.contrast_weight * contrastive
+        metrics |= {"contrastive": contrastive, **measures}
+    return total, metrics
+
+
+def _by_timestep(config, per_sample: jax.Array, draws: _Draws) -> dict[str, jax.Array]:
+    quarter = draws.timestep * 4 // config.model.diffusion.num_steps
+    measures = {}
+    for index in range(4):
+        inside = quarter == index
+        mean = jnp.where(inside, per_sample, 0).sum() / jnp.maximum(inside.sum(), 1)
+        measures[f"diffusion_t{index}"] = mean
+    return measures

@@ -1,0 +1,146 @@
+"""Stage `vae`: the toy world's causal VAE, on crops of clips and of flow images."""
+
+import dataclasses
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from tora2_jax.data.loader import ENDLESS
+from tora2_jax.data.world import render_clip
+from tora2_jax.models.vae import CausalVAE
+from tora2_jax.train_config import TrainConfig
+from tora2_jax.trajectory import color_flow, flow_video
+from tora2_jax.types import Record
+
+TRAINABLE = ".*"
+COMPONENTS = {"vae": ".*"}
+
+CROP_FRAMES, CROP_SIZE = 9, 48  # one chunk of the encoder and of the decoder
+CROPS_PER_CLIP = 4  # rendering costs more than cropping
+_FLOW_SHARE = 0.25  # of the examples: the same network encodes coloured paths
+_DENSE_SHARE = 0.3  # of the flow examples: of every pixel, not of the paths alone
+_ENTITY_SHARE = 0.75  # of the crops: around a pixel of an entity, for details are there
+_CHARBONNIER = 1e-2  # below this an error counts as its square
+_WEIGHTS = {"square": 1.0, "edges": 0.5, "kl": 1e-6}
+_SCALE_BATCHES, _SCALE_BATCH_SIZE = 4, 16
+
+
+def build(config: TrainConfig, rngs: nnx.Rngs) -> CausalVAE:
+    """A fresh VAE that does not scale: the factor is measured when training ends."""
+    return CausalVAE(dataclasses.replace(config.model.vae, scaling_factor=1.0), rngs=rngs)
+
+
+class _Crops:
+    """Several crops of each clip in a row."""
+
+    def __init__(self, config: TrainConfig):
+        self.config = config
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        rng = np.random.Generator(np.random.Philox(key=[self.config.seed, index]))
+        # Not all of a dataclass can be hashed; the clip's number and its world's fields can.
+        world = tuple(sorted(dataclasses.asdict(self.config.world).items()))
+        record = _clip(type(self.config.world), world, index // CROPS_PER_CLIP)
+        time, rows, columns = _window(record, rng)
+        video = _picture(record, rng)[time, rows, columns]
+        return {"video": np.ascontiguousarray(video, np.float32)}
+
+
+@lru_cache(maxsize=2)
+def _clip(world: type, settings: tuple[tuple[str, Any], ...], index: int) -> Record:
+    return render_clip(world(**dict(settings)), index)
+
+
+def _window(record: Record, rng: np.random.Generator) -> tuple[slice, slice, slice]:
+    """Where to cut a crop out of a clip; often around a visible pixel of an entity."""
+    frames, height, width = record.video.shape[:3]
+    start = int(rng.integers(frames - CROP_FRAMES + 1))
+    corner = rng.integers(0, (height - CROP_SIZE + 1, width - CROP_SIZE + 1))
+    mask = record.entities[rng.integers(len(record.entities))].mask[start + CROP_FRAMES // 2]
+    pixels = np.argwhere(mask)
+    if len(pixels) and rng.random() < _ENTITY_SHARE:
+        shift = rng.integers(CROP_SIZE // 4, CROP_SIZE * 3 // 4, 2)
+        corner = pixels[rng.integers(len(pixels))] - shift
+    top, left = np.clip(corner, 0, (height - CROP_SIZE, width - CROP_SIZE))
+    time = slice(start, start + CROP_FRAMES)
+    return time, slice(top, top + CROP_SIZE), slice(left, left + CROP_SIZE)
+
+
+def _picture(record: Record, rng: np.random.Generator) -> Float[np.ndarray, "f height width 3"]:
+    """The clip or its flow in colours, in [-1, 1]."""
+    if rng.random() >= _FLOW_SHARE:
+        return record.video / np.float32(127.5) - 1
+    if rng.random() < _DENSE_SHARE:
+        return color_flow(record.flow)
+    tracks = np.stack([entity.track for entity in record.entities])
+    visible = np.stack([entity.visible for entity in record.entities])
+    return flow_video(tracks, visible, *record.video.shape[1:3])
+
+
+def source(config: TrainConfig) -> _Crops:
+    """Examples: `video [9, 48, 48, 3]` in [-1, 1]; raises ValueError if the world is smaller."""
+    world = config.world
+    if world.frames < CROP_FRAMES or min(world.height, world.width) < CROP_SIZE:
+        raise ValueError(
+            f"config.world: clips of {world.frames} frames of {world.height} x {world.width} "
+            f"pixels are smaller than a crop ({CROP_FRAMES} frames of {CROP_SIZE} x {CROP_SIZE})"
+        )
+    return _Crops(config)
+
+
+def _charbonnier(difference: Array) -> Array:
+    return (jnp.sqrt(jnp.square(difference) + _CHARBONNIER**2) - _CHARBONNIER).mean()
+
+
+def loss(
+    config: TrainConfig, model: CausalVAE, batch: dict[str, Array], key: Array
+) -> tuple[Array, dict[str, Array]]:
+    """Errors of pixels and of edges, and a faint pull of the latents to a unit Gaussian."""
+    video = batch["video"]
+    mean, log_variance = model.encode(video)
+    noise = jax.random.normal(key, mean.shape, mean.dtype)
+    error = model.decode(mean + jnp.exp(0.5 * log_variance) * noise) - video
+    square = jnp.square(error).mean()
+    edges = sum(_charbonnier(jnp.diff(error, axis=axis)) for axis in (2, 3))
+    kl = 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance).mean()
+    total = _charbonnier(error) + _WEIGHTS["square"] * square
+    total = total + _WEIGHTS["edges"] * edges + _WEIGHTS["kl"] * kl
+    psnr = 10 * jnp.log10(4 / square)  # the values span 2
+    return total, {"psnr": psnr, "kl": kl}
+
+
+def latent_scale(model: CausalVAE, batches: Iterable[Float[Array, "b f height width 3"]]) -> float:
+    """The factor that gives the latents of these videos, all channels together, unit variance."""
+
+    @jax.jit
+    def moments(video: Array) -> tuple[Array, Array]:
+        latents = model.encode(video).mean
+        return latents.mean(), jnp.square(latents).mean()
+
+    means, squares = zip(*(moments(video) for video in batches), strict=True)
+    return float((np.mean(squares) - np.mean(means) ** 2) ** -0.5)
+
+
+def finish(config: TrainConfig, model: CausalVAE) -> dict[str, float]:
+    """What belongs to the weights: the scaling factor, measured on whole clips of the world."""
+    videos = (
+        np.stack(
+            [
+                render_clip(config.world, batch * _SCALE_BATCH_SIZE + row).video
+                for row in range(_SCALE_BATCH_SIZE)
+            ]
+        )
+        / np.float32(127.5)
+        - 1
+        for batch in range(_SCALE_BATCHES)
+    )
+    return {"scaling_factor": latent_scale(model, videos)}

@@ -1,0 +1,146 @@
+"""The settings of one training stage. Plain data, so that every field can be set by a flag."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from tora2_jax.config import ModelConfig, WorldConfig, to_dict
+
+
+class TrainError(ValueError):
+    """Something that the user has to change before a run can start or go on."""
+
+
+# Fields that may differ between a run and its continuation: they do not change a number.
+_HARMLESS = {
+    "cache_dir",
+    "checkpoint_every",
+    "export",
+    "keep_checkpoints",
+    "log_every",
+    "sample_every",
+    "workers",
+}
+
+
+@dataclass(slots=True, kw_only=True)
+class OptimConfig:
+    """AdamW; defaults are the paper's and Tora's where they say, else our decision."""
+
+    learning_rate: float = 3e-6
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = 500
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-12  # behind a zero map gradients start 1e4 times smaller
+    weight_decay: float = 1e-4  # on kernels and embedding tables only
+    clip_norm: float = 0.1  # of the whole gradient
+    new_lr_scale: float = 1.0  # for the variables that `tora_initialised` does not match
+    tora_initialised: str = ".*"  # regex, matched from the start of a variable's path
+
+
+@dataclass(slots=True, kw_only=True)
+class DropoutConfig:
+    """Probabilities with which a condition is withheld, drawn independently per sample."""
+
+    caption: float = 0.5
+    references: float = 0.33
+    trajectories: float = 0.33
+    entity_references: float = 0.1  # per entity, on top of `references`
+
+
+@dataclass(slots=True, kw_only=True)
+class WeightsConfig:
+    """Where each component starts from: a component file, a folder, or None for random."""
+
+    transformer: str | None = None
+    motion: str | None = None
+    personalization: str | None = None
+    vae: str | None = None
+    motion_vae: str | None = None
+    text: str | None = None
+    dino: str | None = None
+    face: str | None = None
+    object: str | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class TrainConfig:
+    """Everything that determines a training run."""
+
+    stage: str = "tora2"
+    seed: int = 0
+    steps: int = 15_000
+    batch_size: int = 32  # global, over all processes
+    workers: int = 0  # processes that make examples; 0 is a thread of this one
+    data_size: int | None = None  # examples in the pool; None: never the same example twice
+    cache_dir: str | None = None  # folder for computed features of the pool
+    tokenizer: str | None = None  # folder of the text encoder's tokenizer
+    model: ModelConfig = field(default_factory=ModelConfig)
+    world: WorldConfig = field(default_factory=WorldConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    dropout: DropoutConfig = field(default_factory=DropoutConfig)
+    weights: WeightsConfig = field(default_factory=WeightsConfig)
+    contrast_weight: float = 0.2
+    ema_decay: float | None = None  # None: no average is kept
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+    log_every: int = 10
+    sample_every: int = 0  # 0: never
+    export: str | None = None  # NAME.safetensors, or a folder for one file per trained component
+
+
+def problems(config: TrainConfig) -> list[str]:
+    """What is wrong with the values of a config, one line per field; empty if nothing is."""
+    checks = [
+        ("steps", config.steps > 0, "must be positive"),
+        ("batch_size", config.batch_size > 0, "must be positive"),
+        ("workers", config.workers >= 0, "must not be negative"),
+        ("data_size", config.data_size is None or config.data_size > 0, "must be positive or None"),
+        ("checkpoint_every", config.checkpoint_every > 0, "must be positive"),
+        ("keep_checkpoints", config.keep_checkpoints > 0, "must be positive"),
+        ("log_every", config.log_every > 0, "must be positive"),
+        ("sample_every", config.sample_every >= 0, "must not be negative"),
+        (
+            "ema_decay",
+            config.ema_decay is None or 0 < config.ema_decay < 1,
+            "must be None or between 0 and 1",
+        ),
+        ("optim.learning_rate", config.optim.learning_rate > 0, "must be positive"),
+        (
+            "optim.schedule",
+            config.optim.schedule in ("constant", "cosine"),
+            "must be constant or cosine",
+        ),
+        ("optim.warmup_steps", config.optim.warmup_steps >= 0, "must not be negative"),
+        ("optim.clip_norm", config.optim.clip_norm > 0, "must be positive"),
+    ]
+    checks += [
+        (f"dropout.{name}", 0 <= value <= 1, "must be between 0 and 1")
+        for name, value in to_dict(config.dropout).items()
+    ]
+    return [f"config.{name} {rule}" for name, holds, rule in checks if not holds]
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Fields in which two configs (`to_dict`) would give different numbers, one line each.
+
+    The number of steps counts only where the schedule of the learning rate depends on it.
+    """
+    before, after = _leaves(old), _leaves(new)
+    harmless = set(_HARMLESS)
+    if before.get("optim.schedule") == after.get("optim.schedule") == "constant":
+        harmless.add("steps")
+    return [
+        f"config.{name}: {before.get(name)!r} -> {after.get(name)!r}"
+        for name in sorted(before.keys() | after.keys())
+        if name not in harmless and before.get(name) != after.get(name)
+    ]
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            leaves |= _leaves(value, f"{prefix}{name}.")
+        else:
+            leaves[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return leaves
