@@ -15,13 +15,13 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         stage="vae",
         seed=1,
-        steps=2500,
-        batch_size=8,
+        steps=1600,
+        batch_size=4,
         model=toy(),
         optim=OptimConfig(
             learning_rate=2e-3, schedule="cosine", warmup_steps=100, eps=1e-8, clip_norm=1.0
         ),
-        ema_decay=0.995,
+        ema_decay=0.99,
         checkpoint_every=500,
-        export=FOLDER,
+        export=f"{FOLDER}/vae.safetensors",
     )

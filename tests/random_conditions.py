@@ -1,10 +1,14 @@
 """A tiny model and random conditions for the tests of the entity path."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from tora2_jax import config as configs
+from tora2_jax.models.layers import assign_variables, flat_variables
 from tora2_jax.types import Conditions
 
 BATCH, ENTITIES, REFERENCES, GRID = 2, 3, 2, (3, 4, 5)
@@ -27,6 +31,22 @@ def tiny_model(**personalization) -> configs.ModelConfig:
     model.binding.num_heads, model.binding.head_dim = 2, 4
     model.binding.word_tokens, model.binding.contrast_width = 2, 5
     return model
+
+
+def random_module(make: Callable[[nnx.Rngs], nnx.Module], seed: int = 0) -> nnx.Module:
+    """The module with every parameter random, also those that start at zero."""
+    module = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+    generator = np.random.default_rng(seed)
+    arrays = {}
+    for path, spec in flat_variables(module).items():
+        values = generator.normal(size=spec.shape)
+        if path.endswith("kernel"):
+            values /= spec.shape[-2] ** 0.5
+        elif path.endswith("scale"):
+            values = 1 + 0.2 * values
+        arrays[path] = values
+    assign_variables(module, arrays)
+    return module
 
 
 def masked(values: jax.Array, mask: jax.Array) -> jax.Array:

@@ -15,7 +15,12 @@ from tests.parity import BLOCK_TOLERANCE, insensitive, relative_error
 from tests.weights_rule import array, state_dict
 from tora2_jax.config import MotionConfig, TransformerConfig
 from tora2_jax.models.layers import assign_variables, flat_variables, map_arrays, stack
-from tora2_jax.models.motion import MotionGuidanceFuser, TrajectoryExtractor, patchify
+from tora2_jax.models.motion import (
+    FrameConvolution,
+    MotionGuidanceFuser,
+    TrajectoryExtractor,
+    patchify,
+)
 
 GOLDEN = Path(__file__).parent / "golden" / "tora_transformer.npz"
 MOTION = MotionConfig()
@@ -145,6 +150,15 @@ def test_a_new_chain_passes_its_input_on():
     motion_map = np.random.default_rng(0).standard_normal((1, 2, 3, 4, 8)).astype(np.float32)
     maps = jax.jit(lambda x: _extractor(TRANSFORMER).maps(x))(motion_map)
     assert np.array_equal(maps, np.broadcast_to(motion_map, maps.shape))
+
+
+def test_a_frame_convolution_is_a_convolution():
+    convolution = FrameConvolution(3, 5, rngs=nnx.Rngs(0))
+    frames = _normal(2, 2, 4, 6, 3)
+    expected = jax.lax.conv_general_dilated(
+        frames, convolution.kernel[...], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    assert relative_error(convolution(frames), expected) < BLOCK_TOLERANCE
 
 
 def test_statistics_do_not_train():

@@ -139,7 +139,12 @@ def _command(folder: Path, workdir: Path) -> list[str]:
 def test_a_killed_run_continues_bit_for_bit(tmp_path):
     (tmp_path / "config.py").write_text(_CONFIG)
     killed = tmp_path / "killed"
-    overrides = ("optim.learning_rate=0.5", "optim.betas=(0.5, 0.75)", "world.seed=7")
+    overrides = (
+        "optim.learning_rate=0.5",
+        "optim.betas=(0.5, 0.75)",
+        "world.seed=7",
+        "model.binding.variant=linear",
+    )
     process = subprocess.Popen(
         _command(tmp_path, killed) + [f"--config.{change}" for change in overrides],
         stderr=subprocess.DEVNULL,
@@ -157,6 +162,7 @@ def test_a_killed_run_continues_bit_for_bit(tmp_path):
     assert config.optim.learning_rate == 0.5
     assert config.optim.betas == (0.5, 0.75)
     assert config.world.seed == 7
+    assert config.model.binding.variant == "linear"
     config.steps = len(_losses(killed)) + 3
     again = train.train(config, killed)
     config.checkpoint_every = config.steps
@@ -180,9 +186,10 @@ def test_unknown_field_ends_with_2(tmp_path):
 def test_unusable_configs_are_refused(tmp_path):
     config = _config(stage="nothing", steps=0)
     config.dropout.caption = 1.5
+    config.model.binding.variant = "gate"
     with pytest.raises(train.TrainError) as error:
         train.train(config, tmp_path)
-    for part in ("nothing", "config.steps", "config.dropout.caption"):
+    for part in ("nothing", "config.steps", "config.dropout.caption", "model.binding.variant"):
         assert part in str(error.value)
 
 

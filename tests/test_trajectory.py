@@ -210,3 +210,26 @@ def test_temporal_patches_hold_the_latents_behind_the_padding():
     np.testing.assert_allclose(even.path[0, :, 0], [32 / 5 / 32])
     with pytest.raises(ValueError, match="2 token frames"):
         splat(tracks, np.ones((1, 9), bool), (3, 2, 2), temporal_patch=2)
+
+
+def test_no_entities_are_a_still_clip():
+    nothing, unseen = np.zeros((0, 5, 2)), np.zeros((0, 5), bool)
+    assert (trajectory.flow_video(nothing, unseen, 32, 48) == 1).all()
+    assert splat(nothing, unseen, (2, 2, 3)).map.shape == (0, 2, 2, 3)
+
+
+def test_unseen_positions_are_never_read():
+    tracks, visible = np.full((1, 5, 2), np.nan), np.zeros((1, 5), bool)
+    assert not trajectory.flow_map(tracks, visible, 32, 48).any()
+
+
+def test_command_line(tmp_path, capsys):
+    path, picture = tmp_path / "path.txt", tmp_path / "path.png"
+    path.write_text("10,10\n200,100\n")
+    sizes = ["--frames", "5", "--height", "48", "--width", "64"]
+    assert trajectory.main([str(path), "--plot", str(picture), *sizes]) == 0
+    assert picture.stat().st_size > 0
+    assert "visible in 5 of 5" in capsys.readouterr().out
+    path.write_text("10,10\n300,100\n")
+    assert trajectory.main([str(path)]) == 2
+    assert "point 2" in capsys.readouterr().err

@@ -1,7 +1,6 @@
 """The causal VAE against diffusers' AutoencoderKLCogVideoX, and its training objective."""
 
 from functools import cache
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +13,14 @@ from flax import nnx
 from convert.cogvideox_vae import rules
 from convert.engine import ConversionError, convert, export
 from tests.parity import BLOCK_TOLERANCE, insensitive, numpy_state, randomise, relative_error
-from tora2_jax.config import VAEConfig
+from tora2_jax.config import ModelConfig, VAEConfig
 from tora2_jax.models.layers import assign_variables, flat_variables
 from tora2_jax.models.vae import CausalVAE
-from tora2_jax.models.vae_layers import Memory
+from tora2_jax.models.vae_layers import Memory, convolve
+from tora2_jax.stages import vae as stage
+from tora2_jax.train_config import TrainConfig
 
-CONFIG = VAEConfig(
-    channels=(8, 12, 12, 16), layers_per_block=1, latent_channels=4, norm_groups=4
-)
+CONFIG = VAEConfig(channels=(8, 12, 12, 16), layers_per_block=1, latent_channels=4, norm_groups=4)
 HEIGHT, WIDTH = 24, 16
 
 
@@ -80,16 +79,20 @@ def test_decode(latent_frames):
 def test_scaled_latents():
     _, model = twins()
     video = random(1, 9, HEIGHT, WIDTH, 3)
-    mean, log_variance = model.encode(video)
-    np.testing.assert_allclose(model.encode_latents(video), mean * 0.7, rtol=1e-6)
-    latents = mean * 0.7
-    np.testing.assert_allclose(
-        model.decode_latents(latents), model.decode(mean), rtol=1e-4, atol=1e-5
-    )
     key = jax.random.key(0)
-    noise = jax.random.normal(key, mean.shape)
-    expected = (mean + jnp.exp(log_variance / 2) * noise) * 0.7
-    np.testing.assert_allclose(model.sample_latents(video, key), expected, rtol=1e-5, atol=1e-6)
+
+    @jax.jit
+    def run(video):
+        mean, log_variance = posterior = model.encode(video)
+        noise = jax.random.normal(key, mean.shape)
+        scaled = model.encode_latents(video), model.sample_latents(video, key)
+        decoded = model.decode(mean), model.decode_latents(scaled[0])
+        return posterior, mean + jnp.exp(log_variance / 2) * noise, scaled, decoded
+
+    posterior, draw, (mode, sample), (unscaled, rescaled) = run(video)
+    assert relative_error(mode, posterior.mean * CONFIG.scaling_factor) < BLOCK_TOLERANCE
+    assert relative_error(sample, draw * CONFIG.scaling_factor) < BLOCK_TOLERANCE
+    assert relative_error(rescaled, unscaled) < BLOCK_TOLERANCE
 
 
 BLOCKS = [
@@ -114,11 +117,15 @@ def test_block_with_cache(path, shape, latent_shape):
     ours, theirs = (submodule(twin, path) for twin in reversed(twins()))
     latents = [] if latent_shape is None else [random(*latent_shape, seed=9)]
     past, their_past = None, None
+
+    @jax.jit
+    def run(x, past):
+        memory = Memory(past)
+        return ours(x, memory, *latents), memory.for_next_chunk()
+
     for seed in range(2):
         x = random(*shape, seed=seed)
-        memory = Memory(past)
-        actual = ours(jnp.asarray(x), memory, *latents)
-        past = memory.for_next_chunk()
+        actual, past = run(x, past)
         torch_latents = to_torch(latents[0]) if latents else None
         with torch.no_grad():
             expected, their_past = theirs(to_torch(x), None, torch_latents, their_past)
@@ -175,3 +182,52 @@ def test_full_size_table_is_strict_both_ways():
         convert(rules(config), tensors, target)
     assert "missing: decoder.conv_out.bias" in str(error.value)
     assert "extra: decoder.surplus" in str(error.value)
+
+
+def test_gradient_of_the_convolution():
+    """The gradient that is written by hand is the one of the plain convolution."""
+    x, kernel, weight = random(3, 5, 4, 2), random(3, 3, 2, 6), random(3, 5, 4, 6)
+
+    def plain(x, kernel):
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=dimensions)
+        return (y * weight).sum()
+
+    def ours(x, kernel):
+        return (convolve(x, kernel) * weight).sum()
+
+    expected = jax.grad(plain, argnums=(0, 1))(x, kernel)
+    for actual, gradient in zip(jax.grad(ours, argnums=(0, 1))(x, kernel), expected, strict=True):
+        assert relative_error(actual, gradient) < BLOCK_TOLERANCE
+
+
+def test_stage():
+    config = TrainConfig(stage="vae", model=ModelConfig(vae=CONFIG))
+    examples = stage.source(config)
+    video = np.stack([examples[index]["video"] for index in range(8)])
+    assert video.shape == (8, 9, 48, 48, 3)
+    assert video.dtype == np.float32
+    assert np.abs(video).max() <= 1
+    np.testing.assert_array_equal(stage.source(config)[5]["video"], video[5])
+    graph, state = nnx.split(stage.build(config, nnx.Rngs(0)))
+
+    @jax.jit
+    def step(state, video):
+        def objective(state):
+            return stage.loss(config, nnx.merge(graph, state), {"video": video}, jax.random.key(0))
+
+        (value, metrics), gradients = jax.value_and_grad(objective, has_aux=True)(state)
+        return value, metrics, gradients
+
+    value, metrics, gradients = step(state, video[:1])
+    assert set(metrics) == {"psnr", "kl"}
+    assert np.isfinite(value)
+    assert all(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(gradients))
+
+
+def test_latent_scale_gives_unit_variance():
+    _, model = twins()
+    batches = [random(1, 1, HEIGHT, WIDTH, 3, seed=seed) for seed in range(3)]
+    factor = stage.latent_scale(model, batches)
+    latents = np.stack([jax.jit(model.encode)(video).mean for video in batches])
+    assert abs((latents * factor).std() - 1) < 1e-4

@@ -99,6 +99,7 @@ def save_component(
     arrays = {name: _stored(name, value, dtype) for name, value in variables.items()}
     aside = path.with_name(path.name + ".partial")
     save_file(arrays, aside, metadata={"metadata": json.dumps(dict(metadata))})
+    aside.chmod(0o644)  # safetensors makes files that only their owner can read
     aside.replace(path)
 
 

@@ -14,13 +14,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, flags
+from absl import app, flags, logging
 from flax import nnx
 from ml_collections import config_flags
 from tensorboardX import SummaryWriter
@@ -331,6 +331,7 @@ def _export_paths(export: str, components: list[str]) -> dict[str, Path]:
 def main(arguments: list[str]) -> int:
     """Trains as the flags say; returns the exit code, 2 if the user has to change something."""
     del arguments
+    logging.set_verbosity(logging.WARNING)  # orbax reports every save
     try:
         train(flags.FLAGS.config, flags.FLAGS.workdir)
     except (TrainError, checkpoint.CheckpointError) as error:
@@ -341,6 +342,8 @@ def main(arguments: list[str]) -> int:
 
 def run(arguments: list[str]) -> None:
     """The program: defines the flags, reads them, trains, exits."""
+    # The choices are checked with the rest of the config (train_config.problems).
+    config_flags.register_flag_parser_for_type(Literal, flags.ArgumentParser())
     config_flags.DEFINE_config_file("config", None, "A file of configs/.")
     flags.DEFINE_string("workdir", None, "Folder of this run; made if needed.")
     flags.mark_flags_as_required(["config", "workdir"])
@@ -349,7 +352,9 @@ def run(arguments: list[str]) -> None:
 
 def _parse(arguments: list[str]) -> list[str]:
     try:
-        return flags.FLAGS(arguments)
+        rest = flags.FLAGS(arguments)
+        getattr(flags.FLAGS.config, "stage", None)  # raises if the file could not be loaded
+        return rest
     except (flags.Error, AttributeError, ValueError, TypeError, KeyError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(2)

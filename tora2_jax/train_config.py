@@ -1,7 +1,7 @@
 """The settings of one training stage. Plain data, so that every field can be set by a flag."""
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, is_dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from tora2_jax.config import ModelConfig, WorldConfig, to_dict
 
@@ -105,11 +105,6 @@ def problems(config: TrainConfig) -> list[str]:
             "must be None or between 0 and 1",
         ),
         ("optim.learning_rate", config.optim.learning_rate > 0, "must be positive"),
-        (
-            "optim.schedule",
-            config.optim.schedule in ("constant", "cosine"),
-            "must be constant or cosine",
-        ),
         ("optim.warmup_steps", config.optim.warmup_steps >= 0, "must not be negative"),
         ("optim.clip_norm", config.optim.clip_norm > 0, "must be positive"),
     ]
@@ -117,7 +112,19 @@ def problems(config: TrainConfig) -> list[str]:
         (f"dropout.{name}", 0 <= value <= 1, "must be between 0 and 1")
         for name, value in to_dict(config.dropout).items()
     ]
-    return [f"config.{name} {rule}" for name, holds, rule in checks if not holds]
+    faults = [f"config.{name} {rule}" for name, holds, rule in checks if not holds]
+    return faults + _wrong_choices(config, "config")
+
+
+def _wrong_choices(config: Any, path: str) -> list[str]:
+    faults = []
+    for name, hint in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if is_dataclass(value):
+            faults += _wrong_choices(value, f"{path}.{name}")
+        elif get_origin(hint) is Literal and value not in get_args(hint):
+            faults.append(f"{path}.{name} must be one of {', '.join(get_args(hint))}")
+    return faults
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -10,28 +10,46 @@ from tora2_jax.models.batch_norm import BatchNorm
 from tora2_jax.models.layers import map_arrays, scan, stack
 
 _NORM_EPS = 1e-5
+_HE = nnx.initializers.he_normal()
 
 
-def _convolution(
-    channels_in: int,
-    channels_out: int,
-    kernel_init: nnx.Initializer,
-    *,
-    rngs: nnx.Rngs,
-    dtype: jnp.dtype,
-) -> nnx.Conv:
-    """A 3 x 3 convolution of single frames that keeps their size."""
-    return nnx.Conv(
-        channels_in, channels_out, (3, 3), kernel_init=kernel_init, dtype=dtype, rngs=rngs
-    )
+class FrameConvolution(nnx.Module):
+    """A 3 x 3 convolution of single frames, zeros around them."""
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        kernel_init: nnx.Initializer = _HE,
+        *,
+        rngs: nnx.Rngs,
+        dtype: jnp.dtype = jnp.float32,
+    ):
+        self.kernel = nnx.Param(kernel_init(rngs.params(), (3, 3, channels_in, channels_out)))
+        self.bias = nnx.Param(jnp.zeros(channels_out))
+        self.dtype = dtype
+
+    def __call__(self, frames: Float[Array, "*m h w c"]) -> Float[Array, "*m h w d"]:
+        h, w = frames.shape[-3:-1]
+        margin = [(0, 0)] * (frames.ndim - 3) + [(1, 1), (1, 1), (0, 0)]
+        padded = jnp.pad(frames, margin)
+        # One matrix product over all nine taps: XLA's gradient of a convolution's kernel is ten
+        # times slower on CPU.
+        taps = [
+            padded[..., row : row + h, column : column + w, :]
+            for row in range(3)
+            for column in range(3)
+        ]
+        return _product(jnp.concatenate(taps, axis=-1), self.kernel, self.bias, self.dtype)
 
 
-def _per_frame(
-    convolution: nnx.Conv, video: Float[Array, "b t h w c"]
-) -> Float[Array, "b t h w d"]:
-    """A two-dimensional convolution of every frame."""
-    frames = convolution(video.reshape(-1, *video.shape[2:]))
-    return frames.reshape(*video.shape[:2], *frames.shape[1:])
+def _product(
+    taps: Float[Array, "*m k"], kernel: nnx.Param, bias: nnx.Param, dtype: jnp.dtype
+) -> Float[Array, "*m d"]:
+    """Neighbourhoods times a convolution kernel, computed in `dtype`."""
+    flat = taps.reshape(-1, taps.shape[-1]).astype(dtype)
+    result = flat @ kernel[...].reshape(taps.shape[-1], -1).astype(dtype)
+    return (result + bias[...].astype(dtype)).reshape(*taps.shape[:-1], -1)
 
 
 class ResidualBlock(nnx.Module):
@@ -42,13 +60,13 @@ class ResidualBlock(nnx.Module):
     """
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
-        he, zeros = nnx.initializers.he_normal(), nnx.initializers.zeros_init()
+        zeros = nnx.initializers.zeros_init()
         self.first_norm = BatchNorm(channels, _NORM_EPS, rngs=rngs)
-        self.first_conv = _convolution(channels, channels, he, rngs=rngs, dtype=dtype)
+        self.first_conv = FrameConvolution(channels, channels, rngs=rngs, dtype=dtype)
         self.second_norm = BatchNorm(channels, _NORM_EPS, rngs=rngs)
-        self.second_conv = _convolution(channels, channels, zeros, rngs=rngs, dtype=dtype)
+        self.second_conv = FrameConvolution(channels, channels, zeros, rngs=rngs, dtype=dtype)
 
-    def __call__(self, frames: Float[Array, "m h w u"]) -> Float[Array, "m h w u"]:
+    def __call__(self, frames: Float[Array, "*m h w u"]) -> Float[Array, "*m h w u"]:
         hidden = self.first_conv(jax.nn.relu(self.first_norm(frames)))
         return frames + self.second_conv(jax.nn.relu(self.second_norm(hidden)))
 
@@ -66,17 +84,15 @@ class TrajectoryExtractor(nnx.Module):
     ):
         space = transformer.patch_size
         self.patch = (transformer.patch_size_t or 1, space, space)
-        self.num_layers = transformer.num_layers
         self.blocks_per_layer = config.blocks_per_layer
         self.rematerialize = transformer.rematerialize
         self.dtype = dtype
         # A motion latent has as many channels as the video latent that the DiT puts out.
         channels = transformer.out_channels * self.patch[0] * space * space
-        he = nnx.initializers.he_normal()
-        self.conv_in = _convolution(channels, config.width, he, rngs=rngs, dtype=dtype)
+        self.conv_in = FrameConvolution(channels, config.width, rngs=rngs, dtype=dtype)
         self.blocks = stack(
             lambda block_rngs: ResidualBlock(config.width, rngs=block_rngs, dtype=dtype),
-            self.num_layers * self.blocks_per_layer,
+            transformer.num_layers * config.blocks_per_layer,
             rngs,
         )
 
@@ -84,11 +100,10 @@ class TrajectoryExtractor(nnx.Module):
         self, motion_latents: Float[Array, "b t_lat h_lat w_lat c"]
     ) -> Float[Array, "b t h w u"]:
         """The motion map M on the token grid. Incomplete patches are filled with zeros."""
-        return _per_frame(self.conv_in, patchify(motion_latents, self.patch).astype(self.dtype))
+        return self.conv_in(patchify(motion_latents, self.patch))
 
     def maps(self, motion_map: Float[Array, "b t h w u"]) -> Float[Array, "k b t h w u"]:
         """The motion map of every DiT layer, from M."""
-        b, t, *rest = motion_map.shape
         count = self.blocks_per_layer
         grouped = map_arrays(lambda x: x.reshape(-1, count, *x.shape[1:]), self.blocks)
 
@@ -97,9 +112,9 @@ class TrajectoryExtractor(nnx.Module):
                 frames = map_arrays(lambda x, index=index: x[index], blocks)(frames)
             return frames, frames
 
-        frames = motion_map.reshape(b * t, *rest).astype(self.dtype)
-        _, states = scan(layer, grouped, frames, rematerialize=self.rematerialize)
-        return states.reshape(self.num_layers, b, t, *rest)
+        start = motion_map.astype(self.dtype)
+        _, states = scan(layer, grouped, start, rematerialize=self.rematerialize)
+        return states
 
 
 def patchify(
@@ -116,7 +131,10 @@ def patchify(
 
 
 class TemporalConvolution(nnx.Module):
-    """Convolution over time, kernel 3, first and last frame repeated; starts at zero."""
+    """Convolution over time, kernel 3, first and last frame repeated; starts at zero.
+
+    It draws nothing from `rngs`, which is there because every module takes one.
+    """
 
     def __init__(
         self,
@@ -126,26 +144,23 @@ class TemporalConvolution(nnx.Module):
         rngs: nnx.Rngs,
         dtype: jnp.dtype = jnp.float32,
     ):
-        zeros = nnx.initializers.zeros_init()
-        self.kernel = nnx.Param(zeros(rngs.params(), (3, channels_in, channels_out)))
-        self.bias = nnx.Param(zeros(rngs.params(), (channels_out,)))
+        self.kernel = nnx.Param(jnp.zeros((3, channels_in, channels_out)))
+        self.bias = nnx.Param(jnp.zeros(channels_out))
         self.dtype = dtype
 
     def __call__(self, video: Float[Array, "b t h w c"]) -> Float[Array, "b t h w d"]:
         previous = jnp.concatenate([video[:, :1], video[:, :-1]], axis=1)
         following = jnp.concatenate([video[:, 1:], video[:, -1:]], axis=1)
-        # One matrix product over all three taps is faster than a convolution on CPU.
-        taps = jnp.concatenate([previous, video, following], axis=-1).astype(self.dtype)
-        kernel = self.kernel[...].astype(self.dtype).reshape(taps.shape[-1], -1)
-        result = taps.reshape(-1, taps.shape[-1]) @ kernel + self.bias[...].astype(self.dtype)
-        return result.reshape(*video.shape[:-1], -1)
+        # One matrix product, as in `FrameConvolution`.
+        taps = jnp.concatenate([previous, video, following], axis=-1)
+        return _product(taps, self.kernel, self.bias, self.dtype)
 
 
 class FrameGroupNorm(nnx.Module):
     """Group normalisation with the statistics of single frames, in float32."""
 
     def __init__(self, channels: int, groups: int, *, rngs: nnx.Rngs):
-        """`rngs` only keeps the form of every module; nothing here is random."""
+        """Draws nothing from `rngs`, which is there because every module takes one."""
         self.scale = nnx.Param(jnp.ones(channels))
         self.bias = nnx.Param(jnp.zeros(channels))
         self.groups = groups
@@ -175,10 +190,10 @@ class MotionGuidanceFuser(nnx.Module):
         rngs: nnx.Rngs,
         dtype: jnp.dtype = jnp.float32,
     ):
-        inner, he = width // 4, nnx.initializers.he_normal()
-        self.gamma_spatial = _convolution(map_width, inner, he, rngs=rngs, dtype=dtype)
+        inner = width // 4
+        self.gamma_spatial = FrameConvolution(map_width, inner, rngs=rngs, dtype=dtype)
         self.gamma_temporal = TemporalConvolution(inner, width, rngs=rngs, dtype=dtype)
-        self.beta_spatial = _convolution(map_width, inner, he, rngs=rngs, dtype=dtype)
+        self.beta_spatial = FrameConvolution(map_width, inner, rngs=rngs, dtype=dtype)
         self.beta_temporal = TemporalConvolution(inner, width, rngs=rngs, dtype=dtype)
         self.norm = FrameGroupNorm(width, norm_groups, rngs=rngs)
         self.dtype = dtype
@@ -187,9 +202,8 @@ class MotionGuidanceFuser(nnx.Module):
         self, motion_map: Float[Array, "b t h w u"]
     ) -> tuple[Float[Array, "b t h w c"], Float[Array, "b t h w c"]]:
         """Gamma and beta: independent of the timestep, so they can be computed once."""
-        motion_map = motion_map.astype(self.dtype)
-        gamma = self.gamma_temporal(_per_frame(self.gamma_spatial, motion_map))
-        return gamma, self.beta_temporal(_per_frame(self.beta_spatial, motion_map))
+        gamma = self.gamma_temporal(self.gamma_spatial(motion_map))
+        return gamma, self.beta_temporal(self.beta_spatial(motion_map))
 
     def apply(
         self,

@@ -66,7 +66,7 @@ def _kernel_gradient_by_image(x: Array, gradient: Array, size: tuple[int, int]) 
 
 
 @jax.custom_vjp
-def _convolve(x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw c o"]) -> Array:
+def convolve(x: Float[Array, "n h w c"], kernel: Float[Array, "kh kw c o"]) -> Array:
     """2-D convolution with odd kernel and zero padding; the size stays."""
     return _plain_convolve(x, kernel)
 
@@ -88,7 +88,7 @@ def _convolve_backward(residuals: tuple[Array, Array], gradient: Array) -> tuple
     return input_gradient, kernel_gradient
 
 
-_convolve.defvjp(_convolve_forward, _convolve_backward)
+convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 class Convolution(nnx.Module):
@@ -128,7 +128,7 @@ class CausalConv(Convolution):
         joined = memory.extend(x.astype(self.dtype))
         taps = jnp.concatenate([joined[:, tap : tap + frames] for tap in range(3)], axis=-1)
         kernel = kernel.transpose(1, 2, 0, 3, 4).reshape(3, 3, taps.shape[-1], -1)
-        y = _convolve(taps.reshape(b * frames, height, width, -1), kernel) + bias
+        y = convolve(taps.reshape(b * frames, height, width, -1), kernel) + bias
         return y.reshape(b, frames, height, width, -1)
 
 
@@ -155,7 +155,7 @@ class FrameConv(Convolution):
         kernel, bias = self._values()
         frames = x.astype(self.dtype).reshape(-1, *x.shape[2:])
         if self.stride == 1:
-            y = _convolve(frames, kernel)
+            y = convolve(frames, kernel)
         else:
             y = jax.lax.conv_general_dilated(
                 frames, kernel, (2, 2), ((0, 1), (0, 1)), dimension_numbers=_DIMENSIONS

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from tora2_jax.config import to_dict
 from tora2_jax.data.loader import ENDLESS
 from tora2_jax.data.world import render_clip
 from tora2_jax.models.vae import CausalVAE
@@ -28,7 +29,7 @@ _DENSE_SHARE = 0.3  # of the flow examples: of every pixel, not of the paths alo
 _ENTITY_SHARE = 0.75  # of the crops: around a pixel of an entity, for details are there
 _CHARBONNIER = 1e-2  # below this an error counts as its square
 _WEIGHTS = {"square": 1.0, "edges": 0.5, "kl": 1e-6}
-_SCALE_BATCHES, _SCALE_BATCH_SIZE = 4, 16
+_SCALE_CLIPS, _SCALE_BATCH_SIZE = 64, 8
 
 
 def build(config: TrainConfig, rngs: nnx.Rngs) -> CausalVAE:
@@ -130,17 +131,15 @@ def latent_scale(model: CausalVAE, batches: Iterable[Float[Array, "b f height wi
     return float((np.mean(squares) - np.mean(means) ** 2) ** -0.5)
 
 
-def finish(config: TrainConfig, model: CausalVAE) -> dict[str, float]:
-    """What belongs to the weights: the scaling factor, measured on whole clips of the world."""
-    videos = (
-        np.stack(
-            [
-                render_clip(config.world, batch * _SCALE_BATCH_SIZE + row).video
-                for row in range(_SCALE_BATCH_SIZE)
-            ]
-        )
-        / np.float32(127.5)
-        - 1
-        for batch in range(_SCALE_BATCHES)
-    )
-    return {"scaling_factor": latent_scale(model, videos)}
+def finish(config: TrainConfig, model: CausalVAE) -> dict[str, Any]:
+    """The model's settings with the scaling factor, measured on whole clips of the world."""
+    factor = latent_scale(model, _whole_clips(config))
+    vae = dataclasses.replace(config.model.vae, scaling_factor=factor)
+    return {"model": to_dict(dataclasses.replace(config.model, vae=vae))}
+
+
+def _whole_clips(config: TrainConfig) -> Iterable[Float[np.ndarray, "b f height width 3"]]:
+    for first in range(0, _SCALE_CLIPS, _SCALE_BATCH_SIZE):
+        rows = range(first, first + _SCALE_BATCH_SIZE)
+        videos = np.stack([render_clip(config.world, row).video for row in rows])
+        yield videos / np.float32(127.5) - 1
