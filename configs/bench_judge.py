@@ -16,7 +16,7 @@ def get_config() -> TrainConfig:
         stage="judge",
         seed=7002,
         steps=800,
-        batch_size=16,
+        batch_size=8,
         model=toy(),
         world=WorldConfig(seed=7002, frames=4, references=1),
         optim=OptimConfig(

@@ -16,9 +16,9 @@ def get_config() -> TrainConfig:
         stage="localiser",
         seed=7001,
         steps=800,
-        batch_size=8,
+        batch_size=16,
         model=toy(),
-        world=WorldConfig(seed=7001, frames=4, references=0),
+        world=WorldConfig(seed=7001, frames=2, references=0),
         optim=OptimConfig(
             learning_rate=3e-3, schedule="cosine", warmup_steps=30, clip_norm=1.0, eps=1e-8
         ),

@@ -15,7 +15,7 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         stage="vae",
         seed=1,
-        steps=1600,
+        steps=1800,
         batch_size=4,
         model=toy(),
         optim=OptimConfig(

@@ -11,15 +11,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tora2_jax import checkpoint, conditioning, config
+from tora2_jax.checkpoint import CheckpointError
 from tora2_jax.models import tora2
 from tora2_jax.text import load_tokenizer
 
 TORA2_COMPONENTS = ("transformer", "motion", "personalization")
 FROZEN_COMPONENTS = ("text", "vae", "motion_vae", "dino", "face", "object")
-
-
-class CheckpointError(ValueError):
-    """The folder is not a checkpoint of this project, or not a whole one."""
 
 
 def load_config(directory: Path) -> config.ModelConfig:

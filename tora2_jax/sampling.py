@@ -8,6 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tora2_jax import bundle, conditioning, pipeline, request, video
+from tora2_jax.checkpoint import CheckpointError
 from tora2_jax.references import load_image
 
 
@@ -83,7 +84,7 @@ def prepare(options: Options) -> Job:
     try:
         model_config = bundle.load_config(options.checkpoint)
         tokenizer = bundle.load_bundle_tokenizer(options.checkpoint)
-    except bundle.CheckpointError as error:
+    except CheckpointError as error:
         problems.append(str(error))
     try:
         wanted = request.load_request(options.request, model_config, tokenizer)

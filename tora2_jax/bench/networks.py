@@ -5,6 +5,7 @@ They judge the generator, so they share nothing with its encoders: other layers,
 
 import functools
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,27 +74,50 @@ class _Stage(nnx.Module):
 class Localiser(nnx.Module):
     """Frame -> for every word of the toy world a map of where it is, and whether it is there."""
 
-    def __init__(self, words: int = len(NAMES), width: int = 48, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        words: int = len(NAMES),
+        widths: tuple[int, int, int] = (40, 64, 96),
+        *,
+        rngs: nnx.Rngs,
+    ):
+        quarter, eighth, sixteenth = widths
         self.stem = _Unit(3, 16, stride=2, rngs=rngs)
-        self.quarter = _Stage(16, width, rngs=rngs)
-        self.eighth = _Stage(width, width, rngs=rngs)
-        self.sixteenth = _Stage(width, width, rngs=rngs)
-        self.join_eighth = _Unit(width, width, rngs=rngs)
-        self.join_quarter = _Unit(width, width, rngs=rngs)
-        self.heat = nnx.Conv(width, words, (1, 1), rngs=rngs)
-        self.evidence = nnx.Conv(width, words, (1, 1), rngs=rngs)
+        self.quarter = _Stage(16, quarter, rngs=rngs)
+        self.eighth = _Stage(quarter, eighth, rngs=rngs)
+        self.sixteenth = _Stage(eighth, sixteenth, rngs=rngs)
+        self.to_eighth = nnx.Linear(sixteenth, eighth, rngs=rngs)
+        self.join_eighth = _Unit(eighth, eighth, rngs=rngs)
+        self.to_quarter = nnx.Linear(eighth, quarter, rngs=rngs)
+        self.join_quarter = _Unit(quarter, quarter, rngs=rngs)
+        self.heat = nnx.Conv(quarter, words, (1, 1), rngs=rngs)
+        self.evidence = nnx.Conv(quarter, words, (1, 1), rngs=rngs)
 
     def __call__(
         self, frames: Float[Array, "b height width 3"]
     ) -> tuple[Float[Array, "b y x words"], Float[Array, "b words"]]:
         """Frames in [0, 1] -> logits of the place, logits of presence."""
+        heat, evidence = self.maps(frames)
+        return heat, presence(heat, evidence)
+
+    def maps(
+        self, frames: Float[Array, "b height width 3"]
+    ) -> tuple[Float[Array, "b y x words"], Float[Array, "b y x words"]]:
+        """Logits of the place, and of every cell showing the word rather than anything else."""
         quarter = self.quarter(self.stem(frames - 0.5))
         eighth = self.eighth(quarter)
         sixteenth = self.sixteenth(eighth)
-        eighth = self.join_eighth(eighth + _resized(sixteenth, eighth))
-        joined = self.join_quarter(quarter + _resized(eighth, quarter))
-        evidence = jax.nn.logsumexp(self.evidence(joined), axis=(1, 2))
-        return self.heat(joined), evidence - np.log(joined.shape[1] * joined.shape[2])
+        eighth = self.join_eighth(eighth + _resized(self.to_eighth(sixteenth), eighth))
+        joined = self.join_quarter(quarter + _resized(self.to_quarter(eighth), quarter))
+        return self.heat(joined), self.evidence(joined)
+
+
+def presence(
+    heat: Float[Array, "b y x words"], evidence: Float[Array, "b y x words"]
+) -> Float[Array, "b words"]:
+    """Evidence at the place where the word would be; its gradient does not move the place."""
+    share = jax.nn.softmax(jax.lax.stop_gradient(heat), axis=(1, 2))
+    return jnp.sum(share * evidence, axis=(1, 2))
 
 
 def _resized(x: Float[Array, "b y x c"], like: Float[Array, "b y2 x2 c"]):
@@ -121,9 +145,9 @@ def peak_centres(heat: Float[Array, "b y x words"]) -> Float[Array, "b words 2"]
 def _locate(
     localiser: Localiser, frames: UInt8[Array, "f height width 3"], index: Int[Array, "e"]
 ) -> tuple[Float[Array, "e f 2"], Float[Array, "e f"]]:
-    heat, presence = localiser(frames.astype(jnp.float32) / 255.0)
+    heat, shown = localiser(frames.astype(jnp.float32) / 255.0)
     centres = peak_centres(heat[..., index])
-    return centres.transpose(1, 0, 2), presence[:, index].T
+    return centres.transpose(1, 0, 2), shown[:, index].T
 
 
 def locate(
@@ -138,15 +162,15 @@ def locate(
     if unknown:
         raise ValueError(f"the toy world has no {', '.join(unknown)}; it has {', '.join(NAMES)}")
     index = jnp.asarray([NAMES.index(word) for word in words])
-    centres, presence = _locate(localiser, jnp.asarray(frames), index)
-    return np.asarray(centres), np.asarray(presence) > 0.0
+    centres, shown = _locate(localiser, jnp.asarray(frames), index)
+    return np.asarray(centres), np.asarray(shown) > 0.0
 
 
 class Judge(nnx.Module):
     """Picture of an entity -> unit vector; crops of a video and references meet in one space."""
 
-    def __init__(self, width: int = 32, embedding: int = 64, *, rngs: nnx.Rngs):
-        self.stem = _Unit(3, width, rngs=rngs)
+    def __init__(self, width: int = 40, embedding: int = 64, *, rngs: nnx.Rngs):
+        self.stem = _Unit(3, width, stride=2, rngs=rngs)
         self.half = _Stage(width, width, rngs=rngs)
         self.quarter = _Stage(width, 2 * width, rngs=rngs)
         self.eighth = _Stage(2 * width, 2 * width, rngs=rngs)
@@ -200,19 +224,5 @@ def white_square(image: UInt8[np.ndarray, "height width 4"]) -> Float[np.ndarray
     before = [(side - size) // 2 for size in on_white.shape[:2]]
     padding = [(b, side - size - b) for b, size in zip(before, on_white.shape[:2], strict=True)]
     square = np.pad(on_white, [*padding, (0, 0)], constant_values=1.0)
-    return _resized_square(square)
-
-
-def _resized_square(square: Float[np.ndarray, "n n 3"]) -> Float[np.ndarray, "side side 3"]:
-    """Mean over the area that falls on every output pixel, exact for any pair of sizes."""
-    weights = _area_weights(len(square))
-    return np.einsum("yh,hwc,xw->yxc", weights, square, weights).astype(np.float32)
-
-
-@functools.cache
-def _area_weights(size: int) -> Float[np.ndarray, "side size"]:
-    edges = np.linspace(0.0, size, JUDGE_SIDE + 1)
-    cells = np.arange(size)
-    overlap = np.minimum(edges[1:, None], cells + 1) - np.maximum(edges[:-1, None], cells)
-    overlap = np.clip(overlap, 0.0, None)
-    return overlap / overlap.sum(1, keepdims=True)
+    shrink = cv2.INTER_AREA if side > JUDGE_SIDE else cv2.INTER_LINEAR
+    return cv2.resize(square, (JUDGE_SIDE, JUDGE_SIDE), interpolation=shrink)

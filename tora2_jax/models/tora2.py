@@ -16,9 +16,9 @@ from tora2_jax.types import BoundConditions, Conditions, ContrastEmbeddings
 
 # Which variables belong to which set of weights, as full matches of their paths.
 COMPONENTS = {
-    "transformer": r"transformer\.(?!personalization\.|blocks\.fuser\.).*",
+    "transformer": r"transformer\.(?!cross_attention\.|blocks\.fuser\.).*",
     "motion": r"trajectory_extractor\..*|transformer\.blocks\.fuser\..*",
-    "personalization": r"appearance\..*|binder\..*|transformer\.personalization\..*",
+    "personalization": r"appearance\..*|binder\..*|transformer\.cross_attention\..*",
 }
 
 

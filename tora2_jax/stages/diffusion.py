@@ -4,6 +4,7 @@ Captions, references and trajectories are dropped independently per sample (pape
 also per entity (our decision), so that every combination of conditions is seen in training.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,11 +13,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tora2_jax import checkpoint, conditioning, diffusion
+from tora2_jax.config import ModelConfig, to_dict
 from tora2_jax.data import pool
 from tora2_jax.models import binding, tora2
-from tora2_jax.models.layers import flat_variables
 from tora2_jax.models.t5 import T5Encoder
 from tora2_jax.text import load_tokenizer
+from tora2_jax.train_config import TrainError
 from tora2_jax.types import Conditions
 
 COMPONENTS = {
@@ -47,44 +49,46 @@ def trainable(config) -> str:
 
 
 def build(config, rngs: nnx.Rngs) -> DiffusionModel:
-    """The model of the stage with the weights that the config names.
-
-    Raises:
-        ValueError: if a file of weights does not fit.
-    """
-    model = DiffusionModel(config.model, rngs)
-    for name, pattern in COMPONENTS.items():
-        path = getattr(config.weights, name)
-        if path is not None:
-            names = checkpoint.stored_names(flat_variables(model), pattern)
-            variables, _ = checkpoint.load_component(path)
-            mounted = {names.get(stored, stored): value for stored, value in variables.items()}
-            checkpoint.merge(model, mounted, expected=pattern)
-    return model
+    """A fresh model; the training program gives it the weights that the config names."""
+    return DiffusionModel(config.model, rngs)
 
 
 def source(config) -> pool.Pool:
     """Encoded clips of the world; encodes them first where the cache does not hold them.
 
     Raises:
-        ValueError: if the config names no frozen networks or no cache.
+        TrainError: if the config names no frozen networks, no cache or no tokenizer.
     """
     files = {name: getattr(config.weights, name) for name in FROZEN_FILES}
     files["motion_vae"] = files["motion_vae"] or files["vae"]
-    absent = [name for name, path in files.items() if path is None]
-    absent += [name for name in ("cache_dir", "data_size") if getattr(config, name) is None]
+    absent = [f"weights.{name}" for name, path in files.items() if path is None]
+    settings = ("cache_dir", "data_size", "tokenizer")
+    absent += [name for name in settings if getattr(config, name) is None]
     if absent:
-        raise ValueError(f"stage {config.stage} needs {', '.join(absent)} in its config")
-    paths = [files[name] for name in FROZEN_FILES]
-    key = pool.fingerprint(config.model, config.world, config.data_size, paths)
+        raise TrainError(f"stage {config.stage} needs config.{', config.'.join(absent)}")
+    model = trained_model_config(config)
+    key = pool.fingerprint(model, config.world, config.data_size, list(files.values()))
     directory = Path(config.cache_dir) / f"pool-{key}"
     if not (directory / "pool.json").exists():
-        networks = conditioning.FrozenNetworks(config.model, rngs=nnx.Rngs(0))
+        networks = conditioning.FrozenNetworks(model, rngs=nnx.Rngs(0))
         for name, path in files.items():
             checkpoint.merge(getattr(networks, name), checkpoint.load_component(path)[0])
         tokenizer = load_tokenizer(config.tokenizer)
-        pool.build(directory, config.model, config.world, config.data_size, networks, tokenizer)
+        pool.build(directory, model, config.world, config.data_size, networks, tokenizer)
     return pool.Pool(directory)
+
+
+def trained_model_config(config) -> ModelConfig:
+    """The model config with the scaling factor that was measured when the VAE was trained."""
+    _, metadata = checkpoint.load_component(config.weights.vae)
+    factor = metadata["model"]["vae"]["scaling_factor"]
+    vae = dataclasses.replace(config.model.vae, scaling_factor=factor)
+    return dataclasses.replace(config.model, vae=vae)
+
+
+def finish(config, model: DiffusionModel) -> dict:
+    """The model config that belongs to the exported weights."""
+    return {"model": to_dict(trained_model_config(config))}
 
 
 class _Draws(NamedTuple):

@@ -13,12 +13,14 @@ from tora2_jax.bench.networks import (
     ABSENT,
     NAMES,
     PRESENT,
+    STRIDE,
     UNSURE,
     Localiser,
     cell_centres,
     degrade,
     locate,
     peak_centres,
+    presence,
 )
 from tora2_jax.data.loader import ENDLESS
 from tora2_jax.data.world import render_clip
@@ -59,6 +61,16 @@ def truth(record: Record) -> Truth:
     return Truth(centres, state)
 
 
+def word_of_cells(record: Record) -> Int[np.ndarray, "f y x"]:
+    """Number of the word that covers most of every cell of the heat map, else the word count."""
+    frames, height, width = record.video.shape[:3]
+    cells = np.full((frames, height // STRIDE, width // STRIDE), len(NAMES), np.int32)
+    for entity in record.entities:
+        blocks = entity.mask.reshape(*cells.shape[:2], STRIDE, -1, STRIDE)
+        cells[blocks.mean((2, 4)) > 0.5] = NAMES.index(entity.word)
+    return cells
+
+
 class _Frames:
     """Every clip with its truth."""
 
@@ -71,36 +83,42 @@ class _Frames:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         record = render_clip(self.config.world, index)
         centres, state = truth(record)
-        return {"frames": record.video, "centres": centres, "state": state}
+        cells = word_of_cells(record)
+        return {"frames": record.video, "centres": centres, "state": state, "cells": cells}
 
 
 def source(config: TrainConfig) -> _Frames:
-    """Examples: `frames [f, height, width, 3]`, `centres [f, words, 2]`, `state [f, words]`."""
+    """Examples: `frames [f, height, width, 3]`, `centres [f, words, 2]`, `state [f, words]` and
+    `cells [f, y, x]`.
+    """
     return _Frames(config)
 
 
 def loss(
     config: TrainConfig, model: Localiser, batch: dict[str, Array], key: Array
 ) -> tuple[Array, dict[str, Array]]:
-    """Cross-entropy of the heat map, distance of its mean place, cross-entropy of presence."""
-    frames, centres, state = (
-        value.reshape(-1, *value.shape[2:])
-        for value in (batch["frames"], batch["centres"], batch["state"])
+    """Divergence of the heat map, distance of its mean place, presence, and word of every cell."""
+    frames, centres, state, cells = (
+        batch[name].reshape(-1, *batch[name].shape[2:])
+        for name in ("frames", "centres", "state", "cells")
     )
-    heat, presence = model(degrade(frames.astype(jnp.float32) / 255.0, key))
+    heat, evidence = model.maps(degrade(frames.astype(jnp.float32) / 255.0, key))
+    shown = presence(heat, evidence)
     present, sure = state == PRESENT, state != UNSURE
     count = jnp.maximum(present.sum(), 1)
     place_loss = jnp.where(present, _place_loss(heat, centres), 0.0).sum() / count
     distance = jnp.linalg.norm(peak_centres(heat) - centres + 1e-6, axis=-1)
     distance_loss = jnp.where(present, jnp.minimum(distance, 8.0), 0.0).sum() / count
-    said = present * jax.nn.softplus(-presence) + ~present * jax.nn.softplus(presence)
+    said = present * jax.nn.softplus(-shown) + ~present * jax.nn.softplus(shown)
     presence_loss = jnp.where(sure, said, 0.0).sum() / jnp.maximum(sure.sum(), 1)
-    total = place_loss + 0.2 * distance_loss + 5.0 * presence_loss
+    cell_loss = _cell_loss(evidence, cells)
+    total = place_loss + 0.2 * distance_loss + 3.0 * presence_loss + 3.0 * cell_loss
     return total, {
         "place": place_loss,
         "presence": presence_loss,
+        "cells": cell_loss,
         "pixels": jnp.where(present, distance, 0.0).sum() / count,
-        "right": jnp.where(sure, (presence > 0) == present, 0).sum() / jnp.maximum(sure.sum(), 1),
+        "right": jnp.where(sure, (shown > 0) == present, 0).sum() / jnp.maximum(sure.sum(), 1),
     }
 
 
@@ -114,6 +132,18 @@ def _place_loss(
     wanted = jax.nn.log_softmax(-squared / (2 * TARGET_SIGMA**2), axis=1)
     said = jax.nn.log_softmax(heat.reshape(batch, rows * columns, words), axis=1)
     return jnp.sum(jnp.exp(wanted) * (wanted - said), axis=1)
+
+
+def _cell_loss(
+    evidence: Float[Array, "b y x words"], cells: Int[Array, "b y x"]
+) -> Float[Array, ""]:
+    """Cross-entropy of the word of every cell, background last; words count as much as it."""
+    background = jnp.zeros((*cells.shape, 1))
+    said = jax.nn.log_softmax(jnp.concatenate([evidence, background], axis=-1))
+    wrong = -jnp.take_along_axis(said, cells[..., None], axis=-1)[..., 0]
+    covered = cells < evidence.shape[-1]
+    parts = [jnp.sum(wrong * part) / jnp.maximum(part.sum(), 1) for part in (covered, ~covered)]
+    return sum(parts) / 2
 
 
 class Reliability(NamedTuple):

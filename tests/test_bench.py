@@ -1,0 +1,274 @@
+"""The bench: what it measures, what its networks look at, and that its stages can learn."""
+
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tora2_jax import evaluate
+from tora2_jax.bench import measure
+from tora2_jax.bench.networks import (
+    ABSENT,
+    JUDGE_SIDE,
+    NAMES,
+    PRESENT,
+    UNSURE,
+    Judge,
+    Localiser,
+    cell_centres,
+    crops_around,
+    degrade,
+    locate,
+    peak_centres,
+    white_square,
+)
+from tora2_jax.checkpoint import stored_names
+from tora2_jax.config import WorldConfig, toy
+from tora2_jax.data.world import render_clip
+from tora2_jax.models.layers import assign_variables, flat_variables
+from tora2_jax.pipeline import Sample
+from tora2_jax.stages import judge, localiser, recognition
+from tora2_jax.stages.contrast import contrast, normalised
+from tora2_jax.train_config import TrainConfig
+
+
+def _config(stage: str) -> TrainConfig:
+    world = WorldConfig(seed=5, frames=2, references=1)
+    return TrainConfig(stage=stage, seed=5, model=toy(), world=world)
+
+
+def _batch(config: TrainConfig, stage, size: int) -> dict[str, np.ndarray]:
+    source = stage.source(config)
+    examples = [source[index] for index in range(size)]
+    return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+
+
+@pytest.fixture(scope="module")
+def bench() -> evaluate.Bench:
+    """Both networks with random weights, made without compiling their initialisation."""
+    rng = np.random.default_rng(0)
+    networks = nnx.eval_shape(lambda: (Localiser(rngs=nnx.Rngs(0)), Judge(rngs=nnx.Rngs(0))))
+    for network in networks:
+        shapes = flat_variables(network)
+        assign_variables(
+            network, {name: 0.1 * rng.normal(size=x.shape) for name, x in shapes.items()}
+        )
+    return evaluate.Bench(*networks)
+
+
+def test_trajectory_error_by_hand():
+    path = np.zeros((2, 3, 2))
+    centres = np.array([[[3.0, 4.0], [0.0, 0.0], [9.0, 9.0]], [[1.0, 0.0]] * 3])
+    present = np.array([[True, False, True], [True] * 3])
+    visible = np.array([[True, True, False], [False] * 3])
+    error = measure.trajectory_error(centres, present, path, visible)
+    np.testing.assert_allclose(error[0], (5.0 + 128.0 * 2**0.5) / 2)
+    assert np.isnan(error[1])
+
+
+def test_canvas_scales_each_axis():
+    np.testing.assert_allclose(measure.to_canvas(np.array([[60.0, 48.0]]), 96, 120), [[128, 128]])
+
+
+def test_own_reference_must_win_strictly():
+    scores = np.array([[0.9, 0.1, 0.2], [0.5, 0.5, 0.1], [0.0, 0.4, 0.5]])
+    np.testing.assert_array_equal(measure.found_own(scores), [True, False, False])
+    np.testing.assert_array_equal(measure.rank_of_own(scores), [0.0, 0.5, 2.0])
+
+
+def test_standard_errors():
+    values = np.random.default_rng(0).normal(3.0, 2.0, 400)
+    plain = measure.mean_estimate(values)
+    assert plain.error == pytest.approx(2.0 / 20, rel=0.1)
+    doubled = measure.cluster_estimate(np.stack([values, values], 1))
+    assert doubled.mean == pytest.approx(plain.mean)
+    assert doubled.error == pytest.approx(plain.error, rel=0.1), "members are not independent"
+    holes = np.where(np.arange(400) % 2 == 0, np.nan, values)
+    assert measure.mean_estimate(holes).count == 200
+
+
+def test_peak_centre_is_exact_between_cells():
+    places = np.asarray(cell_centres(24, 24))
+    wanted = np.array([[21.3, 55.9], [12.0, 80.0]])
+    distance = ((places[:, :, None] - wanted) ** 2).sum(-1)
+    found = peak_centres(jnp.asarray(-distance / (2 * localiser.TARGET_SIGMA**2))[None])
+    np.testing.assert_allclose(found[0], wanted, atol=0.3)
+
+
+def test_crop_is_centred_on_the_point():
+    frame = np.zeros((1, 96, 80, 3), np.float32)
+    frame[0, 29:31, 49:51] = 1.0  # its middle is at (50, 30)
+    crop = np.asarray(crops_around(jnp.asarray(frame), jnp.array([[50.0, 30.0]])))[0, ..., 0]
+    half = JUDGE_SIDE // 2
+    np.testing.assert_allclose(crop, crop[::-1, ::-1], atol=1e-5)
+    assert crop[half - 1 : half + 1, half - 1 : half + 1].min() > 0.9
+    outside = crops_around(jnp.asarray(frame), jnp.array([[-100.0, 30.0]]))
+    np.testing.assert_allclose(outside, 0.5)
+
+
+def test_reference_on_white_square():
+    image = np.zeros((60, 90, 4), np.uint8)
+    image[10:30, 40:80] = (255, 0, 0, 255)
+    square = white_square(image)
+    assert square.shape == (JUDGE_SIDE, JUDGE_SIDE, 3)
+    np.testing.assert_allclose(square[JUDGE_SIDE // 2, JUDGE_SIDE // 2], [1, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(square[:10], 1.0)
+    np.testing.assert_allclose(white_square(np.zeros((4, 4, 4), np.uint8)), 1.0)
+
+
+def test_degraded_frames_stay_images():
+    images = jnp.asarray(np.random.default_rng(0).random((6, 24, 24, 3), np.float32))
+    faulty = degrade(images, jax.random.key(0))
+    assert faulty.shape == images.shape and faulty.min() >= 0 and faulty.max() <= 1
+    assert not np.allclose(faulty, images)
+
+
+def test_truth_agrees_with_the_record():
+    record = render_clip(WorldConfig(seed=3, frames=9), 4)
+    centres, state = localiser.truth(record)
+    shown = [NAMES.index(entity.word) for entity in record.entities]
+    for column, entity in zip(shown, record.entities, strict=True):
+        np.testing.assert_array_equal(state[:, column] == PRESENT, entity.visible)
+        np.testing.assert_array_equal(centres[:, column], entity.track)
+        hidden = ~entity.visible
+        seen = entity.mask.any((1, 2))
+        np.testing.assert_array_equal(state[hidden, column] == UNSURE, seen[hidden])
+    assert (np.delete(state, shown, axis=1) == ABSENT).all()
+
+
+def test_unknown_word_is_named(bench):
+    with pytest.raises(ValueError, match="dragon"):
+        locate(bench.localiser, np.zeros((1, 96, 96, 3), np.uint8), ["dragon"])
+
+
+def test_networks_are_small(bench):
+    for network in bench:
+        assert sum(x.size for x in jax.tree.leaves(nnx.state(network, nnx.Param))) < 300_000
+
+
+@pytest.mark.parametrize("stage", ["face", "object", "judge", "localiser"])
+def test_examples_are_pure_functions_of_the_index(stage):
+    config = _config(stage)
+    module = localiser if stage == "localiser" else recognition
+    first, again = module.source(config)[3], module.source(config)[3]
+    other = module.source(dataclasses.replace(config, seed=6))[3]
+    assert jax.tree.all(jax.tree.map(np.array_equal, first, again))
+    if stage != "localiser":  # its examples depend on the seed of the world alone
+        assert not jax.tree.all(jax.tree.map(np.array_equal, first, other))
+
+
+@pytest.mark.parametrize("stage", ["face", "object", "dino", "judge", "localiser"])
+def test_stage_has_a_scalar_loss_and_exports_its_network(stage):
+    config = _config(stage)
+    module = localiser if stage == "localiser" else recognition
+    batch = _batch(config, module, 1 if stage in ("object", "dino") else 2)
+    model = nnx.eval_shape(lambda: module.build(config, nnx.Rngs(0)))
+    graph, state = nnx.split(model)
+    value, metrics = jax.eval_shape(
+        lambda state, key: module.loss(config, nnx.merge(graph, state), batch, key),
+        state,
+        jax.random.key(0),
+    )
+    assert {leaf.shape for leaf in jax.tree.leaves((value, metrics))} == {()}
+    exported = {}
+    for regex in module.COMPONENTS.values():
+        exported |= stored_names(flat_variables(model), regex)
+    inner = model if stage in ("judge", "localiser") else model.encoder
+    assert exported.keys() == flat_variables(inner).keys()
+
+
+def test_angular_loss_has_a_margin():
+    count = recognition.FACE_IDENTITIES
+    directions = np.random.default_rng(0).normal(size=(64, count)).astype(np.float32)
+    model = SimpleNamespace(
+        features=lambda images, train: images, head=SimpleNamespace(kernel=jnp.asarray(directions))
+    )
+    batch = {
+        "image": jnp.asarray(directions[:, :4].T),
+        "identity": jnp.arange(4),
+        "usable": jnp.array([True, True, True, False]),
+    }
+    right, metrics = recognition._angular_loss(model, batch)
+    wrong, _ = recognition._angular_loss(model, batch | {"identity": jnp.arange(4) + 4})
+    assert metrics["right"] == 1.0 and right < 0.1 < 10.0 < wrong
+    turned = np.cos(recognition.ANGLE_MARGIN)
+    vectors = normalised(jnp.asarray(directions.T))
+    logits = recognition.ANGLE_SCALE * (vectors[:3] @ vectors.T)
+    logits = logits.at[jnp.arange(3), jnp.arange(3)].set(recognition.ANGLE_SCALE * turned)
+    wanted = -jax.nn.log_softmax(logits)[jnp.arange(3), jnp.arange(3)].mean()
+    np.testing.assert_allclose(right, wanted, rtol=0.05)
+
+
+def test_unknown_stage_is_refused():
+    with pytest.raises(ValueError, match="voice"):
+        recognition.build(_config("voice"), nnx.Rngs(0))
+
+
+def test_contrast_prefers_the_right_pairs():
+    vectors = normalised(jnp.asarray(np.random.default_rng(0).normal(size=(8, 16))))
+    word, usable = jnp.arange(8) // 4, jnp.arange(8) < 7
+    good, right = contrast(vectors, vectors, word, usable)
+    bad, _ = contrast(vectors, vectors[::-1], word, usable)
+    assert right == 1.0 and good < bad
+    broken = vectors.at[7].set(100.0)
+    masked, _ = contrast(vectors, broken, word, usable)
+    np.testing.assert_allclose(masked, good, rtol=1e-5)
+
+
+def test_judge_candidates_start_with_the_own_reference():
+    record = render_clip(WorldConfig(seed=3, frames=1, references=1), 1)
+    entity = record.entities[0]
+    options = judge.candidates((1, 2), entity.word, entity.images[0])
+    assert options.shape == (judge.CANDIDATES, JUDGE_SIDE, JUDGE_SIDE, 3)
+    np.testing.assert_array_equal(options[0], white_square(entity.images[0]))
+    np.testing.assert_array_equal(options, judge.candidates((1, 2), entity.word, entity.images[0]))
+    assert all(not np.allclose(options[0], other) for other in options[1:])
+
+
+def test_held_out_requests_have_two_entities_with_paths():
+    records = evaluate.world_requests(dataclasses.replace(toy(), frames=5), 3, seed=0)
+    assert len(records) == 3
+    for record in records:
+        assert len(record.entities) == 2
+        assert all(len(e.images) == 1 and e.visible.any() for e in record.entities)
+        assert all(e.has_trajectory for e in record.entities)
+
+
+class _Echo:
+    """A stand-in for a pipeline that remembers its noise and what it was asked for."""
+
+    def __init__(self):
+        self.config = dataclasses.replace(toy(), frames=5)
+        self.tokenizer = None
+        self.calls = []
+
+    def generate_batch(self, inputs, *, seeds, settings):
+        self.calls.append((inputs, tuple(seeds)))
+        noise = [np.random.default_rng(seed).random((5, 96, 96, 3)) for seed in seeds]
+        return Sample(np.stack(noise).astype(np.float32), np.zeros(0))
+
+
+def test_world_bench_uses_one_noise_for_all_conditions(bench, monkeypatch):
+    monkeypatch.setattr(evaluate, "inputs_from_records", lambda *_: "asked")
+    changes = {"full": str, "without_paths": str.upper, "without_references": str.title}
+    monkeypatch.setattr(evaluate, "CONDITIONS", changes)
+    pipeline, kept = _Echo(), []
+    settings = evaluate.Settings(requests=3, batch_size=2, steps=1)
+    measured = evaluate.world(pipeline, bench, settings, lambda *call: kept.append(call[:2]))
+    assert [inputs for inputs, _ in pipeline.calls[:3]] == ["asked", "ASKED", "Asked"]
+    assert [seeds for _, seeds in pipeline.calls] == [(0, 1)] * 3 + [(2, 2)] * 3
+    assert len(kept) == 9 and len(set(kept)) == 9
+    assert measured["gains"]["paths"]["mean"] == pytest.approx(0.0), "same noise, same video"
+    assert measured["conditions"]["full"]["own_error"]["count"] == 6
+    assert "without_references" in evaluate.table(measured)
+    json.dumps(measured)
+
+
+def test_settings_name_what_is_wrong():
+    with pytest.raises(ValueError, match="requests, steps"):
+        evaluate.Settings(requests=0, steps=0)
