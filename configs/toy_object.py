@@ -1,9 +1,9 @@
 """Object encoder of the toy model: contrast of identities of one word.
 
-    python -m tora2_jax.train --config configs/toy_object.py --workdir runs/toy_object
+    python -m tora2_jax.train --config configs/toy_object.py --workdir workdirs/object
 
-Hardware: 2 CPU cores. Minutes: ?. Ends in `checkpoints/toy/object.safetensors`, whose metadata holds the
-numbers on held-out identities; expected: ?.
+Hardware: 2 CPU cores. Minutes: 3. Goal: 98 % of 256 held-out objects found among 8.
+Ends in `checkpoints/toy/object.safetensors`; its metadata holds the numbers.
 """
 
 from tora2_jax.config import WorldConfig, toy

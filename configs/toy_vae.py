@@ -15,13 +15,18 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         stage="vae",
         seed=1,
-        steps=1800,
+        steps=1000,
         batch_size=4,
         model=toy(),
         optim=OptimConfig(
-            learning_rate=2e-3, schedule="cosine", warmup_steps=100, eps=1e-8, clip_norm=1.0
+            algorithm="muon",
+            learning_rate=2e-2,
+            schedule="cosine",
+            warmup_steps=20,
+            betas=(0.9, 0.95),
+            clip_norm=1.0,
         ),
         ema_decay=0.99,
-        checkpoint_every=500,
+        checkpoint_every=200,
         export=f"{FOLDER}/vae.safetensors",
     )

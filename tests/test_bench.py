@@ -27,10 +27,11 @@ from tora2_jax.bench.networks import (
     peak_centres,
     white_square,
 )
-from tora2_jax.checkpoint import stored_names
+from tora2_jax.checkpoint import CheckpointError, stored_names
 from tora2_jax.config import WorldConfig, toy
 from tora2_jax.data.world import render_clip
 from tora2_jax.models.layers import assign_variables, flat_variables
+from tora2_jax.models.vae import CausalVAE
 from tora2_jax.pipeline import Sample
 from tora2_jax.stages import judge, localiser, recognition
 from tora2_jax.stages.contrast import contrast, normalised
@@ -272,3 +273,27 @@ def test_world_bench_uses_one_noise_for_all_conditions(bench, monkeypatch):
 def test_settings_name_what_is_wrong():
     with pytest.raises(ValueError, match="requests, steps"):
         evaluate.Settings(requests=0, steps=0)
+
+
+def test_all_missing_bench_files_are_named(tmp_path, bench, monkeypatch):
+    monkeypatch.setattr(evaluate, "Localiser", lambda rngs: bench.localiser)
+    monkeypatch.setattr(evaluate, "Judge", lambda rngs: bench.judge)
+    with pytest.raises(CheckpointError, match=r"(?s)one\.safetensors.*two\.safetensors"):
+        evaluate.load_bench(tmp_path / "one.safetensors", tmp_path / "two.safetensors")
+
+
+def test_gate_looks_at_videos_of_the_vae(bench, monkeypatch):
+    model = dataclasses.replace(toy(), frames=9)
+    vae = nnx.eval_shape(lambda: CausalVAE(model.vae, rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(vae)
+    records = evaluate.world_requests(model, 2, seed=1)
+    shape = jax.eval_shape(
+        lambda state, video: evaluate._through(nnx.merge(graph, state), video),
+        state,
+        records[0].video,
+    )
+    assert shape.shape == records[0].video.shape and shape.dtype == np.uint8
+    monkeypatch.setattr(evaluate, "_through", lambda _, video: np.zeros_like(video))
+    result = evaluate.gate(bench, vae, records)
+    assert result.identified.count == 4 and result.pixels.count == 2
+    assert not result.passed, "black videos show nothing"

@@ -1,7 +1,8 @@
 """A checkpoint as users hold it: one folder with a config, a tokenizer and weights by component.
 
 `config.json` holds the model config under "model"; each component is `NAME.safetensors` or an orbax
-folder `NAME/`. A training directory is read through the bundle that it names.
+folder `NAME/`. A training directory serves as well: its last checkpoint, with the frozen networks
+and the tokenizer that its config names.
 """
 
 import json
@@ -13,7 +14,10 @@ from flax import nnx
 from tora2_jax import checkpoint, conditioning, config
 from tora2_jax.checkpoint import CheckpointError
 from tora2_jax.models import tora2
+from tora2_jax.models.layers import flat_variables
+from tora2_jax.stages import diffusion
 from tora2_jax.text import load_tokenizer
+from tora2_jax.train_config import TrainConfig
 
 TORA2_COMPONENTS = ("transformer", "motion", "personalization")
 FROZEN_COMPONENTS = ("text", "vae", "motion_vae", "dino", "face", "object")
@@ -61,6 +65,8 @@ def load_bundle(
     Raises:
         CheckpointError: lists everything that is missing or does not fit.
     """
+    if _is_workdir(directory):
+        return _load_workdir(directory, dtype)
     model_config = load_config(directory)
     if component_path(directory, "motion") is None:
         model_config.motion = None
@@ -81,6 +87,28 @@ def load_bundle(
     return model_config, model, networks, load_bundle_tokenizer(directory)
 
 
+def _is_workdir(directory: Path) -> bool:
+    return (directory / "checkpoints").is_dir() and (directory / "config.json").is_file()
+
+
+def _load_workdir(directory: Path, dtype):
+    """The diffusion model of a training run, with averaged weights if it keeps them."""
+    try:
+        run = config.from_dict(TrainConfig, json.loads((directory / "config.json").read_text()))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"checkpoint: {directory}/config.json: {error}") from error
+    if run.stage not in diffusion.TRAINED:
+        raise CheckpointError(f"checkpoint: {directory} is a run of stage {run.stage}, no videos")
+    model_config = diffusion.trained_model_config(run)
+    whole = diffusion.DiffusionModel(model_config, nnx.Rngs(0))
+    checkpoint.merge(whole, checkpoint.load_component(directory)[0])
+    networks = diffusion.frozen_networks(run, model_config)
+    networks.text = whole.text
+    model = tora2.Tora2(model_config, rngs=nnx.Rngs(0), dtype=dtype)
+    checkpoint.merge(model, flat_variables(whole.tora2))
+    return model_config, model, networks, load_bundle_tokenizer(directory)
+
+
 def load_bundle_tokenizer(directory: Path):
     """The tokenizer of a checkpoint folder.
 
@@ -88,6 +116,8 @@ def load_bundle_tokenizer(directory: Path):
         CheckpointError: if there is none.
     """
     try:
+        if _is_workdir(directory):
+            return load_tokenizer(json.loads((directory / "config.json").read_text())["tokenizer"])
         return load_tokenizer(directory / "tokenizer")
     except (OSError, ValueError) as error:
         raise CheckpointError(f"checkpoint {directory}: {error}") from error

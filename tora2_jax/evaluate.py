@@ -70,10 +70,22 @@ class Settings:
 
 
 def load_bench(localiser: str | Path, judge: str | Path) -> Bench:
-    """Both networks with their weights; raises CheckpointError where a file does not fit."""
+    """Both networks with their weights.
+
+    Raises:
+        CheckpointError: names every file that is missing or does not fit, and how to make it.
+    """
     bench = Bench(Localiser(rngs=nnx.Rngs(0)), Judge(rngs=nnx.Rngs(0)))
-    for network, path in zip(bench, (localiser, judge), strict=True):
-        checkpoint.merge(network, checkpoint.load_component(path)[0])
+    faults = []
+    for name, path in {"localiser": localiser, "judge": judge}.items():
+        try:
+            checkpoint.merge(getattr(bench, name), checkpoint.load_component(path)[0])
+        except checkpoint.CheckpointError as error:
+            faults.append(
+                f"{error}\n  give --{name} FILE, or train it with configs/bench_{name}.py"
+            )
+    if faults:
+        raise checkpoint.CheckpointError("\n".join(faults))
     return bench
 
 
@@ -126,6 +138,37 @@ def look(
         other_error=measure.trajectory_error(places, present, paths[::-1], visible[::-1]),
         identified=identified,
         found=_share(present, visible),
+    )
+
+
+class EntityReport(NamedTuple):
+    """What the bench makes of one entity of one video."""
+
+    error: float  # canvas pixels to its path
+    similarity: float  # cosine to its own reference; NaN if it is never seen
+    others_similarity: float  # mean cosine to the other candidates of the same word
+    others: int
+
+
+def look_at_entity(
+    bench: Bench,
+    video: UInt8[np.ndarray, "f height width 3"],
+    word: str,
+    track: Float[np.ndarray, "f 2"],
+    visible: Bool[np.ndarray, "f"],
+    image: UInt8[np.ndarray, "height width 4"],
+) -> EntityReport:
+    """Trajectory error and reference similarity of one entity of a video."""
+    height, width = video.shape[1:3]
+    centres, present = locate(bench.localiser, video, [word])
+    places, path = (measure.to_canvas(points, height, width) for points in (centres[0], track))
+    options = judge_room.candidates((0, 0), word, image)
+    scores = judge_room.judge_entity(bench.judge, video, centres[0], present[0], options)
+    if scores is None:
+        scores = np.full(len(options), np.nan)
+    error = measure.trajectory_error(places, present[0], path, visible)
+    return EntityReport(
+        float(error), float(scores[0]), float(np.mean(scores[1:])), len(options) - 1
     )
 
 

@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterable
 
 import jax.numpy as jnp
 import optax
+from optax.contrib import MuonDimensionNumbers, muon
 
 from tora2_jax.train_config import OptimConfig
 
+_MUON_ADAM_SHARE = 0.15  # learning rate of Adam beside Muon's
 _DECAYED = {"kernel", "embedding"}  # last name of a path; biases, norms and gates are not decayed
 
 
@@ -41,13 +43,47 @@ def rate_scales(config: OptimConfig, paths: Iterable[str]) -> dict[str, float]:
 
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
     """The optimizer of every stage, for gradients as a flat dictionary keyed by path."""
-    first, second = config.betas
+    make = {"adamw": _adamw, "muon": _muon}[config.algorithm]
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
+        make(config, learning_rate(config, steps)),
+        optax.stateless(lambda updates, _: _scale(updates, rate_scales(config, updates))),
+    )
+
+
+def _adamw(config: OptimConfig, rate: Callable) -> optax.GradientTransformation:
+    first, second = config.betas
+    return optax.chain(
         optax.scale_by_adam(b1=first, b2=second, eps=config.eps),
         optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
-        optax.scale_by_learning_rate(learning_rate(config, steps)),
-        optax.stateless(lambda updates, _: _scale(updates, rate_scales(config, updates))),
+        optax.scale_by_learning_rate(rate),
+    )
+
+
+def _muon(config: OptimConfig, rate: Callable) -> optax.GradientTransformation:
+    """Orthogonalised momentum for kernels (as matrices of inputs by outputs), Adam for the rest.
+
+    A convolutional network that is trained for minutes gets further than with Adam. Not for
+    stacked layers, whose leading axis is no input.
+    """
+    first, second = config.betas
+
+    def matrices(params: dict) -> dict:
+        return {
+            path: MuonDimensionNumbers(tuple(range(value.ndim - 1)), value.ndim - 1)
+            if path.endswith("kernel")
+            else None
+            for path, value in params.items()
+        }
+
+    return muon(
+        rate,
+        beta=first,
+        weight_decay=config.weight_decay,
+        adam_b1=first,
+        adam_b2=second,
+        adam_learning_rate=lambda count: _MUON_ADAM_SHARE * rate(count),
+        muon_weight_dimension_numbers=matrices,
     )
 
 

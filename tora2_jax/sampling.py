@@ -62,15 +62,19 @@ def run(options: Options) -> list[Path]:
         SamplingError: before anything is written.
     """
     job = prepare(options)
+    return write(options, job, sample(options, job))
+
+
+def sample(options: Options, job: Job) -> pipeline.Sample:
+    """Run the sampler with a progress bar."""
     with tqdm(total=options.steps, desc="sampling", unit="step", disable=None) as bar:
-        sample = job.model.generate_batch(
+        return job.model.generate_batch(
             conditioning.batch_inputs([job.inputs]),
             seeds=[options.seed],
             settings=options.settings,
             initial_latents=job.initial_latents,
             progress=lambda done, total: bar.update(),
         )
-    return write(options, job, sample)
 
 
 def prepare(options: Options) -> Job:
@@ -139,9 +143,9 @@ def _initial_latents(path: Path | None, model, inputs) -> np.ndarray | None:
     return np.moveaxis(array.astype(np.float32), 2, -1)
 
 
-def write(options: Options, job: Job, sample: pipeline.Sample) -> list[Path]:
+def write(options: Options, job: Job, result: pipeline.Sample) -> list[Path]:
     """All files of one sample; each appears whole or not at all."""
-    frames = pipeline.to_uint8(sample.video[0])
+    frames = pipeline.to_uint8(result.video[0])
     sheet = options.output.with_suffix(".png")
     written = [options.output, sheet]
     options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -151,10 +155,10 @@ def write(options: Options, job: Job, sample: pipeline.Sample) -> list[Path]:
     video.write_video(options.output, shown, job.request.fps)
     video.write_image(sheet, video.contact_sheet(shown))
     if options.save_latents is not None:
-        latents = np.moveaxis(sample.latents, -1, 2)
+        latents = np.moveaxis(result.latents, -1, 2)
         written.append(_save(options.save_latents, lambda file: np.savez(file, latents=latents)))
     if options.save_frames is not None:
-        written.append(_save(options.save_frames, lambda file: np.save(file, sample.video)))
+        written.append(_save(options.save_frames, lambda file: np.save(file, result.video)))
     return written
 
 

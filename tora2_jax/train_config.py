@@ -26,6 +26,7 @@ _HARMLESS = {
 class OptimConfig:
     """AdamW; defaults are the paper's and Tora's where they say, else our decision."""
 
+    algorithm: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 3e-6
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = 500

@@ -39,7 +39,11 @@ class Posterior(NamedTuple):
 
 
 class ResnetBlock(nnx.Module):
-    """Two causal convolutions and a shortcut. `make_norm(features)` builds its norms."""
+    """Two causal convolutions and a shortcut. `make_norm(features)` builds its norms.
+
+    From scratch the second convolution starts at zero (our decision): what the first layers see
+    reaches the last ones before any block has learned something.
+    """
 
     def __init__(
         self, in_features: int, out_features: int, make_norm: Callable[[int], nnx.Module], **options
@@ -48,6 +52,7 @@ class ResnetBlock(nnx.Module):
         self.conv1 = CausalConv(in_features, out_features, **options)
         self.norm2 = make_norm(out_features)
         self.conv2 = CausalConv(out_features, out_features, **options)
+        self.conv2.kernel[...] = jnp.zeros_like(self.conv2.kernel[...])
         same = in_features == out_features
         self.shortcut = None if same else PointConv(in_features, out_features, **options)
 

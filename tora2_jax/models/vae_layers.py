@@ -212,13 +212,17 @@ class SpatialNorm(nnx.Module):
     """Group norm whose scale and shift are read off the latents, pixel by pixel.
 
     The published model resizes the latents first; 1 x 1 x 1 convolutions commute with nearest
-    neighbour resizing, so here they run at the latents' size.
+    neighbour resizing, so here they run at the latents' size. From scratch it starts as a plain
+    group norm (our decision): a random scale of either sign would scramble every feature.
     """
 
     def __init__(self, features: int, latent: int, groups: int, **options):
         self.norm = GroupNorm(features, groups, OUTER_NORM_EPS)
         self.to_scale = PointConv(latent, features, **options)
         self.to_shift = PointConv(latent, features, **options)
+        self.to_scale.bias[...] = jnp.ones((features,))
+        for conv in (self.to_scale, self.to_shift):
+            conv.kernel[...] = jnp.zeros_like(conv.kernel[...])
 
     def __call__(
         self, x: Float[Array, "b f h w c"], latents: Float[Array, "b t h_lat w_lat latent"]

@@ -10,11 +10,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from tora2_jax import checkpoint, conditioning, diffusion
+from tora2_jax import checkpoint, conditioning, diffusion, pipeline, video
 from tora2_jax.config import ModelConfig, to_dict
 from tora2_jax.data import pool
+from tora2_jax.data.world import render_clip
 from tora2_jax.models import binding, tora2
 from tora2_jax.models.t5 import T5Encoder
 from tora2_jax.text import load_tokenizer
@@ -30,6 +32,7 @@ TRAINED = {
     "motion": ("motion",),
     "tora2": ("motion", "personalization"),
 }
+SAMPLED_CLIP = 1 << 40  # far beyond any pool
 FROZEN_FILES = ("vae", "motion_vae", "dino", "face", "object")
 
 
@@ -70,12 +73,40 @@ def source(config) -> pool.Pool:
     key = pool.fingerprint(model, config.world, config.data_size, list(files.values()))
     directory = Path(config.cache_dir) / f"pool-{key}"
     if not (directory / "pool.json").exists():
-        networks = conditioning.FrozenNetworks(model, rngs=nnx.Rngs(0))
-        for name, path in files.items():
-            checkpoint.merge(getattr(networks, name), checkpoint.load_component(path)[0])
         tokenizer = load_tokenizer(config.tokenizer)
+        networks = frozen_networks(config, model)
         pool.build(directory, model, config.world, config.data_size, networks, tokenizer)
     return pool.Pool(directory)
+
+
+def frozen_networks(config, model: ModelConfig) -> conditioning.FrozenNetworks:
+    """The frozen networks that the config names; its text encoder is left as initialised."""
+    networks = conditioning.FrozenNetworks(model, rngs=nnx.Rngs(0))
+    for name in FROZEN_FILES:
+        path = getattr(config.weights, name) or config.weights.vae
+        checkpoint.merge(getattr(networks, name), checkpoint.load_component(path)[0])
+    return networks
+
+
+def sample(config, model: DiffusionModel, step: int) -> np.ndarray:
+    """A held-out request of two entities as this step would make it, `[f, height, width, 3]`."""
+    del step  # always the same request and noise, so that the videos can be compared
+    sizes = trained_model_config(config)
+    networks = frozen_networks(config, sizes)
+    networks.text = model.text
+    sampler = pipeline.Tora2Pipeline(sizes, model.tora2, networks, load_tokenizer(config.tokenizer))
+    world = dataclasses.replace(config.world, min_entities=2, max_entities=2)
+    record = render_clip(world, SAMPLED_CLIP)
+    inputs = conditioning.inputs_from_records(sizes, sampler.tokenizer, [record])
+    frames = pipeline.to_uint8(sampler.generate_batch(inputs, seeds=[0]).video[0])
+    entities = record.entities
+    return video.overlay(
+        frames,
+        np.stack([entity.track for entity in entities]),
+        np.stack([entity.visible for entity in entities]),
+        [entity.word for entity in entities],
+        [entity.images for entity in entities],
+    )
 
 
 def trained_model_config(config) -> ModelConfig:

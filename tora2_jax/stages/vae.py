@@ -28,13 +28,20 @@ _FLOW_SHARE = 0.25  # of the examples: the same network encodes coloured paths
 _DENSE_SHARE = 0.3  # of the flow examples: of every pixel, not of the paths alone
 _ENTITY_SHARE = 0.75  # of the crops: around a pixel of an entity, for details are there
 _CHARBONNIER = 1e-2  # below this an error counts as its square
-_WEIGHTS = {"square": 1.0, "edges": 0.5, "kl": 1e-6}
+_WEIGHTS = {"square": 1.0, "edges": 0.5, "hues": 2.0, "kl": 1e-6}
+_FIRST_LOG_VARIANCE = -6.0  # little noise at the start, so that the decoder has what to learn from
 _SCALE_CLIPS, _SCALE_BATCH_SIZE = 64, 8
 
 
 def build(config: TrainConfig, rngs: nnx.Rngs) -> CausalVAE:
     """A fresh VAE that does not scale: the factor is measured when training ends."""
-    return CausalVAE(dataclasses.replace(config.model.vae, scaling_factor=1.0), rngs=rngs)
+    vae = CausalVAE(dataclasses.replace(config.model.vae, scaling_factor=1.0), rngs=rngs)
+    bias = vae.encoder.conv_out.bias
+    bias[...] = bias[...].at[config.model.vae.latent_channels :].set(_FIRST_LOG_VARIANCE)
+    # Group norms forget how bright a plain area is, unless it stands beside a constant.
+    for conv in (vae.encoder.conv_in, vae.decoder.conv_in):
+        conv.bias[...] = jax.random.normal(rngs.params(), conv.bias[...].shape)
+    return vae
 
 
 class _Crops:
@@ -105,7 +112,7 @@ def _charbonnier(difference: Array) -> Array:
 def loss(
     config: TrainConfig, model: CausalVAE, batch: dict[str, Array], key: Array
 ) -> tuple[Array, dict[str, Array]]:
-    """Errors of pixels and of edges, and a faint pull of the latents to a unit Gaussian."""
+    """Errors of pixels, edges and hues, and a faint pull of the latents to a unit Gaussian."""
     video = batch["video"]
     mean, log_variance = model.encode(video)
     noise = jax.random.normal(key, mean.shape, mean.dtype)
@@ -114,7 +121,9 @@ def loss(
     edges = sum(_charbonnier(jnp.diff(error, axis=axis)) for axis in (2, 3))
     kl = 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance).mean()
     total = _charbonnier(error) + _WEIGHTS["square"] * square
-    total = total + _WEIGHTS["edges"] * edges + _WEIGHTS["kl"] * kl
+    # Brightness varies most and is learned first; without this term colours come much later.
+    hues = _charbonnier(jnp.diff(error, axis=-1))
+    total = total + _WEIGHTS["edges"] * edges + _WEIGHTS["hues"] * hues + _WEIGHTS["kl"] * kl
     psnr = 10 * jnp.log10(4 / square)  # the values span 2
     return total, {"psnr": psnr, "kl": kl}
 
