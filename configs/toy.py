@@ -12,12 +12,12 @@ from tora2_jax.train_config import OptimConfig, TrainConfig
 def get_config() -> TrainConfig:
     """The settings of this stage."""
     config = diffusion_config("tora2")
-    config.steps = 2500
+    config.steps = 900
     config.weights.transformer = f"{FOLDER}/transformer.safetensors"
     config.weights.text = f"{FOLDER}/text.safetensors"
     config.weights.motion = f"{FOLDER}/stages/motion.safetensors"
     config.optim = OptimConfig(
-        learning_rate=5e-4, new_lr_scale=2.0, schedule="cosine", warmup_steps=100, clip_norm=1.0
+        learning_rate=6e-4, new_lr_scale=2.0, schedule="cosine", warmup_steps=50, clip_norm=1.0
     )
     config.optim.tora_initialised = r"tora2\.(trajectory_extractor|transformer\.blocks\.fuser)\."
     return config

@@ -17,14 +17,14 @@ def diffusion_config(stage: str) -> TrainConfig:
         stage=stage,
         seed=10,
         batch_size=16,
-        data_size=4096,
+        data_size=1536,
         cache_dir="workdirs/cache",
         tokenizer=f"{FOLDER}/tokenizer",
         model=toy(),
         world=WorldConfig(seed=10),
         weights=WeightsConfig(**{name: f"{FOLDER}/{name}.safetensors" for name in FROZEN}),
-        ema_decay=0.998,
-        checkpoint_every=500,
+        ema_decay=0.99,
+        checkpoint_every=200,
         export=FOLDER,
     )
 
@@ -32,7 +32,7 @@ def diffusion_config(stage: str) -> TrainConfig:
 def get_config() -> TrainConfig:
     """The settings of this stage."""
     config = diffusion_config("base")
-    config.steps = 3000
+    config.steps = 1300
     config.model.motion = None
     config.model.personalization = None
     config.dropout = DropoutConfig(caption=0.1)

@@ -12,12 +12,12 @@ from tora2_jax.train_config import DropoutConfig, OptimConfig, TrainConfig
 def get_config() -> TrainConfig:
     """The settings of this stage."""
     config = diffusion_config("motion")
-    config.steps = 1200
+    config.steps = 400
     config.model.personalization = None
     config.weights.transformer = f"{FOLDER}/transformer.safetensors"
     config.weights.text = f"{FOLDER}/text.safetensors"
     config.dropout = DropoutConfig(caption=0.1, trajectories=0.1)
-    config.optim = OptimConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=100)
+    config.optim = OptimConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=40)
     config.optim.clip_norm = 1.0
     config.export = f"{FOLDER}/stages"  # the joint stage trains this on; its result lies above
     return config

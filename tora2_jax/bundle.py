@@ -14,13 +14,13 @@ from flax import nnx
 from tora2_jax import checkpoint, conditioning, config
 from tora2_jax.checkpoint import CheckpointError
 from tora2_jax.models import tora2
-from tora2_jax.models.layers import flat_variables
+from tora2_jax.models.t5 import T5Encoder
 from tora2_jax.stages import diffusion
 from tora2_jax.text import load_tokenizer
 from tora2_jax.train_config import TrainConfig
 
 TORA2_COMPONENTS = ("transformer", "motion", "personalization")
-FROZEN_COMPONENTS = ("text", "vae", "motion_vae", "dino", "face", "object")
+FROZEN_COMPONENTS = ("vae", "motion_vae", "dino", "face", "object")
 
 
 def load_config(directory: Path) -> config.ModelConfig:
@@ -56,7 +56,7 @@ def component_path(directory: Path, name: str) -> Path | None:
 
 def load_bundle(
     directory: Path, dtype=jnp.float32
-) -> tuple[config.ModelConfig, tora2.Tora2, conditioning.FrozenNetworks, object]:
+) -> tuple[config.ModelConfig, tora2.Tora2, T5Encoder, conditioning.FrozenNetworks, object]:
     """Everything that a pipeline needs, strictly checked.
 
     Parts without weights are left out (a folder with a transformer alone is plain CogVideoX); the
@@ -72,19 +72,33 @@ def load_bundle(
         model_config.motion = None
     if component_path(directory, "personalization") is None:
         model_config.personalization = None
-    model = tora2.Tora2(model_config, rngs=nnx.Rngs(0), dtype=dtype)
-    networks = conditioning.FrozenNetworks(model_config, rngs=nnx.Rngs(0), dtype=dtype)
+    model, text, networks = _abstract(model_config, dtype)
     problems: list[str] = []
     for name in TORA2_COMPONENTS:
         if name == "transformer" or getattr(model_config, name) is not None:
             _merge(model, directory, name, name, problems, tora2.COMPONENTS[name])
+    _merge(text, directory, "text", "text", problems)
     for name in FROZEN_COMPONENTS:
         own = component_path(directory, name)
         source = "vae" if name == "motion_vae" and own is None else name
         _merge(getattr(networks, name), directory, source, name, problems)
     if problems:
         raise CheckpointError(f"checkpoint {directory}:\n  " + "\n  ".join(problems))
-    return model_config, model, networks, load_bundle_tokenizer(directory)
+    return model_config, model, text, networks, load_bundle_tokenizer(directory)
+
+
+def _abstract(model_config: config.ModelConfig, dtype):
+    """All networks without numbers: every one of them comes from a file."""
+
+    def make():
+        rngs = nnx.Rngs(0)
+        return (
+            tora2.Tora2(model_config, rngs=rngs, dtype=dtype),
+            T5Encoder(model_config.text, rngs=rngs),
+            conditioning.FrozenNetworks(model_config, rngs=rngs, dtype=dtype),
+        )
+
+    return nnx.eval_shape(make)
 
 
 def _is_workdir(directory: Path) -> bool:
@@ -100,13 +114,15 @@ def _load_workdir(directory: Path, dtype):
     if run.stage not in diffusion.TRAINED:
         raise CheckpointError(f"checkpoint: {directory} is a run of stage {run.stage}, no videos")
     model_config = diffusion.trained_model_config(run)
-    whole = diffusion.DiffusionModel(model_config, nnx.Rngs(0))
-    checkpoint.merge(whole, checkpoint.load_component(directory)[0])
-    networks = diffusion.frozen_networks(run, model_config)
-    networks.text = whole.text
-    model = tora2.Tora2(model_config, rngs=nnx.Rngs(0), dtype=dtype)
-    checkpoint.merge(model, flat_variables(whole.tora2))
-    return model_config, model, networks, load_bundle_tokenizer(directory)
+    model, text, networks = _abstract(model_config, dtype)
+    stored, _ = checkpoint.load_component(directory)
+    for module, prefix in ((model, "tora2."), (text, "text.")):
+        own = {path[len(prefix) :]: v for path, v in stored.items() if path.startswith(prefix)}
+        checkpoint.merge(module, own)
+    for name in FROZEN_COMPONENTS:
+        path = getattr(run.weights, name) or run.weights.vae
+        checkpoint.merge(getattr(networks, name), checkpoint.load_component(path)[0])
+    return model_config, model, text, networks, load_bundle_tokenizer(directory)
 
 
 def load_bundle_tokenizer(directory: Path):

@@ -19,7 +19,7 @@ from flax import nnx
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from tora2_jax.models.layers import assign_variables, flat_variables
+from tora2_jax.models.layers import flat_variables, update_variables
 
 _STATISTICS = {"mean", "var"}  # last names of paths that are never stored in half precision
 _FROZEN = "frozen"
@@ -253,7 +253,7 @@ def merge(module: nnx.Module, *components: Mapping[str, Any], expected: str | No
     ]
     if faults:
         raise CheckpointError("weights do not fit the model:\n  " + "\n  ".join(faults))
-    assign_variables(module, own | given)
+    update_variables(module, given)
 
 
 def nested(flat: Mapping[str, Any]) -> dict:

@@ -62,10 +62,9 @@ class VisualFeatures(NamedTuple):
 
 
 class FrozenNetworks(nnx.Module):
-    """Every network that is never trained together with Tora2's own parts."""
+    """Every network that no diffusion stage trains; the text encoder, the base stage does."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
-        self.text = T5Encoder(config.text, rngs=rngs, dtype=jnp.float32)
         self.vae = CausalVAE(config.vae, rngs=rngs, dtype=dtype)
         self.motion_vae = CausalVAE(config.vae, rngs=rngs, dtype=dtype)
         self.dino = DINOv2(config.dino, rngs=rngs, dtype=dtype)
@@ -306,9 +305,11 @@ def join(text: TextFeatures, visual: VisualFeatures) -> Conditions:
     return Conditions(**text._asdict(), **visual._asdict())
 
 
-def encode(networks: FrozenNetworks, model: ModelConfig, inputs: Inputs) -> Conditions:
-    """`Inputs` through every frozen network."""
-    return join(encode_text(networks.text, inputs), encode_visual(networks, model, inputs))
+def encode(
+    networks: FrozenNetworks, text: T5Encoder, model: ModelConfig, inputs: Inputs
+) -> Conditions:
+    """`Inputs` through the text encoder and every frozen network."""
+    return join(encode_text(text, inputs), encode_visual(networks, model, inputs))
 
 
 def keep_references(conditions: Conditions, keep: Bool[Array, "b e"]) -> Conditions:

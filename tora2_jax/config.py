@@ -253,9 +253,7 @@ def toy() -> ModelConfig:
             sample_height=24,
             sample_width=24,
         ),
-        vae=VAEConfig(
-            channels=(16, 32, 48), layers_per_block=1, norm_groups=4, latent_channels=8
-        ),
+        vae=VAEConfig(channels=(16, 32, 48), layers_per_block=1, norm_groups=4, latent_channels=8),
         text=T5Config(
             vocab_size=256, width=64, num_layers=2, num_heads=4, head_dim=16, mlp_dim=128
         ),

@@ -12,6 +12,7 @@ from jaxtyping import Float, UInt8
 
 from tora2_jax import conditioning, diffusion
 from tora2_jax.config import ModelConfig
+from tora2_jax.models.t5 import T5Encoder
 from tora2_jax.models.tora2 import Tora2
 from tora2_jax.request import Request, load_request
 from tora2_jax.types import BoundConditions, Conditions, Inputs
@@ -54,10 +55,15 @@ class Tora2Pipeline:
     """A model with its frozen networks and tokenizer, ready to sample."""
 
     def __init__(
-        self, config: ModelConfig, model: Tora2, networks: conditioning.FrozenNetworks, tokenizer
+        self,
+        config: ModelConfig,
+        model: Tora2,
+        text: T5Encoder,
+        networks: conditioning.FrozenNetworks,
+        tokenizer,
     ):
         self.config, self.tokenizer = config, tokenizer
-        self._networks = nnx.split(networks)
+        self._networks = nnx.split((networks, text))
         self._model = nnx.split(model)
         self._encode = jax.jit(self._encode_inputs)
         self._bind = jax.jit(lambda state, conditions: self._merge(state).bind(conditions)[0])
@@ -148,12 +154,13 @@ class Tora2Pipeline:
         return nnx.merge(self._model[0], state)
 
     def _encode_inputs(self, state, inputs: Inputs) -> tuple[Conditions, jax.Array]:
-        networks = nnx.merge(self._networks[0], state)
-        null = conditioning.null_text(networks.text, self.config, inputs.token_ids.shape[0])
-        return conditioning.encode(networks, self.config, inputs), null
+        networks, text = nnx.merge(self._networks[0], state)
+        null = conditioning.null_text(text, self.config, inputs.token_ids.shape[0])
+        return conditioning.encode(networks, text, self.config, inputs), null
 
     def _decode_latents(self, state, latents: jax.Array) -> jax.Array:
-        video = nnx.merge(self._networks[0], state).vae.decode_latents(latents)
+        networks, _ = nnx.merge(self._networks[0], state)
+        video = networks.vae.decode_latents(latents)
         return jnp.clip(video.astype(jnp.float32) / 2 + 0.5, 0, 1)
 
     def _noise(self, keys: jax.Array, step: int, shape: tuple[int, ...]) -> jax.Array:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from flax import nnx
 from tqdm import tqdm
 
 from tora2_jax import conditioning, config
@@ -61,7 +62,12 @@ def build(
     directory.mkdir(parents=True, exist_ok=True)
     progress = directory / "progress.json"
     start = json.loads(progress.read_text())["done"] if progress.exists() else 0
-    encode = jax.jit(lambda inputs, video: _features(networks, model, inputs, video))
+    graph, state = nnx.split(networks)
+
+    @jax.jit
+    def encode(state, inputs, video):
+        return _features(nnx.merge(graph, state), model, inputs, video)
+
     arrays: dict[str, np.memmap] = {}
     for first in tqdm(range(start, size, CHUNK), "encoding clips", disable=None):
         # The last chunk is filled up by wrapping round, so that one compiled shape serves all.
@@ -69,7 +75,7 @@ def build(
         records = [world.render_clip(world_config, row) for row in rows]
         inputs = conditioning.inputs_from_records(model, tokenizer, records)
         video = np.stack([record.video for record in records]).astype(np.float32) / 127.5 - 1
-        features = jax.tree.map(np.asarray, encode(inputs, video))
+        features = jax.tree.map(np.asarray, encode(state, inputs, video))
         count = min(CHUNK, size - first)
         for name, values in features.items():
             arrays[name] = arrays.get(name, _open(directory / f"{name}.npy", size, values))

@@ -265,8 +265,17 @@ def assign_variables(module: nnx.Module, arrays: Mapping[str, Any]) -> None:
     if problems:
         listing = "\n  ".join(sorted(problems))
         raise ValueError(f"{type(module).__name__} cannot take these arrays:\n  {listing}")
-    new = {
-        path: variables[path].replace(jnp.asarray(arrays[name], variables[path].get_value().dtype))
-        for name, path in names.items()
-    }
+    update_variables(module, arrays)
+
+
+def update_variables(module: nnx.Module, arrays: Mapping[str, Any]) -> None:
+    """Replaces the arrays at these paths, keeping each one's dtype; the others stay as they are.
+
+    Paths and shapes must fit (see `assign_variables` for the checks).
+    """
+    variables = {_name(path): (path, value) for path, value in _variables(module).items()}
+    new = {}
+    for name, array in arrays.items():
+        path, variable = variables[name]
+        new[path] = variable.replace(jnp.asarray(array, variable.get_value().dtype))
     nnx.update(module, nnx.from_flat_state(new))

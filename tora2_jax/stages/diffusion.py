@@ -80,8 +80,8 @@ def source(config) -> pool.Pool:
 
 
 def frozen_networks(config, model: ModelConfig) -> conditioning.FrozenNetworks:
-    """The frozen networks that the config names; its text encoder is left as initialised."""
-    networks = conditioning.FrozenNetworks(model, rngs=nnx.Rngs(0))
+    """The frozen networks that the config names."""
+    networks = nnx.eval_shape(lambda: conditioning.FrozenNetworks(model, rngs=nnx.Rngs(0)))
     for name in FROZEN_FILES:
         path = getattr(config.weights, name) or config.weights.vae
         checkpoint.merge(getattr(networks, name), checkpoint.load_component(path)[0])
@@ -94,7 +94,8 @@ def sample(config, model: DiffusionModel, step: int) -> np.ndarray:
     sizes = trained_model_config(config)
     networks = frozen_networks(config, sizes)
     networks.text = model.text
-    sampler = pipeline.Tora2Pipeline(sizes, model.tora2, networks, load_tokenizer(config.tokenizer))
+    tokenizer = load_tokenizer(config.tokenizer)
+    sampler = pipeline.Tora2Pipeline(sizes, model.tora2, model.text, networks, tokenizer)
     world = dataclasses.replace(config.world, min_entities=2, max_entities=2)
     record = render_clip(world, SAMPLED_CLIP)
     inputs = conditioning.inputs_from_records(sizes, sampler.tokenizer, [record])
