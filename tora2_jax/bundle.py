@@ -41,13 +41,6 @@ def load_config(directory: Path) -> config.ModelConfig:
         raise CheckpointError(f"checkpoint: {path} is not a model config: {error}") from error
 
 
-def save_config(directory: Path, model: config.ModelConfig) -> None:
-    """Write `config.json`."""
-    directory.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"model": config.to_dict(model)}, indent=1)
-    (directory / "config.json").write_text(text + "\n")
-
-
 def component_path(directory: Path, name: str) -> Path | None:
     """Where a component lies, or None."""
     file, folder = directory / f"{name}.safetensors", directory / name

@@ -146,6 +146,15 @@ def _stored(name: str, value: Any, dtype: Any) -> np.ndarray:
     return np.ascontiguousarray(array.astype(dtype))
 
 
+def save_config(directory: str | Path, model: Mapping[str, Any]) -> None:
+    """Writes a model config (`to_dict`) where `bundle.load_config` looks for it."""
+    path = Path(directory) / "config.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".partial")
+    aside.write_text(json.dumps({"model": dict(model)}, indent=1) + "\n")
+    aside.replace(path)
+
+
 def load_component(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Variables and metadata of a safetensors file, an orbax folder or a training workdir.
 

@@ -315,6 +315,8 @@ def _export(config: TrainConfig, stage: ModuleType, graph: nnx.GraphDef, state: 
     for name, path in _export_paths(config.export, trained).items():
         arrays = {stored: variables[own] for stored, own in names[name].items()}
         checkpoint.save_component(path, arrays, metadata)
+    if not config.export.endswith(".safetensors"):
+        checkpoint.save_config(config.export, metadata["model"])
 
 
 def _export_paths(export: str, components: list[str]) -> dict[str, Path]:
