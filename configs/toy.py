@@ -12,7 +12,7 @@ from tora2_jax.train_config import OptimConfig, TrainConfig
 def get_config() -> TrainConfig:
     """The settings of this stage."""
     config = diffusion_config("tora2")
-    config.steps = 900
+    config.steps = 700
     config.weights.transformer = f"{FOLDER}/transformer.safetensors"
     config.weights.text = f"{FOLDER}/text.safetensors"
     config.weights.motion = f"{FOLDER}/stages/motion.safetensors"

@@ -12,7 +12,7 @@ from tora2_jax.train_config import DropoutConfig, OptimConfig, TrainConfig
 def get_config() -> TrainConfig:
     """The settings of this stage."""
     config = diffusion_config("motion")
-    config.steps = 400
+    config.steps = 300
     config.model.personalization = None
     config.weights.transformer = f"{FOLDER}/transformer.safetensors"
     config.weights.text = f"{FOLDER}/text.safetensors"

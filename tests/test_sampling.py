@@ -1,6 +1,7 @@
 """From a request file to files: errors all at once, nothing half written, exact repetition."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -50,7 +51,10 @@ def test_everything_that_is_wrong_is_told_at_once_and_nothing_is_written(tmp_pat
     command = [sys.executable, "scripts/sample.py", "--checkpoint", str(TOY)]
     command += ["--request", str(request), "--output", str(tmp_path / "out.avi")]
     command += ["--steps", "0", "--save-latents", str(latents)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     for field in (
