@@ -17,7 +17,7 @@ def get_config() -> TrainConfig:
     config.weights.transformer = f"{FOLDER}/transformer.safetensors"
     config.weights.text = f"{FOLDER}/text.safetensors"
     config.dropout = DropoutConfig(caption=0.1, trajectories=0.1)
-    config.optim = OptimConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=40)
+    config.optim = OptimConfig(learning_rate=2e-3, schedule="cosine", warmup_steps=30)
     config.optim.clip_norm = 1.0
     config.export = f"{FOLDER}/stages"  # the joint stage trains this on; its result lies above
     return config

@@ -262,17 +262,18 @@ def toy() -> ModelConfig:
             image_size=48, layers=(1, 1, 1, 1), widths=(16, 32, 48, 64), embedding=64
         ),
         object=ObjectEncoderConfig(image_size=64, layers=(1, 1, 1, 1), base_width=8, last_stride=1),
-        motion=MotionConfig(width=32),
+        motion=MotionConfig(width=24, blocks_per_layer=1),
         personalization=PersonalizationConfig(
-            width=128,
+            width=96,
             queries=8,
             num_layers=2,
             num_heads=4,
-            head_dim=32,
+            head_dim=24,
+            mlp_ratio=2,
             cross_heads=3,
             cross_head_dim=64,
         ),
-        binding=BindingConfig(num_heads=4, head_dim=32, word_tokens=4),
+        binding=BindingConfig(num_heads=4, head_dim=24, word_tokens=4, contrast_width=64),
     )
 
 
