@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
+from PIL import Image
 
 from tora2_jax import text as text_room
 from tora2_jax import trajectory
@@ -191,7 +192,17 @@ def request_inputs(
         kind = _kind(entity, images, detector)
         entities.append(EntityInput(entity.span, kind, images, track, visible))
     size = (request.frames, request.height, request.width)
-    return entity_inputs(model, tokenizer, request.prompt, entities, size, detector)
+    inputs = entity_inputs(model, tokenizer, request.prompt, entities, size, detector)
+    if request.image is None:
+        return inputs
+    return inputs._replace(image=_first_frame(request))
+
+
+def _first_frame(request: Request) -> Float[np.ndarray, "height width 3"]:
+    """The request's image at the size of the video, in [-1, 1]."""
+    picture = Image.fromarray(load_image(request.image)).convert("RGB")
+    picture = picture.resize((request.width, request.height), Image.Resampling.BICUBIC)
+    return np.asarray(picture, np.float32) / 127.5 - 1
 
 
 def _kind(entity: EntityRequest, images: list[np.ndarray], detector: FaceDetector | None) -> Kind:
