@@ -241,6 +241,20 @@ def test_weight_decay_and_groups():
     np.testing.assert_array_equal(updates["motion.bias"], 0)
 
 
+def test_muon_turns_the_gradient_of_a_kernel_into_orthogonal_directions():
+    config = OptimConfig(algorithm="muon", learning_rate=0.1, warmup_steps=0, clip_norm=1e9)
+    kernel = jnp.zeros((3, 3, 4, 5))
+    gradient = jnp.asarray(np.random.default_rng(0).normal(size=kernel.shape), jnp.float32)
+    variables = {"conv.kernel": kernel, "conv.bias": jnp.zeros(5)}
+    gradients = {"conv.kernel": gradient, "conv.bias": jnp.ones(5)}
+    optimizer = optim.make_optimizer(config, steps=10)
+    updates, _ = optimizer.update(gradients, optimizer.init(variables), variables)
+    values = np.linalg.svd(updates["conv.kernel"].reshape(-1, 5), compute_uv=False)
+    assert values.max() < 2 * values.min()  # those of the gradient differ more
+    step = -np.asarray(updates["conv.bias"])  # Adam's, with Nesterov's look ahead
+    assert (step >= 0.1 * 0.15).all() and (step < 0.1 * 0.3).all()
+
+
 def test_learning_rate():
     config = OptimConfig(learning_rate=1.0, warmup_steps=4)
     constant = optim.learning_rate(config, 12)

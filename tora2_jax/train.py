@@ -169,6 +169,8 @@ def train(config: TrainConfig, workdir: str | Path) -> TrainState:
     stage = find_stage(config)
     _claim(workdir, config)
     graph, state = init_state(config, stage)
+    if config.export:
+        _export_paths(config.export, list(_trained_components(stage, state)))  # fails early
     saved = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints)
     try:
         state = _resume(saved, state)
@@ -305,18 +307,28 @@ def _export(config: TrainConfig, stage: ModuleType, graph: nnx.GraphDef, state: 
     """Writes the components that this stage has trained, each with all its variables."""
     model = _model(graph, state)
     variables = flat_variables(model)
-    names = {
-        component: checkpoint.stored_names(variables, regex)
-        for component, regex in stage.COMPONENTS.items()
-    }
-    trained = [name for name in names if state.trainable.keys() & set(names[name].values())]
+    names = _trained_components(stage, state)
     extra = stage.finish(config, model) if hasattr(stage, "finish") else {}
     metadata = {"stage": config.stage, "model": to_dict(config.model), **extra}
-    for name, path in _export_paths(config.export, trained).items():
+    for name, path in _export_paths(config.export, list(names)).items():
         arrays = {stored: variables[own] for stored, own in names[name].items()}
         checkpoint.save_component(path, arrays, metadata)
     if not config.export.endswith(".safetensors"):
         checkpoint.save_config(config.export, metadata["model"])
+
+
+def _trained_components(stage: ModuleType, state: TrainState) -> dict[str, dict[str, str]]:
+    """Names in the file -> paths, of every component of which something is trained."""
+    paths = state.trainable.keys() | state.frozen.keys() | state.statistics.keys()
+    names = {
+        component: checkpoint.stored_names(sorted(paths), regex)
+        for component, regex in stage.COMPONENTS.items()
+    }
+    return {
+        component: own
+        for component, own in names.items()
+        if state.trainable.keys() & set(own.values())
+    }
 
 
 def _export_paths(export: str, components: list[str]) -> dict[str, Path]:
