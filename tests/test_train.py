@@ -107,7 +107,7 @@ def test_resuming_is_exact_and_frozen_stays(tmp_path):
     _, initial = train.init_state(_config(), sys.modules[__name__])
     _assert_equal(initial.frozen, whole.frozen)
     assert set(whole.frozen) == {"body.bias", "body.kernel"}
-    moments = whole.optimizer[1]
+    moments = whole.optimizer[1][0]
     assert set(moments.mu) == set(moments.nu) == set(whole.trainable)
     assert not set(whole.frozen) & set(whole.trainable)
     for path, value in initial.trainable.items():
