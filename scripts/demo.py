@@ -49,9 +49,12 @@ def report(job: sampling.Job, frames: np.ndarray) -> None:
         measured = evaluate.look_at_entity(
             bench, frames, entity.word, track, visible, load_image(entity.images[0])
         )
+        error = f"{entity.word}: trajectory error {measured.error:.1f} px on a 256 canvas"
+        if np.isnan(measured.similarity):
+            print(f"{error}; the bench does not recognise it in any frame")
+            continue
         print(
-            f"{entity.word}: trajectory error {measured.error:.1f} px on a 256 canvas, "
-            f"similarity to its reference {measured.similarity:.2f} "
+            f"{error}, similarity to its reference {measured.similarity:.2f} "
             f"(to {measured.others} others on average {measured.others_similarity:.2f})"
         )
 
