@@ -109,7 +109,7 @@ def test_all_problems_at_once(folder):
         'heigth: unknown field; did you mean "height"?',
         'height: must be a positive whole number, not "tall"',
         "width: 100 is not a multiple of 16; the nearest is 96",
-        "frames: 48 is not a multiple of 4 plus 1; the nearest is 49",
+        "frames: 48 is not a multiple of 8 plus 1; the nearest is 49",
         "fps: must be a positive whole number, not true",
         "canvas: must be [width, height]",
         "image: toy takes no first frame",

@@ -354,10 +354,13 @@ def _size_problems(request: Request, model: ModelConfig) -> list[str]:
             problems.append(
                 f"{name}: {value} is not a multiple of {multiple}; the nearest is {nearest}"
             )
-    if request.frames < 1 or (request.frames - 1) % step:
-        nearest = max(1, round((request.frames - 1) / step) * step + 1)
+    # An even number of latent frames decodes to other frames than were asked for, as in diffusers.
+    chunk = step * model.vae.latents_per_decode_chunk
+    if request.frames < 1 or (request.frames - 1) % chunk:
+        nearest = max(1, round((request.frames - 1) / chunk) * chunk + 1)
         problems.append(
-            f"frames: {request.frames} is not a multiple of {step} plus 1; the nearest is {nearest}"
+            f"frames: {request.frames} is not a multiple of {chunk} plus 1; "
+            f"the nearest is {nearest}"
         )
     return problems
 
