@@ -2,7 +2,7 @@
 
     python -m tora2_jax.train --config configs/toy_dino.py --workdir workdirs/dino
 
-Hardware: 2 CPU cores. Minutes: 3. Goal: 97 % of 256 held-out entities found among 8.
+Hardware: 2 CPU cores. Minutes: 3. Measured: 87.9 % of 256 held-out entities found (goal: 97 %).
 Ends in `checkpoints/toy/dino.safetensors`; its metadata holds the numbers.
 """
 

@@ -2,7 +2,7 @@
 
     python -m tora2_jax.train --config configs/toy_object.py --workdir workdirs/object
 
-Hardware: 2 CPU cores. Minutes: 3. Goal: 98 % of 256 held-out objects found among 8.
+Hardware: 2 CPU cores. Minutes: 3. Measured: 99.6 % of 256 held-out objects found among 8.
 Ends in `checkpoints/toy/object.safetensors`; its metadata holds the numbers.
 """
 

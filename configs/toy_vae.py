@@ -1,7 +1,7 @@
 """Toy chain, stage vae: the causal 3D VAE on crops of clips and of flow images.
 
 python -m tora2_jax.train --config configs/toy_vae.py --workdir workdirs/vae
-Hardware: two CPU cores, about 16 minutes. Expected: see docs/toy.md.
+Hardware: two CPU cores, about 14 minutes. Expected: see docs/toy.md.
 """
 
 from tora2_jax.config import toy
