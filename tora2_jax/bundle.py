@@ -19,9 +19,6 @@ from tora2_jax.stages import diffusion
 from tora2_jax.text import load_tokenizer
 from tora2_jax.train_config import TrainConfig
 
-TORA2_COMPONENTS = ("transformer", "motion", "personalization")
-FROZEN_COMPONENTS = ("vae", "motion_vae", "dino", "face", "object")
-
 
 def load_config(directory: Path) -> config.ModelConfig:
     """The model config of a checkpoint folder.
@@ -67,11 +64,11 @@ def load_bundle(
         model_config.personalization = None
     model, text, networks = _abstract(model_config, dtype)
     problems: list[str] = []
-    for name in TORA2_COMPONENTS:
+    for name, pattern in tora2.COMPONENTS.items():
         if name == "transformer" or getattr(model_config, name) is not None:
-            _merge(model, directory, name, name, problems, tora2.COMPONENTS[name])
+            _merge(model, directory, name, name, problems, pattern)
     _merge(text, directory, "text", "text", problems)
-    for name in FROZEN_COMPONENTS:
+    for name in diffusion.FROZEN_FILES:
         own = component_path(directory, name)
         source = "vae" if name == "motion_vae" and own is None else name
         _merge(getattr(networks, name), directory, source, name, problems)
@@ -107,14 +104,12 @@ def _load_workdir(directory: Path, dtype):
     if run.stage not in diffusion.TRAINED:
         raise CheckpointError(f"checkpoint: {directory} is a run of stage {run.stage}, no videos")
     model_config = diffusion.trained_model_config(run)
-    model, text, networks = _abstract(model_config, dtype)
+    model, text, _ = _abstract(model_config, dtype)
     stored, _ = checkpoint.load_component(directory)
     for module, prefix in ((model, "tora2."), (text, "text.")):
         own = {path[len(prefix) :]: v for path, v in stored.items() if path.startswith(prefix)}
         checkpoint.merge(module, own)
-    for name in FROZEN_COMPONENTS:
-        path = getattr(run.weights, name) or run.weights.vae
-        checkpoint.merge(getattr(networks, name), checkpoint.load_component(path)[0])
+    networks = diffusion.frozen_networks(run, model_config, dtype)
     return model_config, model, text, networks, load_bundle_tokenizer(directory)
 
 

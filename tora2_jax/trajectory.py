@@ -282,15 +282,21 @@ def splat(
     across = np.exp(-0.5 * np.square((np.arange(w) - token[..., :1]) / sigma))
     down = np.exp(-0.5 * np.square((np.arange(h) - token[..., 1:]) / sigma))
     bumps = (down * seen[..., None])[..., :, None] * across[..., None, :]
+    maps = np.maximum.reduceat(bumps, starts, axis=1)
+    return Splat(maps.astype(np.float32), *_mean_path(tracks / size, seen, starts))
+
+
+def _mean_path(
+    fractions: np.ndarray, seen: np.ndarray, starts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean seen position per token frame and its change `[e, t, 4]`, and where there is one."""
     number = np.add.reduceat(seen.astype(np.float32), starts, axis=1)
     on = number > 0
-    total = np.add.reduceat(tracks / size, starts, axis=1)
-    mean = total / np.maximum(number, 1)[..., None]
+    mean = np.add.reduceat(fractions, starts, axis=1) / np.maximum(number, 1)[..., None]
     change = np.zeros_like(mean)
     both = (on[:, 1:] & on[:, :-1])[..., None]
     change[:, 1:] = np.where(both, mean[:, 1:] - mean[:, :-1], 0)
-    maps = np.maximum.reduceat(bumps, starts, axis=1)
-    return Splat(maps.astype(np.float32), np.concatenate([mean, change], -1).astype(np.float32), on)
+    return np.concatenate([mean, change], -1).astype(np.float32), on
 
 
 def _token_frames(frames: int, temporal_patch: int, temporal_compression: int) -> np.ndarray:

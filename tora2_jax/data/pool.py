@@ -78,7 +78,8 @@ def build(
         features = jax.tree.map(np.asarray, encode(state, inputs, video))
         count = min(CHUNK, size - first)
         for name, values in features.items():
-            arrays[name] = arrays.get(name, _open(directory / f"{name}.npy", size, values))
+            if name not in arrays:
+                arrays[name] = _open(directory / f"{name}.npy", size, values)
             arrays[name][first : first + count] = values[:count]
             arrays[name].flush()
         progress.write_text(json.dumps({"done": first + count}))

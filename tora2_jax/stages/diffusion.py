@@ -62,8 +62,7 @@ def source(config) -> pool.Pool:
     Raises:
         TrainError: if the config names no frozen networks, no cache or no tokenizer.
     """
-    files = {name: getattr(config.weights, name) for name in FROZEN_FILES}
-    files["motion_vae"] = files["motion_vae"] or files["vae"]
+    files = frozen_files(config)
     absent = [f"weights.{name}" for name, path in files.items() if path is None]
     settings = ("cache_dir", "data_size", "tokenizer")
     absent += [name for name in settings if getattr(config, name) is None]
@@ -79,11 +78,18 @@ def source(config) -> pool.Pool:
     return pool.Pool(directory)
 
 
-def frozen_networks(config, model: ModelConfig) -> conditioning.FrozenNetworks:
+def frozen_files(config) -> dict[str, str | None]:
+    """Where the config takes each frozen network from; the motion VAE is by default a copy."""
+    files = {name: getattr(config.weights, name) for name in FROZEN_FILES}
+    return files | {"motion_vae": files["motion_vae"] or files["vae"]}
+
+
+def frozen_networks(config, model: ModelConfig, dtype=jnp.float32) -> conditioning.FrozenNetworks:
     """The frozen networks that the config names."""
-    networks = nnx.eval_shape(lambda: conditioning.FrozenNetworks(model, rngs=nnx.Rngs(0)))
-    for name in FROZEN_FILES:
-        path = getattr(config.weights, name) or config.weights.vae
+    networks = nnx.eval_shape(
+        lambda: conditioning.FrozenNetworks(model, rngs=nnx.Rngs(0), dtype=dtype)
+    )
+    for name, path in frozen_files(config).items():
         checkpoint.merge(getattr(networks, name), checkpoint.load_component(path)[0])
     return networks
 
@@ -93,7 +99,6 @@ def sample(config, model: DiffusionModel, step: int) -> np.ndarray:
     del step  # always the same request and noise, so that the videos can be compared
     sizes = trained_model_config(config)
     networks = frozen_networks(config, sizes)
-    networks.text = model.text
     tokenizer = load_tokenizer(config.tokenizer)
     sampler = pipeline.Tora2Pipeline(sizes, model.tora2, model.text, networks, tokenizer)
     world = dataclasses.replace(config.world, min_entities=2, max_entities=2)
