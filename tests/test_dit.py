@@ -240,7 +240,7 @@ def test_weights_go_back_to_diffusers(name):
     twin = _random_twin(config)
     state = numpy_state(twin)
     arrays = layers.flat_variables(_make(config, twin))
-    back = export(rules(config), {path: np.asarray(x) for path, x in arrays.items()}, state)
+    back = export(rules(config), {path: np.asarray(x) for path, x in arrays.items()})
     assert set(back) == set(state)
     for key, value in back.items():
         np.testing.assert_array_equal(value, state[key])

@@ -112,7 +112,7 @@ def test_every_array_matters(golden, converted, forward):
 
 
 def test_export_returns_the_same_weights(weights, converted):
-    returned = export(RULES, converted, weights)
+    returned = export(RULES, converted)
     kept = {name for name in weights if not name.endswith("num_batches_tracked")}
     assert returned.keys() == kept
     assert all(np.array_equal(returned[name], weights[name]) for name in kept)

@@ -7,6 +7,7 @@ and the tokenizer that its config names.
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
@@ -18,6 +19,14 @@ from tora2_jax.models.t5 import T5Encoder
 from tora2_jax.stages import diffusion
 from tora2_jax.text import load_tokenizer
 from tora2_jax.train_config import TrainConfig
+
+
+class Networks(NamedTuple):
+    """Everything that has weights."""
+
+    model: tora2.Tora2
+    text: T5Encoder
+    frozen: conditioning.FrozenNetworks
 
 
 def load_config(directory: Path) -> config.ModelConfig:
@@ -38,12 +47,6 @@ def load_config(directory: Path) -> config.ModelConfig:
         raise CheckpointError(f"checkpoint: {path} is not a model config: {error}") from error
 
 
-def component_path(directory: Path, name: str) -> Path | None:
-    """Where a component lies, or None."""
-    file, folder = directory / f"{name}.safetensors", directory / name
-    return file if file.is_file() else folder if folder.is_dir() else None
-
-
 def load_bundle(
     directory: Path, dtype=jnp.float32
 ) -> tuple[config.ModelConfig, tora2.Tora2, T5Encoder, conditioning.FrozenNetworks, object]:
@@ -58,34 +61,36 @@ def load_bundle(
     if _is_workdir(directory):
         return _load_workdir(directory, dtype)
     model_config = load_config(directory)
-    if component_path(directory, "motion") is None:
-        model_config.motion = None
-    if component_path(directory, "personalization") is None:
-        model_config.personalization = None
-    model, text, networks = _abstract(model_config, dtype)
+    for name in ("motion", "personalization"):
+        if checkpoint.component_path(directory, name) is None:
+            setattr(model_config, name, None)
+    parts = conditioning.needed_networks(model_config)
+    model, text, networks = abstract_networks(model_config, parts, dtype)
     problems: list[str] = []
     for name, pattern in tora2.COMPONENTS.items():
         if name == "transformer" or getattr(model_config, name) is not None:
-            _merge(model, directory, name, name, problems, pattern)
-    _merge(text, directory, "text", "text", problems)
-    for name in diffusion.FROZEN_FILES:
-        own = component_path(directory, name)
+            _restore(model, directory, name, name, problems, dtype, pattern)
+    _restore(text, directory, "text", "text", problems, jnp.float32)
+    for name in parts:
+        own = checkpoint.component_path(directory, name)
         source = "vae" if name == "motion_vae" and own is None else name
-        _merge(getattr(networks, name), directory, source, name, problems)
+        _restore(getattr(networks, name), directory, source, name, problems, dtype)
     if problems:
         raise CheckpointError(f"checkpoint {directory}:\n  " + "\n  ".join(problems))
     return model_config, model, text, networks, load_bundle_tokenizer(directory)
 
 
-def _abstract(model_config: config.ModelConfig, dtype):
+def abstract_networks(
+    model_config: config.ModelConfig, parts=conditioning.NETWORKS, dtype=jnp.float32
+) -> Networks:
     """All networks without numbers: every one of them comes from a file."""
 
-    def make():
+    def make() -> Networks:
         rngs = nnx.Rngs(0)
-        return (
+        return Networks(
             tora2.Tora2(model_config, rngs=rngs, dtype=dtype),
             T5Encoder(model_config.text, rngs=rngs),
-            conditioning.FrozenNetworks(model_config, rngs=rngs, dtype=dtype),
+            conditioning.FrozenNetworks(model_config, parts, rngs=rngs, dtype=dtype),
         )
 
     return nnx.eval_shape(make)
@@ -104,7 +109,7 @@ def _load_workdir(directory: Path, dtype):
     if run.stage not in diffusion.TRAINED:
         raise CheckpointError(f"checkpoint: {directory} is a run of stage {run.stage}, no videos")
     model_config = diffusion.trained_model_config(run)
-    model, text, _ = _abstract(model_config, dtype)
+    model, text, _ = abstract_networks(model_config, (), dtype)
     stored, _ = checkpoint.load_component(directory)
     for module, prefix in ((model, "tora2."), (text, "text.")):
         own = {path[len(prefix) :]: v for path, v in stored.items() if path.startswith(prefix)}
@@ -127,13 +132,14 @@ def load_bundle_tokenizer(directory: Path):
         raise CheckpointError(f"checkpoint {directory}: {error}") from error
 
 
-def _merge(module, directory: Path, source: str, name: str, problems: list, expected=None) -> None:
-    path = component_path(directory, source)
+def _restore(
+    module, directory: Path, source: str, name: str, problems: list, dtype, expected=None
+) -> None:
+    path = checkpoint.component_path(directory, source)
     if path is None:
         problems.append(f"{name}: neither {source}.safetensors nor a folder {source}/ is there")
         return
     try:
-        variables, _ = checkpoint.load_component(path)
-        checkpoint.merge(module, variables, expected=expected)
-    except (OSError, ValueError) as error:
+        checkpoint.restore_frozen(module, path, expected, dtype)
+    except CheckpointError as error:
         problems.append(f"{name}: {error}")

@@ -6,9 +6,9 @@ array.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax import nnx
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from tora2_jax import weight_folder
 from tora2_jax.models.layers import flat_variables, update_variables
+from tora2_jax.precision import resting_dtype
 
 _STATISTICS = {"mean", "var"}  # last names of paths that are never stored in half precision
 _FROZEN = "frozen"
@@ -155,35 +157,86 @@ def save_config(directory: str | Path, model: Mapping[str, Any]) -> None:
     aside.replace(path)
 
 
-def load_component(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Variables and metadata of a safetensors file, an orbax folder or a training workdir.
+class Spec(NamedTuple):
+    """Shape and type of a stored array."""
 
-    A workdir gives the averaged weights if they were kept; its config is the metadata. An orbax
-    folder may have its metadata beside its arrays, in `metadata.json`.
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+def component_path(directory: str | Path, name: str) -> Path | None:
+    """Where a component lies in a bundle or a converted folder, or None."""
+    file, folder = Path(directory) / f"{name}.safetensors", Path(directory) / name
+    return file if file.is_file() else folder if folder.is_dir() else None
+
+
+def resolve(path: str | Path, name: str) -> Path:
+    """The component at `path`: `name` inside it if it is a bundle or converted folder."""
+    return component_path(path, name) or Path(path)
+
+
+def load_component(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Variables and metadata of a safetensors file, a weight folder or a training workdir.
+
+    A workdir gives the averaged weights if they were kept; its config is the metadata.
 
     Raises:
-        CheckpointError: there is nothing of these kinds at `path`.
+        CheckpointError: there is nothing of these kinds at `path`, or it is damaged.
     """
     path = Path(path).absolute()
-    if path.is_file():
-        return _load_file(path)
     if (path / "checkpoints").is_dir():
         return _load_workdir(path)
-    if not path.is_dir():
-        raise CheckpointError(f"{path}: no such file or folder")
+    return dict(read_component(path)), component_metadata(path)
+
+
+def read_component(path: str | Path) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays of a safetensors file or a weight folder, read one after another.
+
+    Raises:
+        CheckpointError: the path is neither, or it is damaged.
+    """
+    path = _existing(path)
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            restored = _as_numpy(checkpointer, path)
-    except (ValueError, FileNotFoundError) as error:
-        raise CheckpointError(f"{path} is not an orbax checkpoint: {error}") from error
-    extra = path / "metadata.json"
-    return _flat(restored), json.loads(extra.read_text()) if extra.exists() else {}
+        if path.is_dir():
+            yield from weight_folder.read(path)
+            return
+        with safe_open(path, "numpy") as file:
+            for name in file.keys():  # noqa: SIM118
+                yield name, file.get_tensor(name)
+    except (ValueError, OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
-def _load_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    with safe_open(path, "numpy") as file:
-        metadata = json.loads((file.metadata() or {}).get("metadata", "{}"))
-        return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+def component_metadata(path: str | Path) -> dict[str, Any]:
+    """What was stored beside the arrays; errors are those of `read_component`."""
+    return _described(path)[1]
+
+
+def component_specs(path: str | Path) -> dict[str, Spec]:
+    """Shapes and types of a component, unread; errors are those of `read_component`."""
+    return _described(path)[0]
+
+
+def _described(path: str | Path) -> tuple[dict[str, Spec], dict[str, Any]]:
+    path = _existing(path)
+    try:
+        if path.is_dir():
+            specs, metadata = weight_folder.describe(path)
+            return {name: Spec(spec.shape, spec.dtype) for name, spec in specs.items()}, metadata
+        with safe_open(path, "numpy") as file:
+            metadata = json.loads((file.metadata() or {}).get("metadata", "{}"))
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            specs = {name: Spec(tuple(x.get_shape()), x[:0].dtype) for name, x in slices.items()}
+            return specs, metadata
+    except (ValueError, OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def _existing(path: str | Path) -> Path:
+    path = Path(path).absolute()
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file or folder")
+    return path
 
 
 def _load_workdir(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -246,23 +299,75 @@ def merge(module: nnx.Module, *components: Mapping[str, Any], expected: str | No
     Raises:
         CheckpointError: lists every missing, extra, repeated and misshapen path.
     """
-    own = flat_variables(module)
     given: dict[str, Any] = {}
-    faults = []
+    repeated = []
     for component in components:
-        faults += [f"repeated {path}" for path in sorted(given.keys() & component.keys())]
+        repeated += [f"repeated {path}" for path in sorted(given.keys() & component.keys())]
         given |= component
+    _refuse(repeated + faults(flat_variables(module), given, expected))
+    update_variables(module, given)
+
+
+def faults(
+    own: Mapping[str, Any], given: Mapping[str, Any], expected: str | None = None
+) -> list[str]:
+    """How a component does not fit a model: every missing, extra and misshapen path.
+
+    Args:
+        own: the model's arrays, or their shapes, by path.
+        given: the component's.
+        expected: see `merge`.
+    """
     required = {path for path in own if expected is None or re.match(expected, path)}
-    faults += [f"missing {path} {own[path].shape}" for path in sorted(required - given.keys())]
-    faults += [f"extra {path} {given[path].shape}" for path in sorted(given.keys() - own.keys())]
-    faults += [
+    found = [f"missing {path} {own[path].shape}" for path in sorted(required - given.keys())]
+    found += [f"extra {path} {given[path].shape}" for path in sorted(given.keys() - own.keys())]
+    return found + [
         f"misshapen {path}: {given[path].shape} does not fit {own[path].shape}"
         for path in sorted(own.keys() & given.keys())
-        if own[path].shape != given[path].shape
+        if tuple(own[path].shape) != tuple(given[path].shape)
     ]
-    if faults:
-        raise CheckpointError("weights do not fit the model:\n  " + "\n  ".join(faults))
-    update_variables(module, given)
+
+
+def _refuse(found: list[str]) -> None:
+    if found:
+        raise CheckpointError("weights do not fit the model:\n  " + "\n  ".join(found))
+
+
+def restore_frozen(
+    module: nnx.Module, path: str | Path, expected: str | None = None, dtype: Any = jnp.float32
+) -> None:
+    """Gives a module that is never trained the weights of a component, all or nothing.
+
+    A weight folder is restored array by array straight into the dtype of `precision.resting_dtype`
+    and the sharding that the module's arrays have; the arrays of a file take the module's dtypes.
+
+    Args:
+        module: changed in place; abstract becomes concrete.
+        path: a safetensors file, a weight folder or a training workdir.
+        expected: see `merge`.
+        dtype: in which the module computes.
+
+    Raises:
+        CheckpointError: the component cannot be read, or lists all that does not fit.
+    """
+    if not weight_folder.is_weight_folder(path):
+        merge(module, load_component(path)[0], expected=expected)
+        return
+    own, stored = flat_variables(module), component_specs(path)
+    _refuse(faults(own, stored, expected))
+    targets = {
+        name: jax.ShapeDtypeStruct(
+            spec.shape,
+            resting_dtype(name, spec.dtype, dtype),
+            sharding=getattr(own[name], "sharding", None),
+        )
+        for name, spec in stored.items()
+    }
+    try:
+        restored = weight_folder.restore(path, targets)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    update_variables(module, restored, keep_dtypes=False)
 
 
 def nested(flat: Mapping[str, Any]) -> dict:

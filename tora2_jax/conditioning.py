@@ -45,32 +45,62 @@ class Tokens(NamedTuple):
 
 
 class VisualFeatures(NamedTuple):
-    """The part of `Conditions` that does not need the text encoder."""
+    """The part of `Conditions` that does not need the text encoder.
 
-    motion_latents: Float[Array, "b t_lat h_lat w_lat latent"]
+    What a model has no network for is None (`needed_networks`).
+    """
+
     splat: Float[Array, "b e t h w"]
     path: Float[Array, "b e t 4"]
     on: Bool[Array, "b e t"]
     is_human: Bool[Array, "b e"]
     reference_mask: Bool[Array, "b e r"]
     prior_mask: Bool[Array, "b e r"]
-    dino: Float[Array, "b e r dino_tokens dino_width"]
-    face_tokens: Float[Array, "b e r face_tokens face_width"]
-    face_vector: Float[Array, "b e r face_vector"]
-    object_tokens: Float[Array, "b e r object_tokens object_width"]
-    object_vector: Float[Array, "b e r object_vector"]
+    motion_latents: Float[Array, "b t_lat h_lat w_lat latent"] | None = None
+    dino: Float[Array, "b e r dino_tokens dino_width"] | None = None
+    face_tokens: Float[Array, "b e r face_tokens face_width"] | None = None
+    face_vector: Float[Array, "b e r face_vector"] | None = None
+    object_tokens: Float[Array, "b e r object_tokens object_width"] | None = None
+    object_vector: Float[Array, "b e r object_vector"] | None = None
     image_latents: Float[Array, "b t_lat h_lat w_lat latent"] | None = None
 
 
-class FrozenNetworks(nnx.Module):
-    """Every network that no diffusion stage trains; the text encoder, the base stage does."""
+NETWORKS = ("vae", "motion_vae", "dino", "face", "object")
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
-        self.vae = CausalVAE(config.vae, rngs=rngs, dtype=dtype)
-        self.motion_vae = CausalVAE(config.vae, rngs=rngs, dtype=dtype)
-        self.dino = DINOv2(config.dino, rngs=rngs, dtype=dtype)
-        self.face = ArcFace(config.face, rngs=rngs)
-        self.object = ObjectEncoder(config.object, rngs=rngs)
+
+def needed_networks(model: ModelConfig) -> tuple[str, ...]:
+    """Which frozen networks a model looks through: plain CogVideoX only its VAE."""
+    motion = ("motion_vae",) if model.motion else ()
+    appearance = ("dino", "face", "object") if model.personalization else ()
+    return ("vae", *motion, *appearance)
+
+
+class FrozenNetworks(nnx.Module):
+    """The networks that no diffusion stage trains; the text encoder, the base stage does.
+
+    Args:
+        config: Sizes.
+        parts: Which of them to have; the others are None.
+        rngs: Source of the initial values.
+        dtype: Of the computation; the recognition networks compute in float32.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        parts: Sequence[str] = NETWORKS,
+        *,
+        rngs: nnx.Rngs,
+        dtype=jnp.float32,
+    ):
+        def vae() -> CausalVAE:
+            return CausalVAE(config.vae, rngs=rngs, dtype=dtype)
+
+        self.vae = vae()
+        self.motion_vae = vae() if "motion_vae" in parts else None
+        self.dino = DINOv2(config.dino, rngs=rngs, dtype=dtype) if "dino" in parts else None
+        self.face = ArcFace(config.face, rngs=rngs) if "face" in parts else None
+        self.object = ObjectEncoder(config.object, rngs=rngs) if "object" in parts else None
 
 
 def entity_inputs(
@@ -247,28 +277,30 @@ def without_references(inputs: Inputs) -> Inputs:
 
 def encode_visual(networks: FrozenNetworks, model: ModelConfig, inputs: Inputs) -> VisualFeatures:
     """Everything but the text through the frozen networks."""
-    patch_t = model.transformer.patch_size_t or 1
-    motion = networks.motion_vae.encode_latents(inputs.flow_video)
-    face = networks.face(inputs.face_images)
-    objects = networks.object(inputs.object_images)
-    image_latents = None
-    if inputs.image is not None:
-        image_latents = _image_latents(networks.vae, model, inputs.image, motion.shape[1])
-    return VisualFeatures(
-        motion_latents=pad_front(motion, patch_t),
+    features = VisualFeatures(
         splat=inputs.splat,
         path=inputs.path,
         on=inputs.on,
         is_human=inputs.is_human,
         reference_mask=inputs.reference_mask,
         prior_mask=inputs.prior_mask,
-        dino=networks.dino(inputs.dino_images),
-        face_tokens=face.tokens,
-        face_vector=face.vector,
-        object_tokens=objects.tokens,
-        object_vector=objects.vector,
-        image_latents=image_latents,
     )
+    if networks.motion_vae is not None:
+        motion = networks.motion_vae.encode_latents(inputs.flow_video)
+        patch_t = model.transformer.patch_size_t or 1
+        features = features._replace(motion_latents=pad_front(motion, patch_t))
+    if networks.dino is not None:
+        features = features._replace(dino=networks.dino(inputs.dino_images))
+    for name, images in (("face", inputs.face_images), ("object", inputs.object_images)):
+        if (encoder := getattr(networks, name)) is not None:
+            prior = encoder(images)
+            parts = {f"{name}_tokens": prior.tokens, f"{name}_vector": prior.vector}
+            features = features._replace(**parts)
+    if inputs.image is not None:
+        frames, _, _ = model.latent_grid(*inputs.flow_video.shape[1:4])
+        image_latents = _image_latents(networks.vae, model, inputs.image, frames)
+        features = features._replace(image_latents=image_latents)
+    return features
 
 
 def _image_latents(vae: CausalVAE, model: ModelConfig, image: Array, frames: int) -> Array:
@@ -333,9 +365,12 @@ def keep_references(conditions: Conditions, keep: Bool[Array, "b e"]) -> Conditi
 
 def keep_trajectories(conditions: Conditions, keep: Bool[Array, "b"]) -> Conditions:
     """Withhold all trajectories of the samples that are not kept."""
-    return conditions._replace(
-        on=conditions.on & keep[:, None, None],
-        splat=jnp.where(keep[:, None, None, None, None], conditions.splat, 0),
-        path=jnp.where(keep[:, None, None, None], conditions.path, 0),
-        motion_latents=jnp.where(keep[:, None, None, None, None], conditions.motion_latents, 0),
-    )
+
+    def kept(values: Array | None) -> Array | None:
+        if values is None:
+            return None
+        return jnp.where(keep.reshape(-1, *[1] * (values.ndim - 1)), values, 0)
+
+    names = ("splat", "path", "motion_latents")
+    changed = {name: kept(getattr(conditions, name)) for name in names}
+    return conditions._replace(on=conditions.on & keep[:, None, None], **changed)

@@ -27,7 +27,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from tora2_jax import checkpoint
-from tora2_jax.config import to_dict
+from tora2_jax.config import setting_differences, to_dict
 from tora2_jax.data.loader import batches
 from tora2_jax.models.layers import flat_variables
 from tora2_jax.optim import learning_rate, make_optimizer
@@ -92,7 +92,7 @@ def init_state(config: TrainConfig, stage: ModuleType) -> tuple[nnx.GraphDef, Tr
     model = stage.build(config, nnx.Rngs(config.seed))
     for name, regex in stage.COMPONENTS.items():
         if path := getattr(config.weights, name, None):
-            _load(model, path, regex)
+            _load(config, model, name, checkpoint.resolve(path, name), regex)
     graph, trainable, frozen, statistics = nnx.split(
         model, trainable_filter(config, stage), nnx.Param, nnx.Not(nnx.RngState)
     )
@@ -110,9 +110,11 @@ def init_state(config: TrainConfig, stage: ModuleType) -> tuple[nnx.GraphDef, Tr
     return graph, state
 
 
-def _load(model: nnx.Module, path: str, regex: str) -> None:
+def _load(config: TrainConfig, model: nnx.Module, name: str, path: Path, regex: str) -> None:
     names = checkpoint.stored_names(flat_variables(model), regex)
-    stored, _ = checkpoint.load_component(path)
+    stored, metadata = checkpoint.load_component(path)
+    if found := setting_differences(name, config.model, metadata):
+        raise TrainError(f"config.weights.{name}: {path}:\n  " + "\n  ".join(found))
     try:
         renamed = {names.get(name, name): value for name, value in stored.items()}
         checkpoint.merge(model, renamed, expected=regex)

@@ -62,23 +62,26 @@ class Inputs(NamedTuple):
 
 
 class Conditions(NamedTuple):
-    """All that crosses from the frozen networks to the trainable ones. Can be cached."""
+    """All that crosses from the frozen networks to the trainable ones. Can be cached.
+
+    What a model has no network for is None.
+    """
 
     text: Float[Array, "b l text_width"]  # T5 states, or the null text where dropped
-    motion_latents: Float[Array, "b t_lat h_lat w_lat latent"]
+    words: Float[Array, "b e s text_width"]  # T5 states of the undropped caption
+    word_mask: Bool[Array, "b e s"]
     splat: Float[Array, "b e t h w"]
     path: Float[Array, "b e t 4"]
     on: Bool[Array, "b e t"]
-    words: Float[Array, "b e s text_width"]  # T5 states of the undropped caption
-    word_mask: Bool[Array, "b e s"]
     is_human: Bool[Array, "b e"]
     reference_mask: Bool[Array, "b e r"]
     prior_mask: Bool[Array, "b e r"]
-    dino: Float[Array, "b e r dino_tokens dino_width"]
-    face_tokens: Float[Array, "b e r face_tokens face_width"]
-    face_vector: Float[Array, "b e r face_vector"]
-    object_tokens: Float[Array, "b e r object_tokens object_width"]
-    object_vector: Float[Array, "b e r object_vector"]
+    motion_latents: Float[Array, "b t_lat h_lat w_lat latent"] | None = None
+    dino: Float[Array, "b e r dino_tokens dino_width"] | None = None
+    face_tokens: Float[Array, "b e r face_tokens face_width"] | None = None
+    face_vector: Float[Array, "b e r face_vector"] | None = None
+    object_tokens: Float[Array, "b e r object_tokens object_width"] | None = None
+    object_vector: Float[Array, "b e r object_vector"] | None = None
     image_latents: Float[Array, "b t_lat h_lat w_lat latent"] | None = None
 
 

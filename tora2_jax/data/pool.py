@@ -27,8 +27,10 @@ def fingerprint(model: config.ModelConfig, world_config, size: int, weights: lis
     parts |= {"world": config.to_dict(world_config), "size": size}
     parts |= {"padding": [model.max_entities, model.max_references]}
     digest.update(json.dumps(parts, sort_keys=True).encode())
-    for path in weights:
-        digest.update(Path(path).read_bytes())
+    for path in map(Path, weights):
+        files = [path] if path.is_file() else sorted(path.rglob("*"))
+        for file in filter(Path.is_file, files):
+            digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 
 

@@ -268,14 +268,18 @@ def assign_variables(module: nnx.Module, arrays: Mapping[str, Any]) -> None:
     update_variables(module, arrays)
 
 
-def update_variables(module: nnx.Module, arrays: Mapping[str, Any]) -> None:
-    """Replaces the arrays at these paths, keeping each one's dtype; the others stay as they are.
+def update_variables(
+    module: nnx.Module, arrays: Mapping[str, Any], *, keep_dtypes: bool = True
+) -> None:
+    """Replaces the arrays at these paths; the others stay as they are.
 
-    Paths and shapes must fit (see `assign_variables` for the checks).
+    Paths and shapes must fit (see `assign_variables` for the checks). `keep_dtypes` casts to the
+    dtypes that the module has; otherwise it takes the ones given.
     """
     variables = {_name(path): (path, value) for path, value in _variables(module).items()}
     new = {}
     for name, array in arrays.items():
         path, variable = variables[name]
-        new[path] = variable.replace(jnp.asarray(array, variable.get_value().dtype))
+        dtype = variable.get_value().dtype if keep_dtypes else None
+        new[path] = variable.replace(jnp.asarray(array, dtype))
     nnx.update(module, nnx.from_flat_state(new))

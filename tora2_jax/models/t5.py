@@ -105,8 +105,10 @@ class Block(nnx.Module):
 class T5Encoder(nnx.Module):
     """T5 v1.1 encoder; padding is attended to like any other token, as in CogVideoX.
 
-    The residual stream stays in float32 whatever `dtype` is: XXL's reaches 1e5, where bfloat16
-    would drop what the later layers add.
+    It computes in float32 whatever types its weights rest in (a tested decision, see
+    docs/cogvideox.md): half precision changes the states of padding most, and the transformer
+    attends to all 226 of them. The accelerators' default float32 products have the precision of
+    bfloat16 or TF32, so full precision is asked for.
     """
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs, dtype=jnp.float32):
@@ -130,6 +132,10 @@ class T5Encoder(nnx.Module):
 
     def __call__(self, token_ids: Int[Array, "b l"]) -> Float[Array, "b l width"]:
         """Text states in float32, one per token, padding included."""
+        with jax.default_matmul_precision("highest"):
+            return self._encode(token_ids)
+
+    def _encode(self, token_ids: Int[Array, "b l"]) -> Float[Array, "b l width"]:
         config = self.config
         buckets = relative_buckets(
             token_ids.shape[1], config.relative_buckets, config.relative_max_distance
@@ -139,5 +145,6 @@ class T5Encoder(nnx.Module):
         def step(block: Block, hidden: Array, _) -> tuple[Array, None]:
             return block(hidden, bias), None
 
-        hidden, _ = scan(step, self.blocks, self.token_embedding(token_ids))
+        embedded = self.token_embedding(token_ids).astype(jnp.float32)
+        hidden, _ = scan(step, self.blocks, embedded)
         return self.final_norm(hidden)

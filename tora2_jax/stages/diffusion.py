@@ -33,7 +33,6 @@ TRAINED = {
     "tora2": ("motion", "personalization"),
 }
 SAMPLED_CLIP = 1 << 40  # far beyond any pool
-FROZEN_FILES = ("vae", "motion_vae", "dino", "face", "object")
 
 
 class DiffusionModel(nnx.Module):
@@ -80,8 +79,13 @@ def source(config) -> pool.Pool:
 
 def frozen_files(config) -> dict[str, str | None]:
     """Where the config takes each frozen network from; the motion VAE is by default a copy."""
-    files = {name: getattr(config.weights, name) for name in FROZEN_FILES}
-    return files | {"motion_vae": files["motion_vae"] or files["vae"]}
+    given = {name: getattr(config.weights, name) for name in conditioning.NETWORKS}
+    source = {"motion_vae": "motion_vae" if given["motion_vae"] else "vae"}
+    given["motion_vae"] = given["motion_vae"] or given["vae"]
+    return {
+        name: path and str(checkpoint.resolve(path, source.get(name, name)))
+        for name, path in given.items()
+    }
 
 
 def frozen_networks(config, model: ModelConfig, dtype=jnp.float32) -> conditioning.FrozenNetworks:
@@ -90,7 +94,7 @@ def frozen_networks(config, model: ModelConfig, dtype=jnp.float32) -> conditioni
         lambda: conditioning.FrozenNetworks(model, rngs=nnx.Rngs(0), dtype=dtype)
     )
     for name, path in frozen_files(config).items():
-        checkpoint.merge(getattr(networks, name), checkpoint.load_component(path)[0])
+        checkpoint.restore_frozen(getattr(networks, name), path, dtype=dtype)
     return networks
 
 
@@ -116,9 +120,9 @@ def sample(config, model: DiffusionModel, step: int) -> np.ndarray:
 
 
 def trained_model_config(config) -> ModelConfig:
-    """The model config with the scaling factor that was measured when the VAE was trained."""
-    _, metadata = checkpoint.load_component(config.weights.vae)
-    factor = metadata["model"]["vae"]["scaling_factor"]
+    """The model config with the scaling factor that the VAE's weights came with."""
+    path = checkpoint.resolve(config.weights.vae, "vae")
+    factor = checkpoint.component_metadata(path)["model"]["vae"]["scaling_factor"]
     vae = dataclasses.replace(config.model.vae, scaling_factor=factor)
     return dataclasses.replace(config.model, vae=vae)
 

@@ -1,0 +1,91 @@
+"""PyTorch weights to ours and back.
+
+python -m convert cogvideox --src DIFFUSERS_DIR --dst DIR    a CogVideoX download -> a checkpoint
+python -m convert export --src DIR --dst DIFFUSERS_DIR       a checkpoint -> what diffusers loads
+python -m convert bundle --config configs/C.py --dst DIR     several checkpoints -> one
+"""
+
+import argparse
+import importlib.util
+import sys
+from pathlib import Path
+
+from convert.engine import ConversionError
+from convert.folders import FolderError
+from tora2_jax.checkpoint import CheckpointError
+from tora2_jax.train_config import TrainConfig
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; exit code 2 and one message for anything that the user can mend."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (ConversionError, FolderError, CheckpointError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"wrote {options.dst}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, run, source in (
+        ("cogvideox", _cogvideox, "folder of a CogVideoX model, as diffusers saves it"),
+        ("export", _export, "converted folder or bundle"),
+    ):
+        command = commands.add_parser(name)
+        command.add_argument("--src", type=Path, required=True, help=source)
+        command.set_defaults(run=run)
+    command = commands.add_parser("bundle")
+    command.add_argument("--config", type=Path, required=True, help="file of configs/")
+    command.set_defaults(run=_bundle)
+    for command in commands.choices.values():
+        command.add_argument("--dst", type=Path, required=True, help="folder to make")
+    return parser
+
+
+# The networks are imported only by the command that needs them: --help answers at once.
+
+
+def _cogvideox(options: argparse.Namespace) -> None:
+    from convert.cogvideox import convert_folder
+
+    convert_folder(options.src, options.dst)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from convert.export import export_folder
+
+    export_folder(options.src, options.dst)
+
+
+def _bundle(options: argparse.Namespace) -> None:
+    from convert.bundle import make_bundle
+
+    make_bundle(_config(options.config), options.dst)
+
+
+def _config(path: Path) -> TrainConfig:
+    """What `get_config()` of a file of configs/ returns."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if not path.is_file() or spec is None:
+        raise ConversionError(f"--config: {path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except Exception as error:  # whatever a file of the user's raises
+        raise ConversionError(f"--config: {path} cannot be loaded: {error!r}") from error
+    if not isinstance(config, TrainConfig):
+        raise ConversionError(f"--config: get_config() of {path} returns no TrainConfig")
+    return config
+
+
+if __name__ == "__main__":
+    sys.exit(main())

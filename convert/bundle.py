@@ -1,0 +1,107 @@
+"""`python -m convert bundle`: the weights that a config names -> one self-contained directory."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from flax import nnx
+
+from convert import folders
+from convert.engine import ConversionError
+from tora2_jax import bundle, checkpoint, conditioning
+from tora2_jax.config import ModelConfig, setting_differences, to_dict
+from tora2_jax.models import tora2
+from tora2_jax.models.layers import flat_variables
+from tora2_jax.text import load_tokenizer
+from tora2_jax.train_config import TrainConfig
+
+
+def make_bundle(config: TrainConfig, destination: str | Path) -> None:
+    """Copies every component that `config.weights` names, with config and tokenizer.
+
+    A component that the config leaves out is left out: without motion and personalization the
+    bundle is plain CogVideoX, without a motion VAE the video VAE serves as one.
+
+    Args:
+        config: From a file of `configs/`; `weights` and `tokenizer` are read, and `model`.
+        destination: Must not exist.
+
+    Raises:
+        ConversionError: lists every component that is missing or does not fit the model.
+        FolderError: the destination cannot be written.
+    """
+    places, problems = _places(config)
+    model = config.model
+    for name in ("motion", "personalization"):
+        if name not in places:
+            model = replace(model, **{name: None})
+    problems += _absent(model, places)
+    if not problems:
+        model = replace(model, vae=_trained_vae(model, places["vae"]))
+        problems += _misfits(model, places)
+    if problems:
+        raise ConversionError("cannot be bundled:\n  " + "\n  ".join(problems))
+    size = sum(map(folders.size, places.values()))
+    with folders.new_folder(destination, size) as folder:
+        for name, path in places.items():
+            if path.is_file():
+                shutil.copyfile(path, folder / f"{name}.safetensors")
+            else:
+                shutil.copytree(path, folder / name)
+        folders.copy_tokenizer(Path(config.tokenizer), folder / "tokenizer")
+        folders.write_json(folder / "config.json", {"model": to_dict(model)})
+
+
+def _places(config: TrainConfig) -> tuple[dict[str, Path], list[str]]:
+    """Where each component lies, and what is wrong with that."""
+    places, problems = {}, []
+    for name in to_dict(config.weights):
+        given = getattr(config.weights, name)
+        if given is None:
+            continue
+        path = places[name] = checkpoint.resolve(given, name)
+        try:
+            checkpoint.component_metadata(path)
+        except checkpoint.CheckpointError as error:
+            problems.append(f"config.weights.{name}: {error}")
+    try:
+        if config.tokenizer is None:
+            raise ValueError("names no folder; the text encoder's is needed")
+        load_tokenizer(config.tokenizer)
+    except (OSError, ValueError) as error:
+        problems.append(f"config.tokenizer: {error}")
+    return places, problems
+
+
+def _absent(model: ModelConfig, places: dict[str, Path]) -> list[str]:
+    needed = {"transformer", "text", *conditioning.needed_networks(model)} - {"motion_vae"}
+    return [f"config.weights.{name}: is needed" for name in sorted(needed - places.keys())]
+
+
+def _trained_vae(model: ModelConfig, path: Path):
+    """The VAE's settings, with the scaling factor that belongs to its weights."""
+    stored = checkpoint.component_metadata(path).get("model", {}).get("vae", {})
+    return replace(model.vae, scaling_factor=stored.get("scaling_factor", model.vae.scaling_factor))
+
+
+def _misfits(model: ModelConfig, places: dict[str, Path]) -> list[str]:
+    """Everything that does not fit the model, in shapes or in settings that no shape shows."""
+    networks = bundle.abstract_networks(model, conditioning.needed_networks(model))
+    problems = []
+    for name, path in places.items():
+        module, pattern = _mounted(networks, name)
+        if module is None:
+            problems.append(f"config.weights.{name}: the model has no use for it")
+            continue
+        found = checkpoint.faults(flat_variables(module), checkpoint.component_specs(path), pattern)
+        found += setting_differences(name, model, checkpoint.component_metadata(path))
+        problems += [f"config.weights.{name}: {fault}" for fault in found]
+    return problems
+
+
+def _mounted(networks: bundle.Networks, name: str) -> tuple[nnx.Module | None, str | None]:
+    if name in tora2.COMPONENTS:
+        return networks.model, tora2.COMPONENTS[name]
+    if name == "text":
+        return networks.text, None
+    return getattr(networks.frozen, name, None), None
