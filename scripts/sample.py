@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dynamic-guidance", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--reference-guidance", type=float, default=1.0)
     parser.add_argument("--trajectory-guidance", type=float, default=1.0)
-    parser.add_argument("--scheduler", choices=("dpm", "ddim"), default="dpm")
+    parser.add_argument("--scheduler", choices=("dpm", "ddim"), help="default: the checkpoint's")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="float32")
     parser.add_argument("--init-latents", type=Path, help=".npy or .npz, [b, t, c, h, w]")

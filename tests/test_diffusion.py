@@ -1,8 +1,10 @@
 """The noise process against diffusers' schedulers and hand-computed values."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from tests.parity import BLOCK_TOLERANCE, relative_error
 from tora2_jax import diffusion
@@ -13,46 +15,78 @@ SETTINGS = {
     "prediction_type": "v_prediction",
     "rescale_betas_zero_snr": True,
     "clip_sample": False,
-    "timestep_spacing": "trailing",
 }
+SPACINGS = [("trailing", 0), ("linspace", 0), ("leading", 0), ("leading", 1)]
+# Divisors of 1000, and counts whose last step stops before the clean sample.
+COUNTS = (1, 4, 6, 7, 28, 30, 35, 36, 48, 50, 60, 500)
 
 
-def schedulers(name: str, shift: float):
+def schedulers(name: str, config: DiffusionConfig):
     from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
 
     cls = CogVideoXDPMScheduler if name == "dpm" else CogVideoXDDIMScheduler
-    return cls(snr_shift_scale=shift, **SETTINGS)
+    return cls(
+        snr_shift_scale=config.snr_shift,
+        timestep_spacing=config.timestep_spacing,
+        steps_offset=config.steps_offset,
+        **SETTINGS,
+    )
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_schedule_equals_diffusers(shift):
-    ours = diffusion.cumulative_alphas(DiffusionConfig(snr_shift=shift))
-    theirs = schedulers("ddim", shift).alphas_cumprod.numpy()
+    config = DiffusionConfig(snr_shift=shift)
+    ours = diffusion.cumulative_alphas(config)
+    theirs = schedulers("ddim", config).alphas_cumprod.numpy()
     assert np.abs(ours - theirs).max() < 1e-9
     assert ours[-1] == 0
 
 
-@pytest.mark.parametrize("steps", [4, 7, 30, 50])
+@pytest.mark.parametrize(("spacing", "offset"), SPACINGS)
+def test_timesteps_equal_diffusers(spacing, offset):
+    config = DiffusionConfig(timestep_spacing=spacing, steps_offset=offset)
+    scheduler = schedulers("dpm", config)
+    for steps in range(1, 1001 - offset):
+        scheduler.set_timesteps(steps)
+        theirs = scheduler.timesteps.numpy()
+        ours = diffusion.timesteps(config, steps)
+        assert (ours == theirs[:steps]).all()
+        # Its trailing spacing rounds to one step too many for 62 of the counts; we leave it out.
+        assert (theirs[steps:] == -1).all()
+    assert ours.min() >= 0 and ours.max() < 1000
+
+
+def test_an_offset_may_not_lead_beyond_training():
+    with pytest.raises(ValueError, match="take fewer steps"):
+        diffusion.timesteps(DiffusionConfig(timestep_spacing="leading", steps_offset=1), 1000)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize(("spacing", "offset"), SPACINGS)
 @pytest.mark.parametrize("name", ["dpm", "ddim"])
-def test_steps_equal_diffusers(name, steps, monkeypatch):
-    import torch
+def test_steps_equal_diffusers(name, spacing, offset, shift, monkeypatch):
     from diffusers.schedulers import scheduling_dpm_cogvideox
 
-    rng = np.random.default_rng(0)
-    draws = rng.standard_normal((2 * steps + 2, 2, 3)).astype(np.float32)
-    predictions = rng.standard_normal((steps, 2, 3)).astype(np.float32)
-    scheduler = schedulers(name, 1.0)
-    scheduler.set_timesteps(steps)
+    config = DiffusionConfig(timestep_spacing=spacing, steps_offset=offset, snr_shift=shift)
+    scheduler = schedulers(name, config)
     current: list[np.ndarray] = []
     monkeypatch.setattr(
         scheduling_dpm_cogvideox, "randn_tensor", lambda *_, **__: torch.from_numpy(current[0])
     )
-    table = diffusion.step_coefficients(DiffusionConfig(), steps, name)
-    assert (table.timestep == scheduler.timesteps.numpy()).all()
+    for steps in COUNTS:
+        compare_steps(name, config, scheduler, steps, current)
 
-    start = draws[-1]
+
+def compare_steps(name, config, scheduler, steps, current):
+    """All steps of one count on random predictions; `current` holds their scheduler's noise."""
+    rng = np.random.default_rng(steps)
+    start, *draws = rng.standard_normal((steps + 1, 2, 3)).astype(np.float32)
+    predictions = rng.standard_normal((steps, 2, 3)).astype(np.float32)
+    scheduler.set_timesteps(steps)
+    table = diffusion.step_coefficients(config, steps, name)
+    assert all(np.isfinite(values).all() for values in table)
     theirs, old = torch.from_numpy(start), None
-    ours = diffusion.SamplerState(jnp.asarray(start), jnp.zeros_like(start))
+    ours = diffusion.SamplerState(start, np.zeros_like(start))
     times = scheduler.timesteps
     for index in range(steps):
         current[:] = [draws[index]]
@@ -64,9 +98,25 @@ def test_steps_equal_diffusers(name, steps, monkeypatch):
             theirs, old = scheduler.step(
                 prediction, old, times[index], back, theirs, return_dict=False
             )
-        row = diffusion.StepCoefficients(*(values[index] for values in table))
+        row = diffusion.StepCoefficients(*(np.float32(values[index]) for values in table))
         ours = diffusion.sampler_step(ours, predictions[index], row, draws[index])
-        assert relative_error(ours.latents, theirs.numpy()) < BLOCK_TOLERANCE
+        assert ours.latents.dtype == np.float32
+        assert relative_error(ours.latents, theirs.numpy()) < BLOCK_TOLERANCE, (steps, index)
+
+
+@pytest.mark.parametrize("name", ["dpm", "ddim"])
+def test_steps_run_in_float32_on_the_device(name):
+    table = diffusion.step_coefficients(DiffusionConfig(), 4, name)
+    rng = np.random.default_rng(0)
+    start, prediction, noise = rng.standard_normal((3, 2, 3)).astype(np.float32)
+    step = jax.jit(diffusion.sampler_step)
+    host = device = diffusion.SamplerState(start, np.zeros_like(start))
+    for index in range(4):
+        row = diffusion.StepCoefficients(*(np.float32(values[index]) for values in table))
+        host = diffusion.sampler_step(host, prediction, row, noise)
+        device = step(device, prediction, row, noise)
+        assert device.latents.dtype == jnp.float32
+        assert relative_error(device.latents, host.latents) < BLOCK_TOLERANCE
 
 
 def test_dynamic_guidance_is_what_cogvideox_computes():

@@ -211,6 +211,13 @@ def test_the_number_of_steps_counts_for_a_cosine_only():
     assert differences(to_dict(first), to_dict(second)) == ["config.steps: 2 -> 3"]
 
 
+def test_a_way_to_sample_may_change_or_be_new_in_a_run_that_goes_on():
+    old, new = to_dict(_config(steps=2)), to_dict(_config(steps=2))
+    new["model"]["diffusion"]["scheduler"] = "ddim"
+    del old["model"]["diffusion"]["steps_offset"]
+    assert not differences(old, new)
+
+
 def test_export_paths():
     folder = train._export_paths("folder", ["text", "transformer"])
     assert folder["text"] == Path("folder/text.safetensors")

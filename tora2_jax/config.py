@@ -160,6 +160,8 @@ class DiffusionConfig:
     beta_end: float = 0.012
     snr_shift: float = 1.0  # 3.0 for 2B
     timestep_spacing: Literal["trailing", "linspace", "leading"] = "trailing"
+    steps_offset: int = 0  # added to every timestep of the leading spacing
+    scheduler: Literal["dpm", "ddim"] = "dpm"  # how to sample, unless a command says otherwise
 
 
 @dataclass(slots=True, kw_only=True)

@@ -32,16 +32,24 @@ def timesteps(config: DiffusionConfig, num_inference_steps: int) -> np.ndarray:
     """Descending training timesteps visited by a sampler, `[num_inference_steps]`.
 
     Raises:
-        ValueError: if there are more inference steps than training steps, or none.
+        ValueError: if there are more inference steps than training steps, or none, or if the
+            offset leads beyond the last training step.
     """
     total, count = config.num_steps, num_inference_steps
     if not 1 <= count <= total:
         raise ValueError(f"steps is {count}; it must lie between 1 and {total}")
     if config.timestep_spacing == "trailing":
+        # Rounding can make one more, at -1 (61 steps): diffusers takes it, for a noise of 999.
         return np.round(np.arange(total, 0, -total / count)).astype(np.int64)[:count] - 1
     if config.timestep_spacing == "linspace":
         return np.round(np.linspace(0, total - 1, count))[::-1].astype(np.int64)
-    return (np.arange(count) * (total // count))[::-1].astype(np.int64)
+    times = (np.arange(count) * (total // count))[::-1] + config.steps_offset
+    if times[0] >= total:
+        raise ValueError(
+            f"steps is {count}: with an offset of {config.steps_offset} the first timestep is "
+            f"{times[0]}, after the last of training ({total - 1}); take fewer steps"
+        )
+    return times.astype(np.int64)
 
 
 def add_noise(

@@ -28,7 +28,7 @@ class SampleSettings(NamedTuple):
     steps: int = 50
     guidance: float = 6.0
     dynamic_guidance: bool = True
-    scheduler: diffusion.Scheduler = "dpm"
+    scheduler: diffusion.Scheduler | None = None  # None: the checkpoint's own
     reference_guidance: float = 1.0
     trajectory_guidance: float = 1.0
 
@@ -201,9 +201,9 @@ class Tora2Pipeline:
         return _concatenate(bound), weights
 
     def _sample(self, latents, bound, weights, keys, settings, progress) -> jax.Array:
-        table = diffusion.step_coefficients(
-            self.config.diffusion, settings.steps, settings.scheduler
-        )
+        config = self.config.diffusion
+        scheduler = settings.scheduler or config.scheduler
+        table = diffusion.step_coefficients(config, settings.steps, scheduler)
         scales = np.full(settings.steps, settings.guidance)
         if settings.dynamic_guidance:
             scales = diffusion.dynamic_guidance(settings.guidance, table.timestep, settings.steps)

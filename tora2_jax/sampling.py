@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from tora2_jax import bundle, conditioning, pipeline, request, video
+from tora2_jax import bundle, conditioning, diffusion, pipeline, request, video
 from tora2_jax.checkpoint import CheckpointError
 from tora2_jax.references import load_image
 
@@ -31,7 +31,7 @@ class Options(NamedTuple):
     dynamic_guidance: bool = True
     reference_guidance: float = 1.0
     trajectory_guidance: float = 1.0
-    scheduler: Literal["dpm", "ddim"] = "dpm"
+    scheduler: diffusion.Scheduler | None = None
     seed: int = 0
     dtype: Literal["bfloat16", "float32"] = "float32"
     init_latents: Path | None = None

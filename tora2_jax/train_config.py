@@ -17,6 +17,9 @@ _HARMLESS = {
     "export",
     "keep_checkpoints",
     "log_every",
+    "model.diffusion.scheduler",
+    "model.diffusion.steps_offset",
+    "model.diffusion.timestep_spacing",
     "sample_every",
     "workers",
 }
