@@ -11,7 +11,7 @@ from tora2_jax import weight_folder
 from tora2_jax.config import ModelConfig, to_dict
 from tora2_jax.text import load_tokenizer
 
-_PARTS = {part.folder: part for part in diffusers_config._ALL}
+_PARTS = {part.folder: part for part in diffusers_config.PARTS}
 
 
 class Job(NamedTuple):

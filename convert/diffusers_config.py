@@ -107,6 +107,7 @@ SCHEDULER = Part(
         "beta_end": ("beta_end", 0.012),
         "snr_shift_scale": ("snr_shift", 3.0),
         "timestep_spacing": ("timestep_spacing", "leading"),
+        "steps_offset": ("steps_offset", 0),
     },
     {"beta_schedule": "scaled_linear", "trained_betas": None, "set_alpha_to_one": True},
     unread=("clip_sample", "clip_sample_range", "sample_max_value"),  # no step reads them
@@ -130,6 +131,7 @@ TEXT = Part(
     {},
     required={"feed_forward_proj": "gated-gelu"},
 )
+PARTS = (TRANSFORMER, VAE, SCHEDULER, TEXT)
 _SCHEDULERS = dict(zip(("dpm", "ddim"), SCHEDULER.classes, strict=True))
 
 
@@ -141,7 +143,7 @@ def read(parts: Mapping[str, Mapping[str, Any]], name: str) -> tuple[ModelConfig
         name: What to call a model that is none of the published ones.
     """
     problems: list[str] = []
-    values = {part.folder: _read(part, parts[part.folder], problems) for part in _ALL}
+    values = {part.folder: _read(part, parts[part.folder], problems) for part in PARTS}
     transformer = values["transformer"]
     transformer["positions"] = "rotary" if transformer.pop("rotary") else "sincos"
     vae = values["vae"] | {"channels": tuple(values["vae"]["channels"])}
@@ -214,9 +216,6 @@ def _text(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-_ALL = (TRANSFORMER, VAE, SCHEDULER, TEXT)
-
-
 def _read(part: Part, data: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     where = f"{part.folder}/{part.file}"
     for name, value in part.fixed.items() | part.required.items():
@@ -247,7 +246,8 @@ def _alike(value: Any, default: Any) -> bool:
         return isinstance(value, list) and bool(value) and all(_alike(item, 1) for item in value)
     if isinstance(default, bool | str):
         return type(value) is type(default)
-    whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    least = 0 if default == 0 else 1
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
     if default is None:
         return value is None or whole
     return whole or (isinstance(default, float) and isinstance(value, float))

@@ -1,7 +1,6 @@
 """`python -m convert export`: one of our checkpoints -> a folder that diffusers loads."""
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from tora2_jax import bundle, checkpoint
 from tora2_jax.config import ModelConfig
 
 SHARD_BYTES = 5 << 30  # as large as the shards that diffusers and transformers write
-_JSON = {part.folder: part.file for part in diffusers_config._ALL}
+_JSON = {part.folder: part.file for part in diffusers_config.PARTS}
 
 
 def export_folder(
@@ -53,10 +52,15 @@ def export_folder(
     with folders.new_folder(destination, sum(map(folders.size, places.values()))) as folder:
         for name, component in COMPONENTS.items():
             _write(folder / component.folder, component, model, places[name], shard_bytes)
-        for name, file in _JSON.items():
-            folders.write_json(folder / name / file, settings[name])
-        folders.write_json(folder / "model_index.json", settings["model_index"])
-        folders.copy_tokenizer(source / "tokenizer", folder / "tokenizer")
+        write_settings(folder, settings, source / "tokenizer")
+
+
+def write_settings(folder: Path, settings: dict[str, dict[str, Any]], tokenizer: Path) -> None:
+    """The files beside the weights: what `diffusers_config.write` gave, and a tokenizer."""
+    for name, file in _JSON.items():
+        folders.write_json(folder / name / file, settings[name])
+    folders.write_json(folder / "model_index.json", settings["model_index"])
+    folders.copy_tokenizer(tokenizer, folder / "tokenizer")
 
 
 def _additions(source: Path) -> list[str]:
@@ -84,23 +88,40 @@ def _write(
         for path, array in checkpoint.read_component(source):
             yield from disassemble(pieces[path.removeprefix(component.prefix)], array)
 
+    write_tensors(folder, component.stem, tensors(), shard_bytes)
+
+
+def write_tensors(
+    folder: Path,
+    stem: str,
+    tensors: Iterable[tuple[str, np.ndarray]],
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes named tensors as safetensors: one file, or shards with an index.
+
+    Args:
+        folder: Is made.
+        stem: How the files are called.
+        tensors: One shard of them is held at a time.
+        shard_bytes: See `export_folder`.
+    """
     folder.mkdir()
-    shards = [_save(folder, part) for part in _shards(tensors(), shard_bytes)]
+    shards = [_save(folder, part) for part in _shards(tensors, shard_bytes)]
     suffix = ".safetensors"
     if len(shards) == 1:
-        (folder / "0.partial").rename(folder / f"{component.stem}{suffix}")
+        (folder / "0.partial").rename(folder / f"{stem}{suffix}")
         return
     weight_map = {}
     for number, (names, _) in enumerate(shards):
-        name = f"{component.stem}-{number + 1:05d}-of-{len(shards):05d}{suffix}"
+        name = f"{stem}-{number + 1:05d}-of-{len(shards):05d}{suffix}"
         (folder / f"{number}.partial").rename(folder / name)
         weight_map |= dict.fromkeys(names, name)
     index = {"metadata": {"total_size": sum(size for _, size in shards)}, "weight_map": weight_map}
-    (folder / f"{component.stem}{suffix}.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    folders.write_json(folder / f"{stem}{suffix}.index.json", index)
 
 
 def _shards(
-    tensors: Iterator[tuple[str, np.ndarray]], limit: int
+    tensors: Iterable[tuple[str, np.ndarray]], limit: int
 ) -> Iterator[dict[str, np.ndarray]]:
     shard: dict[str, np.ndarray] = {}
     size = 0

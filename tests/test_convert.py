@@ -1,7 +1,5 @@
 """`python -m convert`: CogVideoX folders in and out, and the videos that converted weights make."""
 
-import json
-
 import numpy as np
 import pytest
 import torch

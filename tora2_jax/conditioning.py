@@ -304,12 +304,17 @@ def encode_visual(networks: FrozenNetworks, model: ModelConfig, inputs: Inputs) 
 
 
 def _image_latents(vae: CausalVAE, model: ModelConfig, image: Array, frames: int) -> Array:
-    """The first frame's latent and zeros for the others (I2V); 1.5 divides by the scale."""
+    """The first frame's latent and zeros for the others (I2V); 1.5 divides by the scale.
+
+    With temporal patches the front padding counts as a frame, so that the image stands on the
+    padding, as in diffusers; it is not repeated.
+    """
     latent = vae.encode_latents(image[:, None])
     if model.vae.invert_scale_latents:
         latent = latent / model.vae.scaling_factor**2
+    frames += -frames % (model.transformer.patch_size_t or 1)
     rest = jnp.zeros((latent.shape[0], frames - 1, *latent.shape[2:]), latent.dtype)
-    return pad_front(jnp.concatenate([latent, rest], 1), model.transformer.patch_size_t or 1)
+    return jnp.concatenate([latent, rest], 1)
 
 
 def pad_front(latents: Float[Array, "b t_lat h w c"], multiple: int) -> Float[Array, "b t2 h w c"]:
