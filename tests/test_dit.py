@@ -1,6 +1,8 @@
 """CogVideoX's transformer equals diffusers' in all five configurations; its call sites."""
 
 import dataclasses
+import re
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -137,8 +139,11 @@ def _make(config, twin, new=None, **parts):
 
 
 @nnx.jit
-def _run(model, *inputs, **conditions):
-    return model(*inputs, **conditions)
+def _run(model, latents, timestep, text, *, tokens=None, key_mask=None, **conditions):
+    """From T5 states and personalization tokens to the output, as a request goes."""
+    if tokens is not None:
+        conditions |= {"keys_values": model.keys_values(tokens, key_mask), "key_mask": key_mask}
+    return model(latents, timestep, model.project_text(text), **conditions)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -177,7 +182,7 @@ def test_every_block_equals_diffusers():
         for shape in ((2, TEXT, 32), (2, 18, 32), (2, 12))
     )
     tables = layers.rotary_tables((np.arange(3), np.arange(2), np.arange(3)), config.head_dim)
-    shared = Shared(embedding, tables, None, None, None)
+    shared = Shared(embedding, tables, None, None)
     rotary = _rotary(config, twin, np.zeros((1, 3, ROWS, COLUMNS, 1)))
     for index, block in enumerate(twin.transformer_blocks):
         ours = layers.map_arrays(lambda x, i=index: x[i], model.blocks)
@@ -250,7 +255,8 @@ def test_everything_that_does_not_fit_is_refused_at_once():
     config = _tiny("cogvideox_1_5_5b")
     model = nnx.eval_shape(lambda: CogVideoXTransformer(config, rngs=nnx.Rngs(0)))
     latents, timestep, text = _inputs(config, frames=3)
-    with pytest.raises(ValueError, match=r"3 latent frames .* multiple of 2.*without fusers"):
+    expected = r"3 latent frames .* multiple of 2.*width 14, not 32: project.*without fusers"
+    with pytest.raises(ValueError, match=expected):
         model(latents, timestep, text, motion_maps=jnp.zeros((2, 2, 2, 2, 3, 8)))
 
 
@@ -267,8 +273,8 @@ def _conditions(layer_count):
     return {
         "motion_maps": jnp.asarray(maps, jnp.float32),
         "has_motion": jnp.array([True, True]),
-        "personalization": jnp.asarray(generator.normal(size=(2, 4, 8)), jnp.float32),
-        "personalization_mask": jnp.ones((2, 4), bool),
+        "tokens": jnp.asarray(generator.normal(size=(2, 4, 8)), jnp.float32),
+        "key_mask": jnp.ones((2, 4), bool),
     }
 
 
@@ -285,10 +291,32 @@ def test_new_paths_change_nothing_at_the_start_and_nothing_where_absent():
     np.testing.assert_allclose(_run(model, *inputs, **conditions), plain, atol=1e-6)
     model = _make(config, twin, **parts)
     conditions["has_motion"] = jnp.array([False, True])
-    conditions["personalization_mask"] = jnp.array([[False] * 4, [True] * 4])
+    conditions["key_mask"] = jnp.array([[False] * 4, [True] * 4])
     output = _run(model, *inputs, **conditions)
     np.testing.assert_allclose(output[0], plain[0], atol=1e-6)
     assert np.abs(output[1] - plain[1]).max() > 1e-2
+
+
+def test_a_step_reads_nothing_of_what_is_done_once_per_request():
+    """Text projection, keys and values may be spoiled after binding: no step looks at them."""
+    config = _tiny("cogvideox_5b")
+    model = _make(config, _random_twin(config), personalization=PERSONALIZATION)
+    (latents, timestep, text), conditions = _inputs(config), _conditions(config.num_layers)
+    mask = conditions["key_mask"]
+    known = model.keys_values(conditions["tokens"], mask)
+    text = model.project_text(text)
+
+    @nnx.jit
+    def step(model):
+        return model(latents, timestep, text, keys_values=known, key_mask=mask)
+
+    before = step(model)
+    once = re.compile(r"text_projection\.|cross_attention\.(key_token_norm|key|value|key_norm)\.")
+    arrays = layers.flat_variables(model)
+    spoiled = {path: x * jnp.nan for path, x in arrays.items() if once.match(path)}
+    assert len(spoiled) == 8
+    layers.update_variables(model, spoiled)
+    np.testing.assert_array_equal(step(model), before)
 
 
 @pytest.mark.parametrize(
@@ -301,22 +329,24 @@ def test_groups_of_blocks_equal_a_loop(order, every):
     model = _make(config, _random_twin(config), motion=MOTION, personalization=personalization)
     inputs, conditions = _inputs(config), _conditions(3)
     assert len(model.cross_attention.query.kernel[...]) == -(-3 // every)
-    maps, keys = conditions["motion_maps"], conditions["personalization"]
+    maps, tokens, mask = (conditions[name] for name in ("motion_maps", "tokens", "key_mask"))
 
     @nnx.jit
     def both_ways(model):
         latents, timestep, text = inputs
         grid = (3, 2, 3)
         embedding = model._embed_time(timestep)
-        shared = model._share(grid, embedding, maps, None, keys, None)
-        text, video = model._embed(latents, text, grid)
-        scanned = model._run_blocks(text, video, shared, maps)
+        known = model.keys_values(tokens, mask)
+        shared = model._share(grid, embedding, maps, None, known, None)
+        text, video = model._embed(latents, model.project_text(text), grid)
+        scanned = model._run_blocks(text, video, shared, maps, known)
         for index in range(3):
             block = layers.map_arrays(lambda x, i=index: x[i], model.blocks)
             personalize = None
             if index % every == 0:
-                personalize = layers.map_arrays(
-                    lambda x, i=index // every: x[i], model.cross_attention
+                cross = layers.map_arrays(lambda x, i=index // every: x[i], model.cross_attention)
+                personalize = partial(
+                    cross, keys_values=cross.keys_values(tokens, mask), key_mask=mask
                 )
             text, video = block(text, video, shared, maps[index], personalize)
         return scanned, video

@@ -89,7 +89,12 @@ def none_of(conditions):
 def base_output(model, noisy, conditions):
     """The same transformer as plain CogVideoX."""
     graph, state = nnx.split(model.transformer)
-    run = jax.jit(lambda state: nnx.merge(graph, state)(noisy, TIMES, conditions.text))
+
+    @jax.jit
+    def run(state):
+        transformer = nnx.merge(graph, state)
+        return transformer(noisy, TIMES, transformer.project_text(conditions.text))
+
     return run(state)
 
 
@@ -103,9 +108,8 @@ def test_at_the_start_the_model_is_tora_and_without_paths_cogvideox(model_config
         extractor = model.trajectory_extractor
         maps = extractor.maps(extractor.embed(conditions.motion_latents))
         has_motion = conditions.on.any((1, 2))
-        return model.transformer(
-            noisy, TIMES, conditions.text, motion_maps=maps, has_motion=has_motion
-        )
+        text = model.transformer.project_text(conditions.text)
+        return model.transformer(noisy, TIMES, text, motion_maps=maps, has_motion=has_motion)
 
     full = forward(model, noisy, conditions)
     assert relative_error(full, jax.jit(tora)(state)) < 1e-6

@@ -67,6 +67,7 @@ def model(golden):
 def _run(model, latents, timestep, text, motion_latents, has_motion):
     extractor = model.trajectory_extractor
     maps = extractor.maps(extractor.embed(motion_latents))
+    text = model.transformer.project_text(text)
     return model.transformer(latents, timestep, text, motion_maps=maps, has_motion=has_motion)
 
 
@@ -95,6 +96,8 @@ def test_released_output(golden, model, chosen):
 
 def test_without_maps_it_is_the_base_model(golden, model):
     latents, timestep, text, _ = _inputs(golden)
-    output = jax.jit(nnx.merge(*nnx.split(model.transformer)))(latents, timestep, text)
+    transformer = nnx.merge(*nnx.split(model.transformer))
+    text = transformer.project_text(text)
+    output = jax.jit(transformer)(latents, timestep, text)
     expected = golden["output_without_flow"].transpose(0, 1, 3, 4, 2)
     assert relative_error(output, expected) < BLOCK_TOLERANCE

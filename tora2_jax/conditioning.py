@@ -225,14 +225,17 @@ def request_inputs(
     inputs = entity_inputs(model, tokenizer, request.prompt, entities, size, detector)
     if request.image is None:
         return inputs
-    return inputs._replace(image=_first_frame(request))
+    return inputs._replace(image=first_frame(request))
 
 
-def _first_frame(request: Request) -> Float[np.ndarray, "height width 3"]:
-    """The request's image at the size of the video, in [-1, 1]."""
+def first_frame(request: Request) -> Float[np.ndarray, "height width 3"]:
+    """The image of a request with sizes, brought to the size of the video as diffusers does.
+
+    In [-1, 1], rounded to 8 bits after the resize; the aspect ratio is not kept.
+    """
     picture = Image.fromarray(load_image(request.image)).convert("RGB")
-    picture = picture.resize((request.width, request.height), Image.Resampling.BICUBIC)
-    return np.asarray(picture, np.float32) / 127.5 - 1
+    picture = picture.resize((request.width, request.height), Image.Resampling.LANCZOS)
+    return 2 * (np.asarray(picture, np.float32) / 255) - 1
 
 
 def _kind(entity: EntityRequest, images: list[np.ndarray], detector: FaceDetector | None) -> Kind:
@@ -298,23 +301,31 @@ def encode_visual(networks: FrozenNetworks, model: ModelConfig, inputs: Inputs) 
             features = features._replace(**parts)
     if inputs.image is not None:
         frames, _, _ = model.latent_grid(*inputs.flow_video.shape[1:4])
-        image_latents = _image_latents(networks.vae, model, inputs.image, frames)
+        image_latents = encode_first_frame(networks.vae, model, inputs.image, frames)
         features = features._replace(image_latents=image_latents)
     return features
 
 
-def _image_latents(vae: CausalVAE, model: ModelConfig, image: Array, frames: int) -> Array:
-    """The first frame's latent and zeros for the others (I2V); 1.5 divides by the scale.
+def encode_first_frame(
+    vae: CausalVAE, model: ModelConfig, image: Float[Array, "b height width 3"], frames: int
+) -> Float[Array, "b t_lat h_lat w_lat latent"]:
+    """The first frame's latent, then zeros, as CogVideoX's I2V models are given it.
 
-    With temporal patches the front padding counts as a frame, so that the image stands on the
-    padding, as in diffusers; it is not repeated.
+    Where CogVideoX 1.5 pads its latents in front, the image stands in the padding frame alone, as
+    diffusers' pipeline has it.
+
+    Args:
+        vae: With its weights; the posterior's mode is taken, where diffusers draws.
+        model: Whether the scaling factor multiplies or divides, and the patch size in time.
+        image: In [-1, 1].
+        frames: Latent frames of the video, before padding.
     """
-    latent = vae.encode_latents(image[:, None])
-    if model.vae.invert_scale_latents:
-        latent = latent / model.vae.scaling_factor**2
-    frames += -frames % (model.transformer.patch_size_t or 1)
-    rest = jnp.zeros((latent.shape[0], frames - 1, *latent.shape[2:]), latent.dtype)
-    return jnp.concatenate([latent, rest], 1)
+    factor = model.vae.scaling_factor
+    latent = vae.encode(image[:, None]).mean
+    latent = latent / factor if model.vae.invert_scale_latents else latent * factor
+    patch_t = model.transformer.patch_size_t or 1
+    rest = -(-frames // patch_t) * patch_t - 1
+    return jnp.pad(latent, ((0, 0), (0, rest), (0, 0), (0, 0), (0, 0)))
 
 
 def pad_front(latents: Float[Array, "b t_lat h w c"], multiple: int) -> Float[Array, "b t2 h w c"]:

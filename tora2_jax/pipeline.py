@@ -67,6 +67,9 @@ class Tora2Pipeline:
         self._model = nnx.split(model)
         self._encode = jax.jit(self._encode_inputs)
         self._bind = jax.jit(lambda state, conditions: self._merge(state).bind(conditions)[0])
+        self._project = jax.jit(
+            lambda state, text: self._merge(state).transformer.project_text(text)
+        )
         self._step = jax.jit(self._denoise_step, donate_argnums=(1,))
         self._decode = jax.jit(self._decode_latents)
 
@@ -189,8 +192,9 @@ class Tora2Pipeline:
             if withheld not in seen:
                 kept = _withhold(conditions, *withheld)
                 seen[withheld] = self._bind(self._model[1], kept)
+        null = self._project(self._model[1], null)
         bound = [
-            seen[branch[1:]]._replace(text=conditions.text if branch.caption else null)
+            seen[branch[1:]] if branch.caption else seen[branch[1:]]._replace(text=null)
             for branch in branches
         ]
 
@@ -240,16 +244,14 @@ def _withhold(conditions: Conditions, references: bool, trajectories: bool) -> C
 
 
 def _concatenate(bound: list[BoundConditions]) -> BoundConditions:
-    """Along the batch, which is the second axis of the motion maps."""
+    """Along the batch, which is the second axis of what every layer has its own of."""
 
-    def join(name: str, values: list):
-        if any(value is None for value in values):
-            return None
-        return jnp.concatenate(values, axis=1 if name == "motion_maps" else 0)
+    def join(name: str):
+        axis = 1 if name in ("motion_maps", "keys_values") else 0
+        parts = (getattr(item, name) for item in bound)
+        return jax.tree.map(lambda *arrays: jnp.concatenate(arrays, axis), *parts)
 
-    return BoundConditions(
-        **{name: join(name, [getattr(item, name) for item in bound]) for name in bound[0]._fields}
-    )
+    return BoundConditions(*(join(name) for name in BoundConditions._fields))
 
 
 def to_uint8(video: Float[np.ndarray, "*b f height width 3"]) -> UInt8[np.ndarray, "*b f h w 3"]:

@@ -3,6 +3,7 @@
 b batch | e entities | r reference images | f pixel frames | t h w token frames, rows, columns
 n = t*h*w video tokens | l text tokens | q personalization tokens per entity | s word tokens
 c channels of the DiT stream | d entity width | u channels of a motion map | k DiT layers
+x DiT layers with a cross-attention | j = e*q its keys
 
 `t_lat h_lat w_lat` are latent frames, rows and columns. Arrays are channels-last throughout; only
 the files of `--init-latents` and `--save-latents` hold `[b, t_lat, c, h, w]`, as diffusers does.
@@ -85,14 +86,21 @@ class Conditions(NamedTuple):
     image_latents: Float[Array, "b t_lat h_lat w_lat latent"] | None = None
 
 
+class KeysValues(NamedTuple):
+    """Personalization tokens as the cross-attention reads them; one layer's have no `x`."""
+
+    keys: Float[Array, "x b j heads head_dim"]
+    values: Float[Array, "x b j heads head_dim"]
+
+
 class BoundConditions(NamedTuple):
     """Conditions after the trainable encoders: independent of the timestep, once per request."""
 
-    text: Float[Array, "b l text_width"]
+    text: Float[Array, "b l c"]  # projected to the width of the stream
     motion_maps: Float[Array, "k b t h w u"] | None
     has_motion: Bool[Array, "b"] | None  # some entity has a trajectory
-    personalization: Float[Array, "b e*q d"] | None  # keys of the cross-attention
-    personalization_mask: Bool[Array, "b e*q"] | None
+    keys_values: KeysValues | None  # of every cross-attention
+    key_mask: Bool[Array, "b j"] | None
     image_latents: Float[Array, "b t_lat h_lat w_lat latent"] | None = None
 
 

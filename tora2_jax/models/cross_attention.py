@@ -6,6 +6,7 @@ from flax import nnx
 
 from tora2_jax.models.attention import attention
 from tora2_jax.models.layers import ZEROS, LayerNorm, Linear
+from tora2_jax.types import KeysValues
 
 
 class PersonalizationCrossAttention(nnx.Module):
@@ -40,23 +41,34 @@ class PersonalizationCrossAttention(nnx.Module):
             inner, width, use_bias=False, kernel_init=ZEROS, rngs=rngs, dtype=dtype
         )
 
-    def __call__(self, tokens: jax.Array, keys: jax.Array, key_mask: jax.Array) -> jax.Array:
+    def keys_values(self, tokens: jax.Array, mask: jax.Array) -> KeysValues:
+        """What the video tokens look at; it depends on no timestep.
+
+        Args:
+            tokens: personalization tokens `[b, j, d]`; those of absent entities may hold anything.
+            mask: `[b, j]`, True where there is a token.
+        """
+        # Before any arithmetic, so that not even a NaN in an absent token reaches a gradient.
+        tokens = self.key_token_norm(jnp.where(mask[:, :, None], tokens, 0))
+        return KeysValues(
+            self.key_norm(self._split(self.key(tokens))), self._split(self.value(tokens))
+        )
+
+    def __call__(
+        self, tokens: jax.Array, keys_values: KeysValues, key_mask: jax.Array
+    ) -> jax.Array:
         """What is to be added to the tokens.
 
         Args:
             tokens: video tokens `[b, n, c]`.
-            keys: personalization tokens `[b, j, d]`; those of absent entities may hold anything.
-            key_mask: `[b, j]`, True where there is a token.
+            keys_values: from the method of that name.
+            key_mask: `[b, j]`, True where there is a key.
 
         Returns:
             `[b, n, c]`; exactly 0 in a sample whose mask is empty.
         """
-        # Before any arithmetic, so that not even a NaN in an absent key reaches a gradient.
-        keys = self.key_token_norm(jnp.where(key_mask[:, :, None], keys, 0))
         query = self.query_norm(self._split(self.query(self.token_norm(tokens))))
-        key = self.key_norm(self._split(self.key(keys)))
-        value = self._split(self.value(keys))
-        attended = attention(query, key, value, key_mask[:, None, None, :])
+        attended = attention(query, *keys_values, key_mask[:, None, None, :])
         return self.output(attended.reshape(*attended.shape[:2], -1))
 
     def _split(self, inputs: jax.Array) -> jax.Array:

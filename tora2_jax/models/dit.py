@@ -5,19 +5,20 @@ and 1.5 models. Blocks are stacked and scanned; there is no second, unscanned fo
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from tora2_jax.config import MotionConfig, PersonalizationConfig, TransformerConfig
-from tora2_jax.models import layers
+from tora2_jax.models import layers, positions
 from tora2_jax.models.attention import attention
 from tora2_jax.models.cross_attention import PersonalizationCrossAttention
 from tora2_jax.models.layers import ZEROS, LayerNorm, Linear
 from tora2_jax.models.motion import MotionGuidanceFuser
+from tora2_jax.types import KeysValues
 
 OFS = 2.0  # the only value that CogVideoX 1.5 I2V was trained with
 
@@ -28,8 +29,7 @@ class Shared(NamedTuple):
     embedding: jax.Array  # of the timestep, float32 [b, time_embed_dim]
     rotary: tuple[jax.Array, jax.Array] | None
     has_motion: jax.Array | None  # [b]
-    keys: jax.Array | None  # personalization tokens [b, j, d]
-    key_mask: jax.Array | None  # [b, j]
+    key_mask: jax.Array | None  # which personalization tokens there are, [b, j]
 
 
 class ModulatedNorm(nnx.Module):
@@ -131,7 +131,7 @@ class Block(nnx.Module):
         video: jax.Array,
         shared: Shared,
         motion_map: jax.Array | None = None,
-        personalize: Callable[..., jax.Array] | None = None,
+        personalize: Callable[[jax.Array], jax.Array] | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """`text [b, l, c], video [b, n, c] -> text, video`.
 
@@ -140,17 +140,17 @@ class Block(nnx.Module):
             video: video stream.
             shared: what all blocks read.
             motion_map: this layer's map `[b, t, h, w, u]`, or None: the fuser is left out.
-            personalize: this layer's cross-attention, or None.
+            personalize: this layer's cross-attention, video `[b, n, c]` -> what is added, or None.
         """
         if personalize is not None and self.personalization_first:
-            video = video + personalize(video, shared.keys, shared.key_mask)
+            video = video + personalize(video)
         text_in, video_in, text_gate, gate = self.attention_norm(text, video, shared.embedding)
         if motion_map is not None:
             video_in = self.fuser(video_in, motion_map, shared.has_motion)
         text_out, video_out = self.attention(text_in, video_in, shared.rotary)
         text, video = text + text_gate * text_out, video + gate * video_out
         if personalize is not None and not self.personalization_first:
-            video = video + personalize(video, shared.keys, shared.key_mask)
+            video = video + personalize(video)
         text_in, video_in, text_gate, gate = self.feed_forward_norm(text, video, shared.embedding)
         output = self.feed_forward(jnp.concatenate([text_in, video_in], axis=1))
         start = text.shape[1]
@@ -186,7 +186,7 @@ class CogVideoXTransformer(nnx.Module):
         self.time_embedding = layers.TimestepEmbedding(width, time_width, rngs=rngs)
         ofs = config.ofs_embed_dim
         self.ofs_embedding = layers.TimestepEmbedding(ofs, ofs, rngs=rngs) if ofs else None
-        self.positions = _stored_positions(config) if config.learned_positions else None
+        self.positions = positions.stored_table(config) if config.learned_positions else None
         self._make_blocks(motion, personalization, rngs, dtype)
         self.final_norm = LayerNorm(width, config.norm_eps, rngs=rngs, dtype=dtype)
         self.output_norm = LayerNorm(width, config.final_norm_eps, rngs=rngs, dtype=dtype)
@@ -220,6 +220,29 @@ class CogVideoXTransformer(nnx.Module):
             rngs,
         )
 
+    def project_text(self, text: jax.Array) -> jax.Array:
+        """T5 states `[b, l, text_width]` -> the text stream before the first block `[b, l, c]`.
+
+        The timestep has no part in it, so it is done once per request.
+        """
+        return self.text_projection(text)
+
+    def keys_values(self, tokens: jax.Array, mask: jax.Array) -> KeysValues:
+        """Personalization tokens as every cross-attention reads them, once per request.
+
+        Args:
+            tokens: `[b, j, d]`; those that the mask hides may hold anything.
+            mask: `[b, j]`, which tokens there are.
+
+        Returns:
+            `[x, b, j, heads, head_dim]` each, one row per layer with a cross-attention.
+        """
+
+        def step(cross, carry, _):
+            return carry, cross.keys_values(tokens, mask)
+
+        return layers.scan(step, self.cross_attention, None)[1]
+
     def __call__(
         self,
         latents: jax.Array,
@@ -228,8 +251,8 @@ class CogVideoXTransformer(nnx.Module):
         *,
         motion_maps: jax.Array | None = None,
         has_motion: jax.Array | None = None,
-        personalization: jax.Array | None = None,
-        personalization_mask: jax.Array | None = None,
+        keys_values: KeysValues | None = None,
+        key_mask: jax.Array | None = None,
     ) -> jax.Array:
         """The velocity, float32 `[b, t_lat, h_lat, w_lat, c_out]`.
 
@@ -237,22 +260,20 @@ class CogVideoXTransformer(nnx.Module):
             latents: noisy latents `[b, t_lat, h_lat, w_lat, c_in]`; I2V: image latents follow on
                 the channels. CogVideoX 1.5: `t_lat` is already padded to a multiple.
             timestep: `[b]`, 0 to 999.
-            text: T5 states `[b, l, text_width]`.
+            text: from `project_text`, `[b, l, c]`.
             motion_maps: one map per layer `[k, b, t, h, w, u]`; None leaves the fusers out.
             has_motion: `[b]`, which samples the fusers change; None: all.
-            personalization: keys of the cross-attention `[b, j, d]`; None leaves it out.
-            personalization_mask: `[b, j]`, which keys are there; None: all.
+            keys_values: from the method of that name; None leaves the cross-attention out.
+            key_mask: `[b, j]`, which keys are there; None: all.
 
         Raises:
             ValueError: lists every input that does not fit the model.
         """
-        grid = self._check(latents, timestep, text, motion_maps, personalization)
+        grid = self._check(latents, timestep, text, motion_maps, keys_values)
         embedding = self._embed_time(timestep)
-        shared = self._share(
-            grid, embedding, motion_maps, has_motion, personalization, personalization_mask
-        )
+        shared = self._share(grid, embedding, motion_maps, has_motion, keys_values, key_mask)
         text, video = self._embed(latents, text, grid)
-        video = self._run_blocks(text, video, shared, motion_maps)
+        video = self._run_blocks(text, video, shared, motion_maps, keys_values)
         modulation = self.output_modulation(jax.nn.silu(embedding)).astype(video.dtype)
         shift, scale = jnp.split(modulation[:, None], 2, axis=-1)
         video = self.output_norm(self.final_norm(video)) * (1 + scale) + shift
@@ -261,7 +282,7 @@ class CogVideoXTransformer(nnx.Module):
             output, grid, self.config.patch_size, self.config.patch_size_t or 1
         )
 
-    def _check(self, latents, timestep, text, motion_maps, personalization):
+    def _check(self, latents, timestep, text, motion_maps, keys_values):
         """The token grid, after everything that must fit has been seen to fit."""
         config = self.config
         batch, *size, channels = latents.shape
@@ -276,6 +297,10 @@ class CogVideoXTransformer(nnx.Module):
             problems.append(f"latents have {channels} channels, not {config.in_channels}")
         if timestep.shape != (batch,):
             problems.append(f"timestep has shape {timestep.shape}, not ({batch},)")
+        if text.shape[-1] != config.width:
+            problems.append(
+                f"text has width {text.shape[-1]}, not {config.width}: project it first"
+            )
         if config.learned_positions:
             if tuple(size[1:]) != (config.sample_height, config.sample_width):
                 stored = f"{config.sample_height} x {config.sample_width}"
@@ -286,7 +311,7 @@ class CogVideoXTransformer(nnx.Module):
             problems.append("motion maps were given to a model without fusers")
         if motion_maps is not None and len(motion_maps) != config.num_layers:
             problems.append(f"{len(motion_maps)} motion maps for {config.num_layers} layers")
-        if personalization is not None and self.cross_attention is None:
+        if keys_values is not None and self.cross_attention is None:
             problems.append("personalization was given to a model without cross-attention")
         grid = tuple(length // part for length, part in zip(size, patch, strict=True))
         limits = (config.sample_height // patch[1], config.sample_width // patch[2])
@@ -303,31 +328,31 @@ class CogVideoXTransformer(nnx.Module):
             embedding = embedding + self.ofs_embedding(ofs)
         return embedding
 
-    def _share(self, grid, embedding, motion_maps, has_motion, keys, key_mask):
+    def _share(self, grid, embedding, motion_maps, has_motion, keys_values, key_mask):
         if motion_maps is not None and has_motion is None:
             has_motion = jnp.ones(embedding.shape[0], bool)
-        if keys is not None and key_mask is None:
-            key_mask = jnp.ones(keys.shape[:2], bool)
+        if keys_values is not None and key_mask is None:
+            key_mask = jnp.ones(keys_values.keys.shape[1:3], bool)
         rotary = None
         if self.config.positions == "rotary":
-            rotary = layers.rotary_tables(_rotary_grid(self.config, grid), self.config.head_dim)
-        return Shared(embedding, rotary, has_motion, keys, key_mask)
+            coordinates = positions.rotary_grid(self.config, grid)
+            rotary = layers.rotary_tables(coordinates, self.config.head_dim)
+        return Shared(embedding, rotary, has_motion, key_mask)
 
     def _embed(self, latents, text, grid):
         config = self.config
         video = self.patch_embedding(layers.patchify(latents, grid))
-        text = self.text_projection(text)
-        if self.positions is not None and grid[0] == _sample_grid(config)[0]:
+        if self.positions is not None and grid[0] == positions.sample_grid(config)[0]:
             table = self.positions[...].astype(video.dtype)
             return text + table[: text.shape[1]], video + table[text.shape[1] :]
         if self.positions is not None or config.positions == "sincos":
             # diffusers, too, takes the fixed table where the stored one has other frames.
-            video = video + _sincos(config, grid).astype(video.dtype)
+            video = video + positions.sincos(config, grid).astype(video.dtype)
         return text, video
 
-    def _run_blocks(self, text, video, shared, motion_maps):
+    def _run_blocks(self, text, video, shared, motion_maps, keys_values):
         """All blocks, scanned in groups whose first block has a cross-attention."""
-        every = 1 if shared.keys is None else self.every
+        every = 1 if keys_values is None else self.every
         groups, rest = divmod(self.config.num_layers, every)
         carry = (text, video)
         for start, count, size in ((0, groups, every), (groups * every, 1, rest)):
@@ -340,56 +365,21 @@ class CogVideoXTransformer(nnx.Module):
             def take(x, first=start // every, count=count):
                 return x[first : first + count]
 
-            def step(group, carry, maps, size=size):
-                blocks, cross = group
+            def step(group, carry, inputs, size=size):
+                (blocks, cross), (maps, known) = group, inputs
+                personalize = None
+                if known is not None:
+                    personalize = partial(cross, keys_values=known, key_mask=shared.key_mask)
                 for index in range(size):
                     block = layers.map_arrays(lambda x, index=index: x[index], blocks)
                     motion_map = None if maps is None else maps[index]
-                    carry = block(*carry, shared, motion_map, cross if index == 0 else None)
+                    carry = block(*carry, shared, motion_map, personalize if index == 0 else None)
                 return carry, None
 
-            cross = None if shared.keys is None else layers.map_arrays(take, self.cross_attention)
-            group = (layers.map_arrays(regroup, self.blocks), cross)
+            with_keys = keys_values is not None
+            cross = layers.map_arrays(take, self.cross_attention) if with_keys else None
             maps = None if motion_maps is None else regroup(motion_maps)
-            carry, _ = layers.scan(step, group, carry, maps, self.config.rematerialize)
+            inputs = (maps, jax.tree.map(take, keys_values))
+            group = (layers.map_arrays(regroup, self.blocks), cross)
+            carry, _ = layers.scan(step, group, carry, inputs, self.config.rematerialize)
         return carry[1]
-
-
-def _sample_grid(config: TransformerConfig) -> tuple[int, int, int]:
-    """Token frames, rows and columns that the position tables were made for."""
-    frames = (config.sample_frames - 1) // config.temporal_compression + 1
-    patch = config.patch_size
-    return frames, config.sample_height // patch, config.sample_width // patch
-
-
-def _sincos(config: TransformerConfig, grid: tuple[int, int, int]) -> jax.Array:
-    t, h, w = (np.arange(length) for length in grid)
-    space, time = config.spatial_interpolation_scale, config.temporal_interpolation_scale
-    return layers.sincos_table((t / time, h / space, w / space), config.width)
-
-
-def _stored_positions(config: TransformerConfig) -> layers.Buffer:
-    """The table of I2V models for text and video; from scratch, 2B's fixed one for the video."""
-    text = jnp.zeros((config.max_text_length, config.width))
-    return layers.Buffer(jnp.concatenate([text, _sincos(config, _sample_grid(config))]))
-
-
-def _rotary_grid(
-    config: TransformerConfig, grid: tuple[int, int, int]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Positions of token frames, rows and columns for the rotary embedding.
-
-    CogVideoX 1.5 counts from the corner. 1.0 scales the grid so that it just fits into the one it
-    was trained on, in the middle.
-    """
-    t, h, w = grid
-    if config.patch_size_t:
-        return np.arange(t), np.arange(h), np.arange(w)
-    _, base_h, base_w = _sample_grid(config)
-    if h / w > base_h / base_w:
-        fitted_h, fitted_w = base_h, round(base_h / h * w)
-    else:
-        fitted_h, fitted_w = round(base_w / w * h), base_w
-    top, left = round((base_h - fitted_h) / 2), round((base_w - fitted_w) / 2)
-    rows = np.linspace(top, (top + fitted_h) * (h - 1) / h, h)
-    return np.arange(t), rows, np.linspace(left, (left + fitted_w) * (w - 1) / w, w)

@@ -51,31 +51,36 @@ class Tora2(nnx.Module):
         self.binder = Binder(config, rngs=rngs) if motion and personalization else None
 
     def bind(self, conditions: Conditions) -> Bound:
-        """Trajectory extractor, personalization extractor and binding (eqs. 3 to 5)."""
-        keys = keys_mask = maps = has_motion = contrast = motion_map = None
+        """Trajectory extractor, personalization extractor and binding (eqs. 3 to 5).
+
+        And everything else that no timestep enters: the text's projection, and the keys and values
+        of each cross-attention. So a sampler binds once, and then only steps.
+        """
+        tokens = mask = maps = has_motion = contrast = motion_map = keys_values = None
         metrics = {}
         if self.trajectory_extractor is not None:
             motion_map = self.trajectory_extractor.embed(conditions.motion_latents)
             has_motion = conditions.on.any((1, 2))
         if self.appearance is not None:
-            keys, keys_mask = self.appearance(conditions)
+            tokens, mask = self.appearance(conditions)
         if self.binder is not None:
-            bound = self.binder(keys, keys_mask, motion_map, conditions)
+            bound = self.binder(tokens, mask, motion_map, conditions)
             contrast = self.binder.contrast(bound, conditions)
             metrics = bound.metrics
-            keys, motion_map = bound.personalization, bound.motion_map
+            tokens, motion_map = bound.personalization, bound.motion_map
         if self.trajectory_extractor is not None:
             maps = self.trajectory_extractor.maps(motion_map)
-        if keys is not None:
-            keys = rearrange(keys, "b e q d -> b (e q) d")
-            keys_mask = rearrange(keys_mask, "b e q -> b (e q)")
+        if tokens is not None:
+            mask = rearrange(mask, "b e q -> b (e q)")
+            tokens = rearrange(tokens, "b e q d -> b (e q) d")
+            keys_values = self.transformer.keys_values(tokens, mask)
         return Bound(
             BoundConditions(
-                text=conditions.text,
+                text=self.transformer.project_text(conditions.text),
                 motion_maps=maps,
                 has_motion=has_motion,
-                personalization=keys,
-                personalization_mask=keys_mask,
+                keys_values=keys_values,
+                key_mask=mask,
                 image_latents=conditions.image_latents,
             ),
             contrast,
@@ -97,6 +102,6 @@ class Tora2(nnx.Module):
             bound.text,
             motion_maps=bound.motion_maps,
             has_motion=bound.has_motion,
-            personalization=bound.personalization,
-            personalization_mask=bound.personalization_mask,
+            keys_values=bound.keys_values,
+            key_mask=bound.key_mask,
         )
