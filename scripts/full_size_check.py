@@ -121,7 +121,7 @@ def _our_block(options, settings, streams, tables) -> list[np.ndarray]:
         arrays[path] = np.asarray(whole[options.layer])
     assign_variables(block, arrays)
     text, video, embedding = streams
-    shared = dit.Shared(embedding, tables, None, None, None)
+    shared = dit.Shared(embedding, tables, None, None)
     with jax.default_matmul_precision("highest"):
         output = nnx.jit(lambda block: block(text, video, shared))(block)
     return [np.asarray(x) for x in output]

@@ -59,7 +59,7 @@ def test_prompt_to_frames_equals_diffusers(name, tmp_path, monkeypatch):
     monkeypatch.setattr(
         DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode()
     )
-    source, converted = _convert(name, tmp_path)
+    _, converted = _convert(name, tmp_path)
     twin = twins.pipeline(name)
     monkeypatch.setattr(
         twin, "scheduler", CogVideoXDDIMScheduler.from_config(twin.scheduler.config)
