@@ -84,6 +84,8 @@ VAE = Part(
         "temporal_compression_ratio": ("temporal_compression", 4),
         "scaling_factor": ("scaling_factor", 1.15258426),
         "invert_scale_latents": ("invert_scale_latents", False),
+        "sample_height": ("sample_height", 480),
+        "sample_width": ("sample_width", 720),
     },
     {
         "in_channels": 3,
@@ -95,7 +97,7 @@ VAE = Part(
         "use_quant_conv": False,
         "use_post_quant_conv": False,
     },
-    unread=("down_block_types", "up_block_types", "sample_height", "sample_width", "force_upcast"),
+    unread=("down_block_types", "up_block_types", "force_upcast"),
 )
 SCHEDULER = Part(
     "scheduler",
@@ -184,8 +186,6 @@ def write(model: ModelConfig) -> dict[str, dict[str, Any]]:
             "block_out_channels": list(model.vae.channels),
             "down_block_types": ["CogVideoXDownBlock3D"] * levels,
             "up_block_types": ["CogVideoXUpBlock3D"] * levels,
-            "sample_height": model.height,
-            "sample_width": model.width,
         },
         "scheduler": _write(SCHEDULER, model.diffusion)
         | {"_class_name": _SCHEDULERS[model.diffusion.scheduler], "clip_sample": False},

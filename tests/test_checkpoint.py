@@ -1,13 +1,14 @@
 """Component files and the strict merge into a model."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
-from tora2_jax import checkpoint
+from tora2_jax import checkpoint, weight_folder
 from tora2_jax.models.layers import flat_variables
+from tora2_jax.precision import resting_dtype
 
 
 class _Model(nnx.Module):
@@ -35,19 +36,70 @@ def test_component_round_trip(tmp_path):
     assert [entry.name for entry in path.parent.iterdir()] == ["part.safetensors"]
 
 
-def test_orbax_folder_is_a_component(tmp_path):
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(tmp_path / "part", {"a": {"kernel": jnp.arange(3.0)}})
-    loaded, metadata = checkpoint.load_component(tmp_path / "part")
-    np.testing.assert_array_equal(loaded["a.kernel"], [0, 1, 2])
-    assert metadata == {}
+def _weight_folder(path, **arrays):
+    writer = weight_folder.Writer(path, own_item=8)
+    for name, array in arrays.items():
+        writer.write(f"first.{name}", array)
+    writer.finish({"model": {"width": 3}})
+    return path
+
+
+def test_weight_folder_is_a_component(tmp_path):
+    kernel, bias = np.arange(6.0).reshape(2, 3).astype(jnp.bfloat16), np.float16([1, 0.1])
+    folder = _weight_folder(tmp_path / "part", kernel=kernel, bias=bias)
+    assert {entry.name for entry in folder.iterdir()} == {
+        "first.kernel",
+        "_small",
+        "metadata.json",
+    }
+    loaded, metadata = checkpoint.load_component(folder)
+    for name, array in (("first.kernel", kernel), ("first.bias", bias)):
+        assert loaded[name].dtype == array.dtype
+        np.testing.assert_array_equal(loaded[name], array)
+    assert metadata == {"model": {"width": 3}}
+    specs = checkpoint.component_specs(folder)
+    assert specs["first.kernel"] == ((2, 3), jnp.bfloat16)
+
+
+def test_restoring_takes_the_narrower_type_and_the_sharding_of_the_module(tmp_path):
+    model = nnx.eval_shape(lambda: nnx.Dict(first=nnx.Linear(2, 3, rngs=nnx.Rngs(0))))
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    halves = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+    kernel = model.first.kernel
+    kernel.set_value(jax.ShapeDtypeStruct((2, 3), jnp.float32, sharding=halves))
+    stored = {"kernel": np.arange(6.0, dtype=np.float32).reshape(2, 3), "bias": np.float16([1] * 3)}
+    folder = _weight_folder(tmp_path / "part", **stored)
+    checkpoint.restore_frozen(model, folder, dtype=jnp.bfloat16)
+    restored = model.first.kernel[...]
+    assert restored.dtype == jnp.bfloat16 and restored.sharding == halves
+    np.testing.assert_array_equal(restored, stored["kernel"])
+    checkpoint.restore_frozen(model, folder, dtype=jnp.float32)
+    assert model.first.kernel[...].dtype == jnp.float32
+    assert model.first.bias[...].dtype == jnp.float16
+
+
+def test_types_at_rest():
+    narrow, wide = jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)
+    path = "transformer.blocks.attention.query.kernel"
+    assert resting_dtype(path, wide, narrow) == narrow
+    assert resting_dtype(path, jnp.float16, narrow) == narrow
+    assert resting_dtype(path, jnp.float16, wide) == jnp.float16
+    assert resting_dtype("transformer.time_embedding.expand.kernel", wide, narrow) == wide
+    assert resting_dtype("object.norm_stem.var", wide, narrow) == wide
+    assert resting_dtype("a.index", jnp.int32, narrow) == jnp.int32
 
 
 def test_nothing_to_load_is_said(tmp_path):
     with pytest.raises(checkpoint.CheckpointError, match="no such file"):
         checkpoint.load_component(tmp_path / "none")
-    with pytest.raises(checkpoint.CheckpointError, match="not an orbax"):
+    with pytest.raises(checkpoint.CheckpointError, match="no complete set of weights"):
         checkpoint.load_component(tmp_path)
+    (tmp_path / "metadata.json").write_text("{")
+    with pytest.raises(checkpoint.CheckpointError, match="is damaged"):
+        checkpoint.load_component(tmp_path)
+    (tmp_path / "part.safetensors").write_text("no weights")
+    with pytest.raises(checkpoint.CheckpointError, match=r"part\.safetensors cannot be read"):
+        checkpoint.load_component(tmp_path / "part.safetensors")
 
 
 def test_merge_assigns_and_keeps_types():

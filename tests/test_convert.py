@@ -1,14 +1,39 @@
 """`python -m convert`: CogVideoX folders in and out, and the videos that converted weights make."""
 
+import errno
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 from PIL import Image
 
+from convert import export as export_room
 from convert.__main__ import main
+from convert.export import export_folder
+from convert.tensor_files import TensorFiles
 from tests import cogvideox_twins as twins
-from tests.parity import PIPELINE_TOLERANCE, relative_error
-from tora2_jax import conditioning, pipeline, request
+from tests.parity import BLOCK_TOLERANCE, PIPELINE_TOLERANCE, relative_error
+from tora2_jax import (
+    bundle,
+    checkpoint,
+    conditioning,
+    pipeline,
+    request,
+    train,
+    train_config,
+    types,
+    weight_folder,
+)
+from tora2_jax import config as config_room
+from tora2_jax.models.layers import flat_variables
+from tora2_jax.text import load_tokenizer
 
 
 def _convert(name, folder, **options):
@@ -50,7 +75,17 @@ def _diffusers(twin, tokenizer, latents, images):
         ).frames
 
 
-@pytest.mark.parametrize("name", twins.PUBLISHED)
+# The others take as long and differ in fewer places.
+IN_SHORT = ("cogvideox_2b", "cogvideox_1_5_5b_i2v")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in IN_SHORT else pytest.param(name, marks=pytest.mark.long)
+        for name in twins.PUBLISHED
+    ],
+)
 def test_prompt_to_frames_equals_diffusers(name, tmp_path, monkeypatch):
     from diffusers import CogVideoXDDIMScheduler
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
@@ -82,3 +117,279 @@ def test_prompt_to_frames_equals_diffusers(name, tmp_path, monkeypatch):
         initial_latents=np.moveaxis(latents, 2, -1),
     )
     assert relative_error(result.video, np.stack(expected)) < PIPELINE_TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory):
+    """The 5B twin in bfloat16, converted."""
+    return _convert("cogvideox_5b", tmp_path_factory.mktemp("half"), dtype=torch.bfloat16)
+
+
+def _tensors(folder):
+    found = {}
+    for part in ("transformer", "vae", "text_encoder"):
+        files = TensorFiles(folder / part)
+        found |= {f"{part}.{name}": tensor for name, tensor in files.read(files.specs)}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "fast"),
+    [("cogvideox_2b", torch.float16, True), ("cogvideox_1_5_5b_i2v", torch.float32, False)],
+)
+def test_round_trip_is_bit_exact_and_diffusers_loads_it(name, dtype, fast, tmp_path):
+    import diffusers
+
+    source, converted = _convert(name, tmp_path, dtype=dtype, fast_tokenizer=fast)
+    returned = tmp_path / "returned"
+    export_folder(converted, returned, shard_bytes=30_000)
+    assert (returned / "transformer/diffusion_pytorch_model.safetensors.index.json").is_file()
+    before, after = _tensors(source), _tensors(returned)
+    assert before.keys() == after.keys()
+    for key, tensor in before.items():
+        assert tensor.dtype == after[key].dtype, key
+        np.testing.assert_array_equal(tensor.view(np.uint8), after[key].view(np.uint8), key)
+    cls = getattr(diffusers, json.loads((returned / "model_index.json").read_text())["_class_name"])
+    loaded, twin = cls.from_pretrained(returned, torch_dtype=dtype), twins.pipeline(name)
+    assert type(loaded) is type(twin) and type(loaded.scheduler) is type(twin.scheduler)
+    for part in ("transformer", "vae", "scheduler"):
+        ours, theirs = (_settings(getattr(model, part)) for model in (loaded, twin))
+        assert ours == theirs
+    assert loaded.tokenizer(twins.PROMPTS[0]).input_ids == load_tokenizer(
+        converted / "tokenizer"
+    ).encode(twins.PROMPTS[0])
+    state = loaded.transformer.state_dict()
+    for key, tensor in twin.transformer.state_dict().items():
+        assert torch.equal(state[key], tensor.to(dtype)), key
+
+
+def _settings(part):
+    settings = {name: value for name, value in part.config.items() if name[0] != "_"}
+    return json.loads(json.dumps(settings))
+
+
+def test_tensors_keep_their_types_on_disk(half):
+    _, converted = half
+    for name in ("transformer", "vae", "text"):
+        specs = checkpoint.component_specs(converted / name)
+        assert {str(spec.dtype) for spec in specs.values()} == {"bfloat16"}
+
+
+def test_half_precision_weights_at_rest_change_no_number(half):
+    """float32 from bfloat16 weights: at rest as they came, or widened first, it is the same."""
+    _, converted = half
+    settings, model, text, networks, _ = bundle.load_bundle(converted)
+    assert text.token_embedding.embedding[...].dtype == jnp.bfloat16
+    generator = np.random.default_rng(0)
+    latents = generator.standard_normal((1, 5, 6, 4, 4), np.float32)
+    tokens = generator.integers(0, 200, (1, twins.TEXT_LENGTH))
+
+    @nnx.jit
+    def everything(model, text, networks):
+        states = text(tokens)
+        bound = types.BoundConditions(
+            model.transformer.project_text(states), None, None, None, None
+        )
+        velocity = model(latents, jnp.array([500.0]), bound)
+        return (
+            states,
+            velocity,
+            networks.vae.decode(latents),
+            networks.vae.encode_latents(jnp.zeros((1, 9, 16, 16, 3)) + latents[0, 0, 0, 0, 0]),
+        )
+
+    resting = everything(model, text, networks)
+    widened = [nnx.clone(module) for module in (model, text, networks)]
+    for module in widened:
+        nnx.update(module, jax.tree.map(lambda x: x.astype(jnp.float32), nnx.state(module)))
+    for a, b in zip(resting, everything(*widened), strict=True):
+        assert a.dtype == jnp.float32
+        assert relative_error(a, b) < BLOCK_TOLERANCE
+    assert settings.name == "source"
+
+
+def test_training_starts_from_a_converted_folder(half):
+    source, converted = half
+    config = _train_config(converted)
+    stage = train.find_stage(config)
+    _, state = train.init_state(config, stage)
+    tensor = _tensors(source)["transformer.transformer_blocks.1.ff.net.2.weight"]
+    ours = state.frozen["tora2.transformer.blocks.feed_forward.project.kernel"][1]
+    np.testing.assert_array_equal(ours, tensor.T.astype(np.float32))
+    config.model.transformer.norm_eps = 1e-3
+    with pytest.raises(
+        train_config.TrainError, match=r"norm_eps is 0\.001; the weights want 1e-05"
+    ):
+        train.init_state(config, stage)
+
+
+def _train_config(converted):
+    model = bundle.load_config(converted)
+    model.motion = config_room.MotionConfig(width=8, norm_groups=4)
+    weights = train_config.WeightsConfig(
+        transformer=str(converted), text=str(converted), vae=str(converted)
+    )
+    return train_config.TrainConfig(
+        stage="motion", model=model, weights=weights, tokenizer=str(converted / "tokenizer")
+    )
+
+
+def _bundle(folder, converted, change=""):
+    path = folder / "wanted.py"
+    path.write_text(
+        "from tests.test_convert import _train_config\nfrom pathlib import Path\n\n"
+        f"def get_config():\n    config = _train_config(Path({str(converted)!r}))\n"
+        f"    {change or 'pass'}\n    return config\n"
+    )
+    return ["bundle", "--config", str(path), "--dst", str(folder / "bundle")]
+
+
+def test_bundle_is_self_contained(half, tmp_path):
+    _, converted = half
+    assert main(_bundle(tmp_path, converted)) == 0
+    names = {entry.name for entry in (tmp_path / "bundle").iterdir()}
+    assert names == {"config.json", "tokenizer", "transformer", "text", "vae"}
+    ours, theirs = bundle.load_bundle(tmp_path / "bundle"), bundle.load_bundle(converted)
+    assert ours[0] == theirs[0]  # without motion weights it is CogVideoX
+    for a, b in zip(ours[1:4], theirs[1:4], strict=True):
+        left, right = flat_variables(a), flat_variables(b)
+        assert left.keys() == right.keys()
+        assert all(np.array_equal(left[path], right[path]) for path in left)
+
+
+def test_bundle_names_everything_that_does_not_fit(half, tmp_path, capsys):
+    _, converted = half
+    change = "config.weights.text = None; config.weights.face = 'nowhere'; config.tokenizer = None"
+    assert main(_bundle(tmp_path, converted, change)) == 2
+    message = capsys.readouterr().err
+    for field in ("config.weights.text", "config.weights.face", "config.tokenizer"):
+        assert field in message
+    change = "config.model.vae.norm_eps = 0.5; config.model.transformer.num_layers = 3"
+    assert main(_bundle(tmp_path, converted, change)) == 2
+    message = capsys.readouterr().err
+    assert "model.vae.norm_eps" in message and "misshapen transformer.blocks" in message
+    assert not (tmp_path / "bundle").exists()
+
+
+def _truncate(folder):
+    file = next((folder / "vae").glob("*-00002-of-*"))
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def _web_page(folder):
+    next((folder / "text_encoder").glob("*-00001-of-*")).write_text("<html>Log in</html>")
+
+
+def _lose_shard(folder):
+    next((folder / "transformer").glob("*-00001-of-*")).unlink()
+
+
+def _pickle_code(folder):
+    for file in (folder / "text_encoder").glob("*.safetensors*"):
+        file.unlink()
+    (folder / "text_encoder/pytorch_model.bin").write_bytes(
+        pickle.dumps({"shared.weight": _Trap(folder / "trap")})
+    )
+
+
+class _Trap:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def _change(part, **settings):
+    def apply(folder):
+        path = folder / part
+        path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+    return apply
+
+
+BAD_SOURCES = {
+    "truncated": (_truncate, ["vae/diffusion_pytorch_model-00002", "not a whole safetensors"]),
+    "web page": (_web_page, ["text_encoder/model-00001", "not a whole safetensors"]),
+    "missing shard": (_lose_shard, ["transformer/diffusion_pytorch_model-00001", "is missing"]),
+    "pickle with code": (_pickle_code, ["pytorch_model.bin", "was not run"]),
+    "no tokenizer": (lambda folder: shutil.rmtree(folder / "tokenizer"), ["spiece.model"]),
+    "no config": (lambda folder: (folder / "vae/config.json").unlink(), ["vae/config.json"]),
+    "another model": (
+        _change("transformer/config.json", _class_name="WanTransformer3DModel"),
+        ["WanTransformer3DModel", "CogVideoX folder"],
+    ),
+    "another objective": (
+        _change("scheduler/scheduler_config.json", prediction_type="epsilon"),
+        ["prediction_type is 'epsilon'"],
+    ),
+    "wrong sizes": (
+        _change("transformer/config.json", num_layers=3, time_embed_dim=16),
+        ["missing: blocks.attention.query.kernel, layers 2", "misshapen: time_embedding"],
+    ),
+    "wrong value": (_change("vae/config.json", norm_num_groups="four"), ["norm_num_groups"]),
+    "unknown setting": (_change("vae/config.json", use_magic=True), ["use_magic is not known"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SOURCES)
+def test_bad_sources_are_refused_in_words(half, case, tmp_path, capsys):
+    damage, expected = BAD_SOURCES[case]
+    source = shutil.copytree(half[0], tmp_path / "source")
+    damage(source)
+    assert main(["cogvideox", "--src", str(source), "--dst", str(tmp_path / "out")]) == 2
+    message = capsys.readouterr().err
+    assert all(part in message for part in expected), message
+    assert "Traceback" not in message
+    assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
+    assert not (source / "trap").exists()
+
+
+def test_all_that_is_wrong_is_told_at_once(half, tmp_path, capsys):
+    source = shutil.copytree(half[0], tmp_path / "source")
+    for case in ("truncated", "web page", "missing shard", "no tokenizer", "another objective"):
+        BAD_SOURCES[case][0](source)
+    assert main(["cogvideox", "--src", str(source), "--dst", str(tmp_path / "out")]) == 2
+    message = capsys.readouterr().err
+    for case in ("truncated", "web page", "missing shard", "no tokenizer", "another objective"):
+        assert all(part in message for part in BAD_SOURCES[case][1]), case
+
+
+@pytest.mark.parametrize("command", ["cogvideox", "export"])
+def test_a_full_disk_leaves_nothing(half, command, tmp_path, capsys, monkeypatch):
+    calls = []
+
+    def fail(*arguments, **options):
+        calls.append(1)
+        if len(calls) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*arguments, **options)
+
+    target = (
+        (weight_folder.Writer, "write") if command == "cogvideox" else (export_room, "save_file")
+    )
+    real = getattr(*target)
+    monkeypatch.setattr(*target, fail)
+    monkeypatch.setattr(export_room, "SHARD_BYTES", 20_000)
+    source = half[0] if command == "cogvideox" else half[1]
+    arguments = [command, "--src", str(source), "--dst", str(tmp_path / "out")]
+    assert main(arguments) == 2
+    assert "disk is full" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    assert main(arguments) == 2
+    assert "GB are needed" in capsys.readouterr().err
+
+
+def test_a_destination_is_never_overwritten(half, tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("mine")
+    assert main(["cogvideox", "--src", str(half[0]), "--dst", str(tmp_path)]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert [entry.name for entry in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_export_refuses_what_diffusers_cannot_hold(capsys, tmp_path):
+    toy = Path(__file__).resolve().parent.parent / "checkpoints" / "toy"
+    assert main(["export", "--src", str(toy), "--dst", str(tmp_path / "out")]) == 2
+    message = capsys.readouterr().err
+    assert "motion: " in message and "personalization: " in message

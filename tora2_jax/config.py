@@ -53,6 +53,8 @@ class VAEConfig:
     invert_scale_latents: bool = False
     frames_per_encode_chunk: int = 8
     latents_per_decode_chunk: int = 2
+    sample_height: int = 480  # pixels; tiled coding takes tiles of half the size
+    sample_width: int = 720
 
 
 @dataclass(slots=True, kw_only=True)
