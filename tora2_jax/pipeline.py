@@ -1,6 +1,6 @@
 """The public way to make videos: `Tora2Pipeline.from_checkpoint(folder).generate(request)`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from tora2_jax import conditioning, diffusion
 from tora2_jax.config import ModelConfig
 from tora2_jax.models.t5 import T5Encoder
 from tora2_jax.models.tora2 import Tora2
-from tora2_jax.request import Request, load_request
+from tora2_jax.request import Request, RequestError, for_each, load_requests, request_names
 from tora2_jax.types import BoundConditions, Conditions, Inputs
 
 
@@ -34,6 +34,7 @@ class SampleSettings(NamedTuple):
 
 
 DEFAULTS = SampleSettings()
+Source = Request | str | Path  # a request, or where its file is
 
 
 class Sample(NamedTuple):
@@ -86,35 +87,51 @@ class Tora2Pipeline:
 
     def generate(
         self,
-        request: Request | str | Path,
+        request: Source | Sequence[Source],
         *,
         seed: int = 0,
         settings: SampleSettings = DEFAULTS,
         initial_latents: np.ndarray | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Sample:
-        """Make the video of one request (or of the request file at that path).
+        """Make the video of one request, or those of several of the same size as one batch.
 
         Args:
-            request: From `request.load_request`, or a path to its file.
-            seed: Determines every random draw.
+            request: From `request.load_request`, or a path to its file; or a list of them.
+            seed: Determines every random draw; request i of a list has the seed `seed + i`, and
+                its video is the one that it has alone with that seed, up to rounding.
             settings: Steps, guidance, scheduler.
-            initial_latents: `[1, t_lat, h_lat, w_lat, latent]` instead of random noise.
+            initial_latents: `[b, t_lat, h_lat, w_lat, latent]` instead of random noise.
             progress: Called with (steps done, steps) after every step.
 
         Raises:
-            RequestError: lists every problem of the request.
+            RequestError: lists every problem of every request.
         """
-        if not isinstance(request, Request):
-            request = load_request(request, self.config, self.tokenizer)
-        inputs = conditioning.request_inputs(self.config, self.tokenizer, request)
+        single = isinstance(request, Request | str | Path)
+        requests, inputs = self.prepare([request] if single else request)
         return self.generate_batch(
-            conditioning.batch_inputs([inputs]),
-            seeds=[seed],
+            inputs,
+            seeds=[seed + index for index in range(len(requests))],
             settings=settings,
             initial_latents=initial_latents,
             progress=progress,
         )
+
+    def prepare(self, sources: Sequence[Source]) -> tuple[list[Request], Inputs]:
+        """Requests or their files, checked, and as one batch of numbers.
+
+        Raises:
+            RequestError: lists every problem of every request.
+        """
+
+        def make(request: Request) -> Inputs:
+            return conditioning.request_inputs(self.config, self.tokenizer, request)
+
+        requests = load_requests(sources, self.config, self.tokenizer)
+        samples, problems = for_each(request_names(sources), requests, make)
+        if problems:
+            raise RequestError(problems)
+        return requests, conditioning.batch_inputs(samples)
 
     def generate_batch(
         self,
@@ -158,7 +175,7 @@ class Tora2Pipeline:
 
     def _encode_inputs(self, state, inputs: Inputs) -> tuple[Conditions, jax.Array]:
         networks, text = nnx.merge(self._networks[0], state)
-        null = conditioning.null_text(text, self.config, inputs.token_ids.shape[0])
+        null = conditioning.unconditional_text(text, self.config, inputs)
         return conditioning.encode(networks, text, self.config, inputs), null
 
     def _decode_latents(self, state, latents: jax.Array) -> jax.Array:
