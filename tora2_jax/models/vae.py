@@ -28,7 +28,7 @@ from tora2_jax.models.vae_layers import (
     repeat_frames,
 )
 
-_LOG_VARIANCE_RANGE = (-30.0, 20.0)
+LOG_VARIANCE_RANGE = (-30.0, 20.0)
 
 
 class Posterior(NamedTuple):
@@ -204,18 +204,22 @@ class Decoder(nnx.Module):
         return x, memory.for_next_chunk()
 
 
-def _by_chunks(run: Callable, x: Float[Array, "b f ..."], size: int) -> Array:
-    """Run chunks of `size` frames in turn; the remainder joins the first.
+def first_chunk(frames: int, size: int) -> int:
+    """Frames of the first chunk: the remainder joins it, so that the others have `size`."""
+    return frames - (max(frames // size, 1) - 1) * size
+
+
+def by_chunks(run: Callable, x: Float[Array, "b f ..."], size: int) -> Array:
+    """Run `run(chunk, cache)` over chunks of `size` frames in turn, inside one program.
 
     The first chunk has no past and may be longer; the others are alike and are scanned, so that a
     long video compiles no longer than a short one.
     """
-    frames = x.shape[1]
-    later = max(frames // size, 1) - 1
-    first, cache = run(x[:, : frames - later * size], None)
-    if later == 0:
+    start = first_chunk(x.shape[1], size)
+    first, cache = run(x[:, :start], None)
+    if start == x.shape[1]:
         return first
-    chunks = x[:, frames - later * size :].reshape(x.shape[0], later, size, *x.shape[2:])
+    chunks = x[:, start:].reshape(x.shape[0], -1, size, *x.shape[2:])
 
     def step(cache: Cache, chunk: Array) -> tuple[Cache, Array]:
         output, cache = run(chunk, cache)
@@ -242,19 +246,20 @@ class CausalVAE(nnx.Module):
         self.scaling_factor = config.scaling_factor
         self.frames_per_chunk = config.frames_per_encode_chunk
         self.latents_per_chunk = config.latents_per_decode_chunk
+        self.spatial_compression = 2 ** (len(config.channels) - 1)
         self.dtype = dtype
 
     def encode(self, video: Float[Array, "b f height width 3"]) -> Posterior:
         """The posterior of a video in [-1, 1]; height and width multiples of the compression."""
-        moments = _by_chunks(self.encoder, video.astype(self.dtype), self.frames_per_chunk)
+        moments = by_chunks(self.encoder, video.astype(self.dtype), self.frames_per_chunk)
         mean, log_variance = jnp.split(moments, 2, axis=-1)
-        return Posterior(mean, jnp.clip(log_variance, *_LOG_VARIANCE_RANGE))
+        return Posterior(mean, jnp.clip(log_variance, *LOG_VARIANCE_RANGE))
 
     def decode(
         self, latents: Float[Array, "b t_lat h_lat w_lat latent"]
     ) -> Float[Array, "b f height width 3"]:
         """The video of unscaled latents, about [-1, 1], not clamped."""
-        return _by_chunks(self.decoder, latents.astype(self.dtype), self.latents_per_chunk)
+        return by_chunks(self.decoder, latents.astype(self.dtype), self.latents_per_chunk)
 
     def encode_latents(self, video: Float[Array, "b f height width 3"]) -> Array:
         """The posterior's mode, scaled to the diffusion's unit variance."""
