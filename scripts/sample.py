@@ -33,6 +33,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--scheduler", choices=("dpm", "ddim"), help="default: the checkpoint's")
     parser.add_argument("--seed", type=int, default=0, help="request i has the seed SEED + i")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="float32")
+    parser.add_argument(
+        "--vae-memory",
+        choices=("whole", "chunked", "tiled"),
+        default="whole",
+        help="decode all at once, in chunks of frames, or also in tiles (other numbers)",
+    )
     parser.add_argument("--init-latents", type=Path, help=".npy or .npz, [b, t, c, h, w]")
     parser.add_argument("--save-latents", type=Path, help=".npz, [b, t, c, h, w]")
     parser.add_argument("--save-frames", type=Path, help=".npy, [b, f, height, width, 3] in [0, 1]")

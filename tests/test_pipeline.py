@@ -10,6 +10,7 @@ from PIL import Image
 from tests.parity import PIPELINE_TOLERANCE, relative_error
 from tora2_jax import Tora2Pipeline, conditioning
 from tora2_jax.config import toy
+from tora2_jax.models import vae_tiling
 from tora2_jax.pipeline import SampleSettings
 from tora2_jax.request import Request, RequestError, parse_request
 
@@ -50,6 +51,21 @@ def test_a_row_of_a_batch_is_its_request_alone(pipeline, requests):
             ours, theirs = getattr(together, name)[row], getattr(alone, name)[0]
             assert relative_error(ours, theirs) < PIPELINE_TOLERANCE
     assert relative_error(together.latents[0], together.latents[1]) > 0.1
+
+
+def test_latents_are_decoded_within_the_memory_asked_for(pipeline, requests, monkeypatch):
+    asked = []
+
+    def decode(vae, latents, memory):
+        asked.append((memory, latents.shape))
+        return np.full((1, 9, 32, 32, 3), 3, np.float32)
+
+    monkeypatch.setattr(vae_tiling, "decode_latents", decode)
+    settings = SampleSettings(steps=2)
+    for memory in ("whole", "tiled"):
+        monkeypatch.setattr(pipeline, "vae_memory", memory)
+        assert (pipeline.generate(requests[0], settings=settings).video == 1).all()
+    assert asked == [("whole", (1, 3, 8, 8, 8)), ("tiled", (1, 3, 8, 8, 8))]
 
 
 def test_the_checkpoint_chooses_the_scheduler_unless_told(pipeline, requests, monkeypatch):

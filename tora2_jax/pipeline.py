@@ -12,8 +12,10 @@ from jaxtyping import Float, UInt8
 
 from tora2_jax import conditioning, diffusion
 from tora2_jax.config import ModelConfig
+from tora2_jax.models import vae_tiling
 from tora2_jax.models.t5 import T5Encoder
 from tora2_jax.models.tora2 import Tora2
+from tora2_jax.models.vae_tiling import VAEMemory
 from tora2_jax.request import Request, RequestError, for_each, load_requests, request_names
 from tora2_jax.types import BoundConditions, Conditions, Inputs
 
@@ -62,8 +64,12 @@ class Tora2Pipeline:
         text: T5Encoder,
         networks: conditioning.FrozenNetworks,
         tokenizer,
+        vae_memory: VAEMemory = "whole",
     ):
+        """Everything with its weights; `vae_memory` says how to decode, see `vae_tiling`."""
         self.config, self.tokenizer = config, tokenizer
+        self.vae_memory = vae_memory
+        self._vae = networks.vae
         self._networks = nnx.split((networks, text))
         self._model = nnx.split(model)
         self._encode = jax.jit(self._encode_inputs)
@@ -72,18 +78,25 @@ class Tora2Pipeline:
             lambda state, text: self._merge(state).transformer.project_text(text)
         )
         self._step = jax.jit(self._denoise_step, donate_argnums=(1,))
-        self._decode = jax.jit(self._decode_latents)
 
     @classmethod
-    def from_checkpoint(cls, directory: str | Path, dtype=jnp.float32) -> "Tora2Pipeline":
+    def from_checkpoint(
+        cls, directory: str | Path, dtype=jnp.float32, vae_memory: VAEMemory = "whole"
+    ) -> "Tora2Pipeline":
         """Load a bundle, a converted folder or a training directory.
+
+        Args:
+            directory: The checkpoint.
+            dtype: Of the computation.
+            vae_memory: `chunked` and `tiled` decode in less memory; `tiled` with other numbers
+                where the picture is larger than a tile.
 
         Raises:
             CheckpointError: names everything that is missing or does not fit.
         """
         from tora2_jax.bundle import load_bundle
 
-        return cls(*load_bundle(Path(directory), dtype))
+        return cls(*load_bundle(Path(directory), dtype), vae_memory)
 
     def generate(
         self,
@@ -161,8 +174,8 @@ class Tora2Pipeline:
             start = self._noise(keys, 0, shape)
         latents = self._sample(jnp.asarray(start), bound, weights, keys, settings, progress)
         discarded = shape[1] - self.config.latent_grid(frames, height, width)[0]
-        video = self._decode(self._networks[1], latents[:, discarded:])
-        return Sample(np.asarray(video), np.asarray(latents))
+        video = vae_tiling.decode_latents(self._vae, latents[:, discarded:], self.vae_memory)
+        return Sample(np.clip(video / 2 + 0.5, 0, 1), np.asarray(latents))
 
     def latent_shape(self, batch: int, frames: int, height: int, width: int) -> tuple[int, ...]:
         """Shape of the sampled latents, front padding of CogVideoX 1.5 included."""
@@ -177,11 +190,6 @@ class Tora2Pipeline:
         networks, text = nnx.merge(self._networks[0], state)
         null = conditioning.unconditional_text(text, self.config, inputs)
         return conditioning.encode(networks, text, self.config, inputs), null
-
-    def _decode_latents(self, state, latents: jax.Array) -> jax.Array:
-        networks, _ = nnx.merge(self._networks[0], state)
-        video = networks.vae.decode_latents(latents)
-        return jnp.clip(video.astype(jnp.float32) / 2 + 0.5, 0, 1)
 
     def _noise(self, keys: jax.Array, step: int, shape: tuple[int, ...]) -> jax.Array:
         return jax.vmap(lambda key: diffusion.step_noise(key, step, shape[1:]))(keys)

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from tora2_jax import bundle, conditioning, diffusion, pipeline, request, video
 from tora2_jax.checkpoint import CheckpointError
 from tora2_jax.config import DiffusionConfig
+from tora2_jax.models.vae_tiling import VAEMemory
 from tora2_jax.references import load_image
 
 SEEDS = 2**32  # larger ones would repeat
@@ -38,6 +39,7 @@ class Options(NamedTuple):
     scheduler: diffusion.Scheduler | None = None
     seed: int = 0
     dtype: Literal["bfloat16", "float32"] = "float32"
+    vae_memory: VAEMemory = "whole"
     init_latents: Path | None = None
     save_latents: Path | None = None
     save_frames: Path | None = None
@@ -117,7 +119,9 @@ def prepare(options: Options) -> Job:
     if problems:
         raise SamplingError(problems)
     try:
-        model = pipeline.Tora2Pipeline.from_checkpoint(options.checkpoint, jnp.dtype(options.dtype))
+        model = pipeline.Tora2Pipeline.from_checkpoint(
+            options.checkpoint, jnp.dtype(options.dtype), options.vae_memory
+        )
         # Once more, for the parts that the checkpoint turned out to have.
         requests, inputs = model.prepare(options.requests)
         latents = _initial_latents(options.init_latents, model, inputs)
