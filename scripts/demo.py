@@ -34,7 +34,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     frames = pipeline.to_uint8(sample.video[0])
-    shown = sampling.draw_overlay(frames, job.request, job.model.config)
+    shown = sampling.draw_overlay(frames, job.requests[0], job.model.config)
     video.write_image("out/demo.png", video.contact_sheet(shown, columns=3, count=6))
     report(job, frames)
     print(f"sampled in {seconds:.0f} s; wrote out/demo.mp4 and out/demo.png")
@@ -44,8 +44,9 @@ def main() -> int:
 def report(job: sampling.Job, frames: np.ndarray) -> None:
     """Print trajectory error and reference similarity of each entity."""
     bench = evaluate.load_bench(BENCH / "localiser.safetensors", BENCH / "judge.safetensors")
-    for entity in job.request.entities:
-        track, visible = conditioning.request_track(entity, job.request, job.model.config)
+    wanted = job.requests[0]
+    for entity in wanted.entities:
+        track, visible = conditioning.request_track(entity, wanted, job.model.config)
         measured = evaluate.look_at_entity(
             bench, frames, entity.word, track, visible, load_image(entity.images[0])
         )

@@ -1,6 +1,7 @@
-"""Make a video from a request file.
+"""Make videos from request files.
 
 python scripts/sample.py --checkpoint DIR --request request.json --output out.mp4
+python scripts/sample.py --checkpoint DIR --request a.json b.json --output out.mp4    out_0.mp4 ...
 """
 
 import argparse
@@ -12,18 +13,32 @@ from tora2_jax import sampling
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse, sample, print; exit code 2 and one message for anything that the user can mend."""
-    parser = argparse.ArgumentParser(description="Make a video from a request file.")
+    parser = argparse.ArgumentParser(description="Make videos from request files.")
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder with the model")
-    parser.add_argument("--request", type=Path, required=True, help="request file (JSON)")
-    parser.add_argument("--output", type=Path, required=True, help="video to write (.mp4)")
+    parser.add_argument(
+        "--request",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="request files (JSON); several of the same size are sampled as one batch",
+    )
+    parser.add_argument(
+        "--output", type=Path, required=True, help="video to write (.mp4); _0, _1, ... for several"
+    )
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--guidance", type=float, default=6.0, help="strength of the prompt")
     parser.add_argument("--dynamic-guidance", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--reference-guidance", type=float, default=1.0)
     parser.add_argument("--trajectory-guidance", type=float, default=1.0)
     parser.add_argument("--scheduler", choices=("dpm", "ddim"), help="default: the checkpoint's")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="request i has the seed SEED + i")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="float32")
+    parser.add_argument(
+        "--vae-memory",
+        choices=("whole", "chunked", "tiled"),
+        default="whole",
+        help="decode all at once, in chunks of frames, or also in tiles (other numbers)",
+    )
     parser.add_argument("--init-latents", type=Path, help=".npy or .npz, [b, t, c, h, w]")
     parser.add_argument("--save-latents", type=Path, help=".npz, [b, t, c, h, w]")
     parser.add_argument("--save-frames", type=Path, help=".npy, [b, f, height, width, 3] in [0, 1]")

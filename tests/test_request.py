@@ -12,6 +12,7 @@ from tora2_jax.request import (
     Request,
     RequestError,
     load_request,
+    load_requests,
     parse_request,
     validate,
     with_defaults,
@@ -51,6 +52,7 @@ def problems_of(folder, data, *limits):
 def test_reads_every_field(folder):
     data = {
         "prompt": PROMPT,
+        "negative_prompt": "dull",
         "height": 480,
         "width": 720,
         "frames": 49,
@@ -66,7 +68,7 @@ def test_reads_every_field(folder):
     (folder / "request.json").write_text(json.dumps(data))
     request = load_request(folder / "request.json", cogvideox_5b())
     man, cat, grass = request.entities
-    assert request[:1] + request[2:] == (PROMPT, 480, 720, 49, 8, (256, 128), None)
+    assert request[:1] + request[2:] == (PROMPT, 480, 720, 49, 8, (256, 128), None, "dull")
     assert PROMPT[slice(*man.span)] == "man" and man.span[0] > 20
     assert man.images == (folder / "man.png",) and man.kind == "human"
     assert man.points.position.tolist() == [[10, 20], [30, 40]]
@@ -94,6 +96,7 @@ def test_all_problems_at_once(folder):
         "fps": True,
         "canvas": [256],
         "image": "man.png",
+        "negative_prompt": ["dull"],
         "entities": [
             entity(word="dog", kind="animal"),
             entity(word="man#3", images=["none.png", 7, "https://a.b/c.png", "broken.png"]),
@@ -113,6 +116,7 @@ def test_all_problems_at_once(folder):
         "fps: must be a positive whole number, not true",
         "canvas: must be [width, height]",
         "image: toy takes no first frame",
+        'negative_prompt: must be text, not ["dull"]',
         'entities[0].word: "dog" is not in the prompt',
         'entities[0].kind: must be "human"',
         "entities[1].word: ",
@@ -157,6 +161,8 @@ def test_prompt(folder, prompt):
         ('{"prompt": "a", "entities": {}}', "entities: must be a list"),
         ('{"prompt": "a", "entities": [{"word": "a", "trajectory": [[1e999, 1]]}]}', "finite"),
         ('{"prompt": "a", "height": 1e400}', "height: must be a positive"),
+        (r'{"prompt": "a \ud83d"}', r"prompt: holds half a character (\ud83d)"),
+        (r'{"prompt": "a", "negative_prompt": "\udc00"}', "negative_prompt: holds half"),
     ],
 )
 def test_broken_json(tmp_path, text, message):
@@ -216,3 +222,47 @@ def test_validate_checks_what_was_made_by_hand():
         "height",
         "frames",
     ]
+
+
+@pytest.mark.parametrize("negative", [None, "", " \n"])
+def test_no_negative_prompt(folder, negative):
+    assert parse_request({"prompt": "A cat", "negative_prompt": negative}, folder) == Request(
+        "A cat"
+    )
+
+
+def test_several_requests_tell_all_their_problems(folder):
+    contents = {
+        "a": {"prompt": "A cat", "frames": 16, "negative_prompt": 3},
+        "b": {"prompt": "A cat", "entities": [entity(word="cat", images=["none.png"])]},
+        "c": {"prompt": "A cat", "width": 64},
+        "d": {"prompt": "A cat"},
+    }
+    paths = [folder / f"{name}.json" for name in contents]
+    for path, content in zip(paths, contents.values(), strict=True):
+        path.write_text(json.dumps(content))
+    paths.append(folder / "none.json")
+    with pytest.raises(RequestError) as error:
+        load_requests([*paths, Request("", height=96)], toy())
+    found = error.value.problems
+    expected = [
+        f"{paths[0]}: negative_prompt: must be text",
+        f"{paths[0]}: frames: 16 is not",
+        f"{paths[1]}: entities[0].images[0]: there is no file",
+        f"{paths[4]}: cannot be read",
+        "requests[5]: prompt: is empty",
+        f"requests: those of one batch must have the same height, width and frames, but {paths[2]} "
+        f"has 17 frames of 96 x 64, {paths[3]} has 17 frames of 96 x 96",
+    ]
+    assert len(found) == len(expected)
+    for text, problem in zip(expected, found, strict=True):
+        assert problem.startswith(text), problem
+
+
+def test_requests_of_one_size_are_a_batch(folder):
+    (folder / "a.json").write_text('{"prompt": "A cat", "fps": 4}')
+    first, second = load_requests([folder / "a.json", Request("A dog", width=96)], toy())
+    assert first == with_defaults(Request("A cat", fps=4), toy())
+    assert second == with_defaults(Request("A dog"), toy())
+    with pytest.raises(RequestError, match="there are none"):
+        load_requests([], toy())

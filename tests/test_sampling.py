@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tora2_jax import bundle, checkpoint, config, sampling
+from tora2_jax import bundle, checkpoint, config, sampling, video
 from tora2_jax.checkpoint import CheckpointError
+from tora2_jax.pipeline import Sample
+from tora2_jax.request import Request
 
 ROOT = Path(__file__).resolve().parent.parent
 TOY = ROOT / "checkpoints" / "toy"
@@ -31,7 +33,7 @@ def write_request(folder: Path, **changes) -> Path:
     return path
 
 
-def options(folder: Path, request: Path, **changes) -> sampling.Options:
+def options(folder: Path, request: Path | list[Path], **changes) -> sampling.Options:
     settings = {"checkpoint": TOY, "request": request, "output": folder / "out.mp4", "steps": 2}
     return sampling.Options(**(settings | changes))
 
@@ -70,6 +72,39 @@ def test_everything_that_is_wrong_is_told_at_once_and_nothing_is_written(tmp_pat
     ):
         assert field in done.stderr, field
     assert sorted(path.name for path in tmp_path.iterdir()) == ["kite.png", "request.json"]
+
+
+def test_several_requests_share_one_error_and_number_their_videos(tmp_path):
+    small = write_request(tmp_path, height=32).rename(tmp_path / "small.json")
+    wrong = write_request(tmp_path, frames=16).rename(tmp_path / "wrong.json")
+    plain = write_request(tmp_path)
+    batch = options(tmp_path, [small, wrong, plain], steps=0, seed=2**32 - 2)
+    with pytest.raises(sampling.SamplingError) as error:
+        sampling.prepare(batch)
+    found = error.value.problems
+    assert [problem[:9] for problem in found[:2]] == ["--seed: 4", "--steps: "]
+    assert found[2].startswith(f"{wrong}: frames: 16")
+    assert f"{small} has 17 frames of 32 x 96, {plain} has 17 frames of 96 x 96" in found[3]
+    assert len(found) == 4
+    assert [path.name for path in batch.outputs] == ["out_0.mp4", "out_1.mp4", "out_2.mp4"]
+
+
+def test_a_batch_is_written_request_by_request(tmp_path):
+    loaded = [Request(name, height=16, width=16, frames=5, fps=8) for name in ("A cat", "A dog")]
+    frames = np.stack([np.zeros((5, 16, 16, 3), np.float32), np.ones((5, 16, 16, 3), np.float32)])
+    result = Sample(frames, np.zeros((2, 2, 4, 4, 8), np.float32))
+    batch = options(
+        tmp_path,
+        [tmp_path / "a.json", tmp_path / "b.json"],
+        save_latents=tmp_path / "l.npz",
+        save_frames=tmp_path / "f.npy",
+    )
+    written = sampling.write(batch, sampling.Job(None, loaded, None, None), result)
+    names = ["out_0.mp4", "out_0.png", "out_1.mp4", "out_1.png", "l.npz", "f.npy"]
+    assert [path.name for path in written] == names
+    assert [video.read_video(path)[0].mean() > 128 for path in written[:4:2]] == [False, True]
+    assert np.load(tmp_path / "l.npz")["latents"].shape == (2, 2, 8, 4, 4)
+    assert np.load(tmp_path / "f.npy").shape == frames.shape
 
 
 @pytest.mark.parametrize("content", [None, "{}", '{"model": {"size": 3}}', "not json"])

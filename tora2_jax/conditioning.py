@@ -223,9 +223,13 @@ def request_inputs(
         entities.append(EntityInput(entity.span, kind, images, track, visible))
     size = (request.frames, request.height, request.width)
     inputs = entity_inputs(model, tokenizer, request.prompt, entities, size, detector)
-    if request.image is None:
-        return inputs
-    return inputs._replace(image=first_frame(request))
+    if request.image is not None:
+        inputs = inputs._replace(image=first_frame(request))
+    if request.negative_prompt is not None:
+        length = model.transformer.max_text_length
+        ids = text_room.tokenize(tokenizer, [request.negative_prompt], length)[0]
+        inputs = inputs._replace(negative_ids=ids)
+    return inputs
 
 
 def first_frame(request: Request) -> Float[np.ndarray, "height width 3"]:
@@ -258,7 +262,13 @@ def request_track(
 
 
 def batch_inputs(samples: Sequence[Inputs]) -> Inputs:
-    """Stack unbatched inputs along a new leading axis."""
+    """Stack unbatched inputs along a new leading axis; negative prompts may lack in some."""
+    if any(sample.negative_ids is not None for sample in samples):
+        none = np.zeros_like(samples[0].token_ids)
+        samples = [
+            sample if sample.negative_ids is not None else sample._replace(negative_ids=none)
+            for sample in samples
+        ]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *samples)
 
 
@@ -357,6 +367,17 @@ def null_text(encoder: T5Encoder, model: ModelConfig, batch: int) -> Float[Array
         return jnp.zeros((batch, length, model.text.width), jnp.float32)
     empty = jnp.zeros((1, length), jnp.int32).at[0, 0].set(1)  # </s>, then padding
     return jnp.broadcast_to(encoder(empty), (batch, length, model.text.width))
+
+
+def unconditional_text(
+    encoder: T5Encoder, model: ModelConfig, inputs: Inputs
+) -> Float[Array, "b l text_width"]:
+    """What guidance leads away from: T5 of the negative prompt, or the null text without one."""
+    null = null_text(encoder, model, inputs.token_ids.shape[0])
+    if inputs.negative_ids is None:
+        return null
+    given = (inputs.negative_ids != text_room.PAD_ID).any(-1)  # a text has its end at least
+    return jnp.where(given[:, None, None], encoder(inputs.negative_ids), null)
 
 
 def join(text: TextFeatures, visual: VisualFeatures) -> Conditions:

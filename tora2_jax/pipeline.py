@@ -1,6 +1,6 @@
 """The public way to make videos: `Tora2Pipeline.from_checkpoint(folder).generate(request)`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,9 +12,11 @@ from jaxtyping import Float, UInt8
 
 from tora2_jax import conditioning, diffusion
 from tora2_jax.config import ModelConfig
+from tora2_jax.models import vae_tiling
 from tora2_jax.models.t5 import T5Encoder
 from tora2_jax.models.tora2 import Tora2
-from tora2_jax.request import Request, load_request
+from tora2_jax.models.vae_tiling import VAEMemory
+from tora2_jax.request import Request, RequestError, for_each, load_requests, request_names
 from tora2_jax.types import BoundConditions, Conditions, Inputs
 
 
@@ -34,6 +36,7 @@ class SampleSettings(NamedTuple):
 
 
 DEFAULTS = SampleSettings()
+Source = Request | str | Path  # a request, or where its file is
 
 
 class Sample(NamedTuple):
@@ -61,8 +64,12 @@ class Tora2Pipeline:
         text: T5Encoder,
         networks: conditioning.FrozenNetworks,
         tokenizer,
+        vae_memory: VAEMemory = "whole",
     ):
+        """Everything with its weights; `vae_memory` says how to decode, see `vae_tiling`."""
         self.config, self.tokenizer = config, tokenizer
+        self.vae_memory = vae_memory
+        self._vae = networks.vae
         self._networks = nnx.split((networks, text))
         self._model = nnx.split(model)
         self._encode = jax.jit(self._encode_inputs)
@@ -71,50 +78,73 @@ class Tora2Pipeline:
             lambda state, text: self._merge(state).transformer.project_text(text)
         )
         self._step = jax.jit(self._denoise_step, donate_argnums=(1,))
-        self._decode = jax.jit(self._decode_latents)
 
     @classmethod
-    def from_checkpoint(cls, directory: str | Path, dtype=jnp.float32) -> "Tora2Pipeline":
+    def from_checkpoint(
+        cls, directory: str | Path, dtype=jnp.float32, vae_memory: VAEMemory = "whole"
+    ) -> "Tora2Pipeline":
         """Load a bundle, a converted folder or a training directory.
+
+        Args:
+            directory: The checkpoint.
+            dtype: Of the computation.
+            vae_memory: `chunked` and `tiled` decode in less memory; `tiled` with other numbers
+                where the picture is larger than a tile.
 
         Raises:
             CheckpointError: names everything that is missing or does not fit.
         """
         from tora2_jax.bundle import load_bundle
 
-        return cls(*load_bundle(Path(directory), dtype))
+        return cls(*load_bundle(Path(directory), dtype), vae_memory)
 
     def generate(
         self,
-        request: Request | str | Path,
+        request: Source | Sequence[Source],
         *,
         seed: int = 0,
         settings: SampleSettings = DEFAULTS,
         initial_latents: np.ndarray | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Sample:
-        """Make the video of one request (or of the request file at that path).
+        """Make the video of one request, or those of several of the same size as one batch.
 
         Args:
-            request: From `request.load_request`, or a path to its file.
-            seed: Determines every random draw.
+            request: From `request.load_request`, or a path to its file; or a list of them.
+            seed: Determines every random draw; request i of a list has the seed `seed + i`, and
+                its video is the one that it has alone with that seed, up to rounding.
             settings: Steps, guidance, scheduler.
-            initial_latents: `[1, t_lat, h_lat, w_lat, latent]` instead of random noise.
+            initial_latents: `[b, t_lat, h_lat, w_lat, latent]` instead of random noise.
             progress: Called with (steps done, steps) after every step.
 
         Raises:
-            RequestError: lists every problem of the request.
+            RequestError: lists every problem of every request.
         """
-        if not isinstance(request, Request):
-            request = load_request(request, self.config, self.tokenizer)
-        inputs = conditioning.request_inputs(self.config, self.tokenizer, request)
+        single = isinstance(request, Request | str | Path)
+        requests, inputs = self.prepare([request] if single else request)
         return self.generate_batch(
-            conditioning.batch_inputs([inputs]),
-            seeds=[seed],
+            inputs,
+            seeds=[seed + index for index in range(len(requests))],
             settings=settings,
             initial_latents=initial_latents,
             progress=progress,
         )
+
+    def prepare(self, sources: Sequence[Source]) -> tuple[list[Request], Inputs]:
+        """Requests or their files, checked, and as one batch of numbers.
+
+        Raises:
+            RequestError: lists every problem of every request.
+        """
+
+        def make(request: Request) -> Inputs:
+            return conditioning.request_inputs(self.config, self.tokenizer, request)
+
+        requests = load_requests(sources, self.config, self.tokenizer)
+        samples, problems = for_each(request_names(sources), requests, make)
+        if problems:
+            raise RequestError(problems)
+        return requests, conditioning.batch_inputs(samples)
 
     def generate_batch(
         self,
@@ -144,8 +174,8 @@ class Tora2Pipeline:
             start = self._noise(keys, 0, shape)
         latents = self._sample(jnp.asarray(start), bound, weights, keys, settings, progress)
         discarded = shape[1] - self.config.latent_grid(frames, height, width)[0]
-        video = self._decode(self._networks[1], latents[:, discarded:])
-        return Sample(np.asarray(video), np.asarray(latents))
+        video = vae_tiling.decode_latents(self._vae, latents[:, discarded:], self.vae_memory)
+        return Sample(np.clip(video / 2 + 0.5, 0, 1), np.asarray(latents))
 
     def latent_shape(self, batch: int, frames: int, height: int, width: int) -> tuple[int, ...]:
         """Shape of the sampled latents, front padding of CogVideoX 1.5 included."""
@@ -158,13 +188,8 @@ class Tora2Pipeline:
 
     def _encode_inputs(self, state, inputs: Inputs) -> tuple[Conditions, jax.Array]:
         networks, text = nnx.merge(self._networks[0], state)
-        null = conditioning.null_text(text, self.config, inputs.token_ids.shape[0])
+        null = conditioning.unconditional_text(text, self.config, inputs)
         return conditioning.encode(networks, text, self.config, inputs), null
-
-    def _decode_latents(self, state, latents: jax.Array) -> jax.Array:
-        networks, _ = nnx.merge(self._networks[0], state)
-        video = networks.vae.decode_latents(latents)
-        return jnp.clip(video.astype(jnp.float32) / 2 + 0.5, 0, 1)
 
     def _noise(self, keys: jax.Array, step: int, shape: tuple[int, ...]) -> jax.Array:
         return jax.vmap(lambda key: diffusion.step_noise(key, step, shape[1:]))(keys)

@@ -1,5 +1,6 @@
-"""One request from files to files: what `scripts/sample.py` and the demo run."""
+"""Requests from files to files: what `scripts/sample.py` and the demo run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -9,7 +10,11 @@ from tqdm import tqdm
 
 from tora2_jax import bundle, conditioning, diffusion, pipeline, request, video
 from tora2_jax.checkpoint import CheckpointError
+from tora2_jax.config import DiffusionConfig
+from tora2_jax.models.vae_tiling import VAEMemory
 from tora2_jax.references import load_image
+
+SEEDS = 2**32  # larger ones would repeat
 
 
 class SamplingError(ValueError):
@@ -24,7 +29,7 @@ class Options(NamedTuple):
     """The command line of `scripts/sample.py`."""
 
     checkpoint: Path
-    request: Path
+    request: Path | Sequence[Path]  # several are sampled as one batch
     output: Path
     steps: int = 50
     guidance: float = 6.0
@@ -34,10 +39,25 @@ class Options(NamedTuple):
     scheduler: diffusion.Scheduler | None = None
     seed: int = 0
     dtype: Literal["bfloat16", "float32"] = "float32"
+    vae_memory: VAEMemory = "whole"
     init_latents: Path | None = None
     save_latents: Path | None = None
     save_frames: Path | None = None
     overlay: bool = False
+
+    @property
+    def requests(self) -> list[Path]:
+        """The request files."""
+        single = isinstance(self.request, str | Path)
+        return [Path(path) for path in ([self.request] if single else self.request)]
+
+    @property
+    def outputs(self) -> list[Path]:
+        """The video of each request: numbered if there are several."""
+        if len(self.requests) == 1:
+            return [self.output]
+        path, count = self.output, len(self.requests)
+        return [path.with_name(f"{path.stem}_{index}{path.suffix}") for index in range(count)]
 
     @property
     def settings(self) -> pipeline.SampleSettings:
@@ -47,10 +67,10 @@ class Options(NamedTuple):
 
 
 class Job(NamedTuple):
-    """A request that has passed every check."""
+    """Requests that have passed every check."""
 
     model: pipeline.Tora2Pipeline
-    request: request.Request
+    requests: list[request.Request]
     inputs: conditioning.Inputs
     initial_latents: np.ndarray | None
 
@@ -69,8 +89,8 @@ def sample(options: Options, job: Job) -> pipeline.Sample:
     """Run the sampler with a progress bar."""
     with tqdm(total=options.steps, desc="sampling", unit="step", disable=None) as bar:
         return job.model.generate_batch(
-            conditioning.batch_inputs([job.inputs]),
-            seeds=[options.seed],
+            job.inputs,
+            seeds=[options.seed + index for index in range(len(job.requests))],
             settings=options.settings,
             initial_latents=job.initial_latents,
             progress=lambda done, total: bar.update(),
@@ -84,46 +104,70 @@ def prepare(options: Options) -> Job:
         SamplingError: with all problems of options, checkpoint, request and files at once.
     """
     problems = _option_problems(options)
-    model_config = tokenizer = wanted = None
+    model_config = tokenizer = None
     try:
         model_config = bundle.load_config(options.checkpoint)
         tokenizer = bundle.load_bundle_tokenizer(options.checkpoint)
     except CheckpointError as error:
         problems.append(str(error))
+    schedule = DiffusionConfig() if model_config is None else model_config.diffusion
+    problems += _step_problems(options, schedule)
     try:
-        wanted = request.load_request(options.request, model_config, tokenizer)
+        request.load_requests(options.requests, model_config, tokenizer)
     except request.RequestError as error:
         problems += error.problems
     if problems:
         raise SamplingError(problems)
     try:
-        model = pipeline.Tora2Pipeline.from_checkpoint(options.checkpoint, jnp.dtype(options.dtype))
-        inputs = conditioning.request_inputs(model.config, model.tokenizer, wanted)
+        model = pipeline.Tora2Pipeline.from_checkpoint(
+            options.checkpoint, jnp.dtype(options.dtype), options.vae_memory
+        )
+        # Once more, for the parts that the checkpoint turned out to have.
+        requests, inputs = model.prepare(options.requests)
         latents = _initial_latents(options.init_latents, model, inputs)
     except (request.RequestError, SamplingError) as error:
         raise SamplingError(error.problems) from error
     except ValueError as error:
         raise SamplingError([str(error)]) from error
-    return Job(model, wanted, inputs, latents)
+    return Job(model, requests, inputs, latents)
+
+
+def _step_problems(options: Options, settings: DiffusionConfig) -> list[str]:
+    if not 1 <= options.steps <= settings.num_steps:
+        return [f"--steps: {options.steps} is not between 1 and {settings.num_steps}"]
+    try:
+        scheduler = options.scheduler or settings.scheduler
+        diffusion.step_coefficients(settings, options.steps, scheduler)
+    except ValueError as error:
+        return [f"--steps: {error}"]
+    return []
 
 
 def _option_problems(options: Options) -> list[str]:
     problems = []
-    if not 1 <= options.steps <= 1000:
-        problems.append(f"--steps: {options.steps} is not between 1 and 1000")
     for name in ("guidance", "reference_guidance", "trajectory_guidance"):
         if not np.isfinite(getattr(options, name)):
             problems.append(f"--{name.replace('_', '-')}: {getattr(options, name)} is not a number")
-    if options.seed < 0:
-        problems.append(f"--seed: {options.seed} is negative")
+    if not 0 <= options.seed <= SEEDS - len(options.requests):
+        problems.append(f"--seed: {options.seed} is not a number from 0 to {SEEDS - 1}")
     suffixes = {"output": ".mp4", "save_latents": ".npz", "save_frames": ".npy"}
     for name, suffix in suffixes.items():
         path = getattr(options, name)
-        if path is not None and path.suffix != suffix:
-            problems.append(f"--{name.replace('_', '-')}: {path} must end in {suffix}")
-        if path is not None and path.parent.exists() and not path.parent.is_dir():
-            problems.append(f"--{name.replace('_', '-')}: {path.parent} is not a folder")
+        if path is not None:
+            problems += [f"--{name.replace('_', '-')}: {text}" for text in _faults(path, suffix)]
+    for path in options.outputs[1:]:
+        problems += [f"--output: {path} is a folder"] if path.is_dir() else []
     return problems
+
+
+def _faults(path: Path, suffix: str) -> list[str]:
+    """Why a file cannot be written there."""
+    faults = [] if path.suffix == suffix else [f"{path} must end in {suffix}"]
+    if path.is_dir():
+        faults.append(f"{path} is a folder")
+    if path.parent.exists() and not path.parent.is_dir():
+        faults.append(f"{path.parent} is not a folder")
+    return faults
 
 
 def _initial_latents(path: Path | None, model, inputs) -> np.ndarray | None:
@@ -135,7 +179,7 @@ def _initial_latents(path: Path | None, model, inputs) -> np.ndarray | None:
         array = data if isinstance(data, np.ndarray) else data["latents"]
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise SamplingError([f"--init-latents: {path} cannot be read: {error}"]) from error
-    b, t, h, w, c = model.latent_shape(1, *inputs.flow_video.shape[:3])
+    b, t, h, w, c = model.latent_shape(*inputs.flow_video.shape[:4])
     if array.shape != (b, t, c, h, w):
         raise SamplingError([f"--init-latents: {array.shape}, but must be {(b, t, c, h, w)}"])
     if not np.isfinite(array).all():
@@ -144,16 +188,17 @@ def _initial_latents(path: Path | None, model, inputs) -> np.ndarray | None:
 
 
 def write(options: Options, job: Job, result: pipeline.Sample) -> list[Path]:
-    """All files of one sample; each appears whole or not at all."""
-    frames = pipeline.to_uint8(result.video[0])
-    sheet = options.output.with_suffix(".png")
-    written = [options.output, sheet]
+    """All files of a batch; each appears whole or not at all."""
+    written = []
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    shown = frames
-    if options.overlay:
-        shown = draw_overlay(frames, job.request, job.model.config)
-    video.write_video(options.output, shown, job.request.fps)
-    video.write_image(sheet, video.contact_sheet(shown))
+    for path, wanted, frames in zip(options.outputs, job.requests, result.video, strict=True):
+        shown = pipeline.to_uint8(frames)
+        if options.overlay:
+            shown = draw_overlay(shown, wanted, job.model.config)
+        sheet = path.with_suffix(".png")
+        video.write_video(path, shown, wanted.fps)
+        video.write_image(sheet, video.contact_sheet(shown))
+        written += [path, sheet]
     if options.save_latents is not None:
         latents = np.moveaxis(result.latents, -1, 2)
         written.append(_save(options.save_latents, lambda file: np.savez(file, latents=latents)))

@@ -60,6 +60,7 @@ class Inputs(NamedTuple):
     face_images: Float[Array, "b e r side side 3"]  # in [0, 1], aligned; zeros for objects
     object_images: Float[Array, "b e r side side 3"]  # in [0, 1]; zeros for humans
     image: Float[Array, "b height width 3"] | None = None  # first frame in [-1, 1] (I2V)
+    negative_ids: Int[Array, "b l"] | None = None  # negative prompts; a row of zeros has none
 
 
 class Conditions(NamedTuple):

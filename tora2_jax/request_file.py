@@ -1,0 +1,284 @@
+"""The request file: what it may hold, and its reader, which names every problem at once."""
+
+import difflib
+import json
+import math
+import re
+import unicodedata
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+from tora2_jax.references import load_image
+from tora2_jax.text import find_word
+from tora2_jax.trajectory import (
+    DEFAULT_CANVAS,
+    Points,
+    TrajectoryError,
+    load_points,
+    parse_points,
+)
+
+RequestedKind = Literal["human", "object", "auto"]
+_ENTITY_FIELDS = ("word", "kind", "images", "trajectory")
+SIZES = ("height", "width", "frames", "fps")
+_FIELDS = ("prompt", "negative_prompt", *SIZES, "canvas", "image", "entities")
+
+
+class EntityRequest(NamedTuple):
+    """One entity to place; it has reference images, a path, or both."""
+
+    word: str  # as written in the file, such as "man#2"
+    span: tuple[int, int] | None  # its characters in the prompt; a checked request has them
+    kind: RequestedKind = "auto"  # auto: human if a face is found in its images
+    images: tuple[Path, ...] = ()  # reference images
+    points: Points | None = None  # path in canvas units
+
+
+class Request(NamedTuple):
+    """What to generate; a size that is None takes the model's own (`with_defaults`)."""
+
+    prompt: str
+    entities: tuple[EntityRequest, ...] = ()
+    height: int | None = None  # pixels
+    width: int | None = None
+    frames: int | None = None
+    fps: int | None = None
+    canvas: tuple[float, float] = DEFAULT_CANVAS  # width and height of the points' canvas
+    image: Path | None = None  # first frame, for an I2V model
+    negative_prompt: str | None = None  # instead of the checkpoint's null text
+
+
+class RequestError(ValueError):
+    """A request that cannot be used; `problems` lists all that is wrong, each with its field."""
+
+    def __init__(self, problems: list[str]):
+        super().__init__("the request cannot be used:\n  " + "\n  ".join(problems))
+        self.problems = problems
+
+
+def read_json(path: Path) -> Any:
+    """The content of a request file.
+
+    Raises:
+        RequestError: it is no text, or no JSON.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError([f"{path}: cannot be read as text ({error})"]) from error
+    try:
+        return json.loads(text, object_pairs_hook=_Object, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise RequestError([f"{path}: is not valid JSON ({error})"]) from error
+
+
+class _Object(dict):
+    """A JSON object that remembers which of its fields were given more than once."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]):
+        super().__init__(pairs)
+        names = [name for name, _ in pairs]
+        self.repeated = sorted({name for name in names if names.count(name) > 1})
+
+
+def _refuse_constant(name: str):
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+class RequestReader:
+    """Turns JSON into a `Request` and notes every problem; what is broken becomes empty."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self.problems: list[str] = []
+
+    def note(self, field: str, problem: str) -> None:
+        self.problems.append(f"{field}: {problem}")
+
+    def request(self, data: Any) -> Request:
+        if not isinstance(data, dict):
+            self.note("request", f"must be an object, not {_name(data)}")
+            return Request("")
+        self.fields(data, "", _FIELDS)
+        prompt = self.prompt(data)
+        canvas = self.canvas(data.get("canvas"))
+        entities = data.get("entities", [])
+        if not isinstance(entities, list):
+            self.note("entities", f"must be a list, not {_name(entities)}")
+            entities = []
+        parsed = tuple(
+            self.entity(entity, f"entities[{index}]", prompt, canvas)
+            for index, entity in enumerate(entities)
+        )
+        self.same_words(parsed)
+        image, negative = data.get("image"), data.get("negative_prompt")
+        if negative is not None:
+            negative = self.text(negative, "negative_prompt")
+        return Request(
+            prompt,
+            parsed,
+            **{name: self.size(data.get(name), name) for name in SIZES},
+            canvas=canvas,
+            image=None if image is None else self.image(image, "image"),
+            negative_prompt=negative if negative and negative.strip() else None,
+        )
+
+    def fields(self, data: dict, prefix: str, known: tuple[str, ...]) -> None:
+        for name in data:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f'did you mean "{close[0]}"?' if close else f"known: {', '.join(known)}"
+                self.note(prefix + name, f"unknown field; {hint}")
+        for name in getattr(data, "repeated", ()):
+            self.note(prefix + name, "is given more than once")
+
+    def prompt(self, data: dict) -> str:
+        if "prompt" not in data:
+            self.note("prompt", "is missing; describe the video")
+            return ""
+        prompt = self.text(data["prompt"], "prompt")
+        if prompt is not None and not prompt.strip():
+            self.note("prompt", "is empty; describe the video")
+            return ""
+        return prompt or ""
+
+    def text(self, value: Any, field: str) -> str | None:
+        """Text in Unicode's composed form; None, with a problem, if a tokenizer cannot read it."""
+        if not isinstance(value, str):
+            self.note(field, f"must be text, not {_name(value)}")
+            return None
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            escape = ascii(value[error.start])[1:-1]
+            self.note(field, f"holds half a character ({escape}); write the whole one")
+            return None
+        return unicodedata.normalize("NFC", value)
+
+    def size(self, value: Any, name: str) -> int | None:
+        if value is None:
+            return None
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            self.note(name, f"must be a positive whole number, not {_name(value)}")
+            return None
+        return value
+
+    def canvas(self, value: Any) -> tuple[float, float]:
+        if value is None:
+            return DEFAULT_CANVAS
+        if (
+            not isinstance(value, list)
+            or len(value) != 2
+            or not all(_is_number(side) and 0 < side < math.inf for side in value)
+        ):
+            self.note("canvas", f"must be [width, height], two positive numbers, not {value!r}")
+            return DEFAULT_CANVAS
+        return value[0], value[1]
+
+    def entity(self, data: Any, field: str, prompt: str, canvas) -> EntityRequest:
+        if not isinstance(data, dict):
+            self.note(field, f"must be an object, not {_name(data)}")
+            return EntityRequest("", None)
+        self.fields(data, f"{field}.", _ENTITY_FIELDS)
+        word, span = self.word(data.get("word"), f"{field}.word", prompt)
+        kind = data.get("kind", "auto")
+        if kind not in get_args(RequestedKind):
+            self.note(f"{field}.kind", f'must be "human", "object" or "auto", not {_name(kind)}')
+            kind = "auto"
+        images, trajectory = data.get("images"), data.get("trajectory")
+        if not images and trajectory is None:
+            self.note(field, "has neither images nor a trajectory; give at least one")
+        points = None
+        if trajectory is not None:
+            points = self.trajectory(trajectory, f"{field}.trajectory", canvas)
+        return EntityRequest(word, span, kind, self.images(images, f"{field}.images"), points)
+
+    def word(self, word: Any, field: str, prompt: str) -> tuple[str, tuple[int, int] | None]:
+        if not isinstance(word, str):
+            self.note(field, "is missing" if word is None else f"must be text, not {_name(word)}")
+            return "", None
+        word = unicodedata.normalize("NFC", word)
+        if not prompt:
+            return word, None
+        try:
+            return word, find_word(prompt, word)
+        except ValueError as error:
+            self.note(field, str(error))
+            return word, None
+
+    def same_words(self, entities: tuple[EntityRequest, ...]) -> None:
+        first: dict[tuple[int, int], int] = {}
+        for index, entity in enumerate(entities):
+            if entity.span is None:
+                continue
+            earlier = first.setdefault(entity.span, index)
+            if earlier != index:
+                self.note(
+                    f"entities[{index}].word",
+                    f'"{entity.word}" is the word of entities[{earlier}] too; name another '
+                    f'occurrence, such as "{entity.word.partition("#")[0]}#2"',
+                )
+
+    def images(self, images: Any, field: str) -> tuple[Path, ...]:
+        if images is None:
+            return ()
+        if not isinstance(images, list):
+            self.note(field, f"must be a list of image files, not {_name(images)}")
+            return ()
+        found = [self.image(image, f"{field}[{index}]") for index, image in enumerate(images)]
+        return tuple(path for path in found if path is not None)
+
+    def image(self, value: Any, field: str) -> Path | None:
+        path = self.path(value, field)
+        if path is None:
+            return None
+        try:
+            load_image(path)
+        except (OSError, ValueError) as error:
+            self.note(field, str(error))
+        return path
+
+    def path(self, value: Any, field: str) -> Path | None:
+        """A local path; None, with a problem, if it is none or no file is there."""
+        if not isinstance(value, str) or not value.strip():
+            self.note(field, f"must be the path of a file, not {_name(value)}")
+        elif re.match(r"data:|[A-Za-z][A-Za-z0-9+.-]+://", value):
+            self.note(field, f'"{value[:80]}" is not a local path; download the file first')
+        elif "\0" in value or not _is_file(self.directory / value):
+            self.note(field, f'there is no file "{value}" in {self.directory}')
+        else:
+            return self.directory / value
+        return None
+
+    def trajectory(self, value: Any, field: str, canvas) -> Points | None:
+        if isinstance(value, list):
+            source, read = value, parse_points
+        else:
+            source, read = self.path(value, field), load_points
+        if source is None:
+            return None
+        try:
+            return read(source, canvas)
+        except TrajectoryError as error:
+            for problem in error.problems:
+                self.note(field, problem)
+        except OverflowError:
+            self.note(field, "holds a number that is too large")
+        return None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # such as a name that is too long
+        return False
+
+
+def _name(value: Any) -> str:
+    """A JSON value as a person would recognise it, short."""
+    text = "null" if value is None else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 40 else text[:37] + "..."
