@@ -23,9 +23,7 @@ from tests.parity import BLOCK_TOLERANCE, PIPELINE_TOLERANCE, relative_error
 from tora2_jax import (
     bundle,
     checkpoint,
-    conditioning,
-    pipeline,
-    request,
+    sampling,
     train,
     train_config,
     types,
@@ -56,12 +54,13 @@ def _latents(twin):
     return np.random.default_rng(5).standard_normal(shape, dtype=np.float32)
 
 
-def _diffusers(twin, tokenizer, latents, images):
+def _diffusers(twin, tokenizer, latents, images, **options):
     twin.tokenizer = tokenizer
     twin.set_progress_bar_config(disable=True)
     with torch.no_grad():
         return twin(
             prompt=list(twins.PROMPTS),
+            negative_prompt=list(NEGATIVE),
             height=twins.HEIGHT,
             width=twins.WIDTH,
             num_frames=twins.FRAMES,
@@ -70,11 +69,22 @@ def _diffusers(twin, tokenizer, latents, images):
             use_dynamic_cfg=True,
             latents=torch.from_numpy(latents),
             max_sequence_length=twins.TEXT_LENGTH,
-            output_type="np",
             **({"image": images} if images else {}),
+            **options,
         ).frames
 
 
+def _requests(folder, images):
+    paths = [folder / "first.json", folder / "second.json"]
+    for index, path in enumerate(paths):
+        fields = {"prompt": twins.PROMPTS[index], "negative_prompt": NEGATIVE[index]}
+        fields |= {"frames": twins.FRAMES, "height": twins.HEIGHT, "width": twins.WIDTH}
+        fields |= {"image": f"{index}.png"} if images else {}
+        path.write_text(json.dumps(fields))
+    return paths
+
+
+NEGATIVE = ("a red dog", "")
 # The others take as long and differ in fewer places.
 IN_SHORT = ("cogvideox_2b", "cogvideox_1_5_5b_i2v")
 
@@ -87,6 +97,7 @@ IN_SHORT = ("cogvideox_2b", "cogvideox_1_5_5b_i2v")
     ],
 )
 def test_prompt_to_frames_equals_diffusers(name, tmp_path, monkeypatch):
+    """From two request files to frames, four DDIM steps from given noise, as a user runs it."""
     from diffusers import CogVideoXDDIMScheduler
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
@@ -96,27 +107,30 @@ def test_prompt_to_frames_equals_diffusers(name, tmp_path, monkeypatch):
     )
     _, converted = _convert(name, tmp_path)
     twin = twins.pipeline(name)
-    monkeypatch.setattr(
-        twin, "scheduler", CogVideoXDDIMScheduler.from_config(twin.scheduler.config)
-    )
+    scheduler = CogVideoXDDIMScheduler.from_config(twin.scheduler.config)
+    monkeypatch.setattr(twin, "scheduler", scheduler)
     images = _images(tmp_path) if name.endswith("i2v") else None
-    model = pipeline.Tora2Pipeline.from_checkpoint(converted)
     latents = _latents(twin)
-    expected = _diffusers(twin, model.tokenizer, latents, images)
-    wanted = []
-    for index, prompt in enumerate(twins.PROMPTS):
-        fields = {"prompt": prompt, "frames": twins.FRAMES, "height": twins.HEIGHT}
-        fields |= {"width": twins.WIDTH}
-        fields |= {"image": f"{index}.png"} if images else {}
-        wanted.append(request.parse_request(fields, tmp_path, model.config, model.tokenizer))
-    inputs = [conditioning.request_inputs(model.config, model.tokenizer, item) for item in wanted]
-    result = model.generate_batch(
-        conditioning.batch_inputs(inputs),
-        seeds=[0, 1],
-        settings=pipeline.SampleSettings(steps=4, scheduler="ddim"),
-        initial_latents=np.moveaxis(latents, 2, -1),
+    np.savez(tmp_path / "noise.npz", latents=latents)
+    files = {"save_latents": tmp_path / "latents.npz", "save_frames": tmp_path / "frames.npy"}
+    sampling.run(
+        sampling.Options(
+            checkpoint=converted,
+            request=_requests(tmp_path, images),
+            output=tmp_path / "out.mp4",
+            steps=4,
+            scheduler="ddim",
+            init_latents=tmp_path / "noise.npz",
+            **files,
+        )
     )
-    assert relative_error(result.video, np.stack(expected)) < PIPELINE_TOLERANCE
+    tokenizer = load_tokenizer(converted / "tokenizer")
+    expected = _diffusers(twin, tokenizer, latents, images, output_type="latent")
+    saved = np.load(files["save_latents"])["latents"]
+    assert relative_error(saved, expected.numpy()) < PIPELINE_TOLERANCE
+    decoded = twin.decode_latents(expected[:, -5:])  # without 1.5's padding
+    video = twin.video_processor.postprocess_video(decoded.detach(), "np")
+    assert relative_error(np.load(files["save_frames"]), video) < PIPELINE_TOLERANCE
 
 
 @pytest.fixture(scope="module")
