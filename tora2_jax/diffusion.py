@@ -39,7 +39,7 @@ def timesteps(config: DiffusionConfig, num_inference_steps: int) -> np.ndarray:
     if not 1 <= count <= total:
         raise ValueError(f"steps is {count}; it must lie between 1 and {total}")
     if config.timestep_spacing == "trailing":
-        # Rounding can make one more, at -1 (61 steps): diffusers takes it, for a noise of 999.
+        # Rounding can make one too many, at -1 (61 steps); diffusers reads that as timestep 999.
         return np.round(np.arange(total, 0, -total / count)).astype(np.int64)[:count] - 1
     if config.timestep_spacing == "linspace":
         return np.round(np.linspace(0, total - 1, count))[::-1].astype(np.int64)
