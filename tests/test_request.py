@@ -96,7 +96,6 @@ def test_all_problems_at_once(folder):
         "fps": True,
         "canvas": [256],
         "image": "man.png",
-        "negative_prompt": ["dull"],
         "entities": [
             entity(word="dog", kind="animal"),
             entity(word="man#3", images=["none.png", 7, "https://a.b/c.png", "broken.png"]),
@@ -116,7 +115,6 @@ def test_all_problems_at_once(folder):
         "fps: must be a positive whole number, not true",
         "canvas: must be [width, height]",
         "image: toy takes no first frame",
-        'negative_prompt: must be text, not ["dull"]',
         'entities[0].word: "dog" is not in the prompt',
         'entities[0].kind: must be "human"',
         "entities[1].word: ",
