@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
-from PIL import Image
 
 from tora2_jax import text as text_room
 from tora2_jax import trajectory
 from tora2_jax.config import ModelConfig
+from tora2_jax.first_frame import encode_first_frame, first_frame
 from tora2_jax.models.arcface import ArcFace
 from tora2_jax.models.dinov2 import DINOv2
 from tora2_jax.models.object_encoder import ObjectEncoder
@@ -232,16 +232,6 @@ def request_inputs(
     return inputs
 
 
-def first_frame(request: Request) -> Float[np.ndarray, "height width 3"]:
-    """The image of a request with sizes, brought to the size of the video as diffusers does.
-
-    In [-1, 1], rounded to 8 bits after the resize; the aspect ratio is not kept.
-    """
-    picture = Image.fromarray(load_image(request.image)).convert("RGB")
-    picture = picture.resize((request.width, request.height), Image.Resampling.LANCZOS)
-    return 2 * (np.asarray(picture, np.float32) / 255) - 1
-
-
 def _kind(entity: EntityRequest, images: list[np.ndarray], detector: FaceDetector | None) -> Kind:
     if entity.kind != "auto":
         return entity.kind
@@ -314,28 +304,6 @@ def encode_visual(networks: FrozenNetworks, model: ModelConfig, inputs: Inputs) 
         image_latents = encode_first_frame(networks.vae, model, inputs.image, frames)
         features = features._replace(image_latents=image_latents)
     return features
-
-
-def encode_first_frame(
-    vae: CausalVAE, model: ModelConfig, image: Float[Array, "b height width 3"], frames: int
-) -> Float[Array, "b t_lat h_lat w_lat latent"]:
-    """The first frame's latent, then zeros, as CogVideoX's I2V models are given it.
-
-    Where CogVideoX 1.5 pads its latents in front, the image stands in the padding frame alone, as
-    diffusers' pipeline has it.
-
-    Args:
-        vae: With its weights; the posterior's mode is taken, where diffusers draws.
-        model: Whether the scaling factor multiplies or divides, and the patch size in time.
-        image: In [-1, 1].
-        frames: Latent frames of the video, before padding.
-    """
-    factor = model.vae.scaling_factor
-    latent = vae.encode(image[:, None]).mean
-    latent = latent / factor if model.vae.invert_scale_latents else latent * factor
-    patch_t = model.transformer.patch_size_t or 1
-    rest = -(-frames // patch_t) * patch_t - 1
-    return jnp.pad(latent, ((0, 0), (0, rest), (0, 0), (0, 0), (0, 0)))
 
 
 def pad_front(latents: Float[Array, "b t_lat h w c"], multiple: int) -> Float[Array, "b t2 h w c"]:

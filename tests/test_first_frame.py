@@ -18,8 +18,8 @@ from PIL import Image
 from convert.cogvideox_vae import rules
 from convert.engine import convert
 from tests.parity import BLOCK_TOLERANCE, numpy_state, randomise, relative_error
-from tora2_jax import conditioning
 from tora2_jax.config import ModelConfig, TransformerConfig, VAEConfig
+from tora2_jax.first_frame import encode_first_frame, first_frame
 from tora2_jax.models.layers import assign_variables, flat_variables
 from tora2_jax.models.vae import CausalVAE
 from tora2_jax.request import Request
@@ -37,7 +37,7 @@ def picture(tmp_path):
 
 @pytest.mark.parametrize(("height", "width"), [(64, 32), (16, 48), (37, 53)])
 def test_an_image_of_any_size_becomes_the_first_frame(picture, height, width):
-    ours = conditioning.first_frame(Request("A cat", height=height, width=width, image=picture))
+    ours = first_frame(Request("A cat", height=height, width=width, image=picture))
     theirs = VideoProcessor(vae_scale_factor=1).preprocess(Image.open(picture), height, width)
     np.testing.assert_allclose(ours, theirs[0].permute(1, 2, 0), atol=1e-6)
     assert ours.dtype == np.float32 and ours.min() >= -1 and ours.max() <= 1
@@ -49,9 +49,7 @@ def test_transparency_of_the_first_frame_is_left_out(picture):
     plain.save(picture.with_name("clear.png"))
     request = Request("A cat", height=32, width=32, image=picture)
     clear = request._replace(image=picture.with_name("clear.png"))
-    np.testing.assert_array_equal(
-        conditioning.first_frame(clear), conditioning.first_frame(request)
-    )
+    np.testing.assert_array_equal(first_frame(clear), first_frame(request))
 
 
 def their_pipeline(config: ModelConfig) -> CogVideoXImageToVideoPipeline:
@@ -122,9 +120,7 @@ def test_image_latents_equal_what_diffusers_gives_its_transformer(
     vae = CausalVAE(config.vae, rngs=nnx.Rngs(0))
     arrays = convert(rules(config.vae), numpy_state(pipeline.vae), flat_variables(vae))
     assign_variables(vae, arrays)
-    image = conditioning.first_frame(Request("A cat", height=SIDE, width=SIDE, image=picture))
+    image = first_frame(Request("A cat", height=SIDE, width=SIDE, image=picture))
     latent_frames = config.latent_grid(frames, SIDE, SIDE)[0]
-    ours = jax.jit(
-        lambda image: conditioning.encode_first_frame(vae, config, image, latent_frames)
-    )(image[None])
+    ours = jax.jit(lambda image: encode_first_frame(vae, config, image, latent_frames))(image[None])
     assert relative_error(ours, theirs) < BLOCK_TOLERANCE
