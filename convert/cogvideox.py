@@ -56,34 +56,51 @@ def _check(source: Path) -> tuple[ModelConfig, dict[str, Job]]:
         name: folders.read_json(source / name / part.file, problems)
         for name, part in _PARTS.items()
     }
-    problems += _class_problems(source, data)
-    if problems:
-        raise ConversionError(_listing(source, problems))
-    model, problems = diffusers_config.read(data, source.absolute().name)
-    problems += _tokenizer_problems(source / "tokenizer", model)
+    problems += _class_problems(data)
+    readable = not problems
+    files = _open(source, problems)
+    vocabulary = _vocabulary(source / "tokenizer", problems)
     jobs = {}
+    if readable:
+        model, faults = diffusers_config.read(data, source.absolute().name)
+        problems += faults
+        if vocabulary > model.text.vocab_size:
+            problems.append(
+                f"{source / 'tokenizer'}: has {vocabulary} tokens, but the text encoder knows "
+                f"{model.text.vocab_size}"
+            )
+        jobs = _plan(model, files, problems)
+    if problems:
+        raise ConversionError(f"{source} cannot be converted:\n  " + "\n  ".join(problems))
+    return model, jobs
+
+
+def _open(source: Path, problems: list[str]) -> dict[str, TensorFiles]:
+    files = {}
     for name, component in COMPONENTS.items():
         try:
-            files = TensorFiles(source / component.folder)
-            shapes = target(component, model)
-            pieces = plan(component.rules(model), files.specs, shapes)
+            files[name] = TensorFiles(source / component.folder)
         except SourceError as error:
             problems += error.problems
+    return files
+
+
+def _plan(model: ModelConfig, files: dict[str, TensorFiles], problems: list[str]) -> dict[str, Job]:
+    jobs = {}
+    for name, opened in files.items():
+        component = COMPONENTS[name]
+        shapes = target(component, model)
+        try:
+            pieces = plan(component.rules(model), opened.specs, shapes)
         except ConversionError as error:
             problems.append(f"{component.folder}: {error}")
         else:
             own = {path: spec.shape for path, spec in shapes.items()}
-            jobs[name] = Job(files, pieces, own, component.prefix)
-    if problems:
-        raise ConversionError(_listing(source, problems))
-    return model, jobs
+            jobs[name] = Job(opened, pieces, own, component.prefix)
+    return jobs
 
 
-def _listing(source: Path, problems: list[str]) -> str:
-    return f"{source} cannot be converted:\n  " + "\n  ".join(problems)
-
-
-def _class_problems(source: Path, data: dict[str, dict]) -> list[str]:
+def _class_problems(data: dict[str, dict]) -> list[str]:
     problems = []
     for name, part in _PARTS.items():
         content = data[name]
@@ -96,17 +113,13 @@ def _class_problems(source: Path, data: dict[str, dict]) -> list[str]:
     return problems
 
 
-def _tokenizer_problems(folder: Path, model: ModelConfig) -> list[str]:
+def _vocabulary(folder: Path, problems: list[str]) -> int:
+    """How many ids the tokenizer has; 0 if it cannot be read."""
     try:
-        largest = max(load_tokenizer(folder).get_vocab().values())
+        return max(load_tokenizer(folder).get_vocab().values()) + 1
     except (OSError, ValueError) as error:
-        return [str(error)]
-    if largest >= model.text.vocab_size:
-        return [
-            f"{folder}: has ids up to {largest}, but the text encoder knows "
-            f"{model.text.vocab_size} tokens"
-        ]
-    return []
+        problems.append(str(error))
+        return 0
 
 
 def _write(folder: Path, job: Job, model: ModelConfig) -> None:

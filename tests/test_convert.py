@@ -359,13 +359,15 @@ def test_bad_sources_are_refused_in_words(half, case, tmp_path, capsys):
     assert not (source / "trap").exists()
 
 
-def test_all_that_is_wrong_is_told_at_once(half, tmp_path, capsys):
+@pytest.mark.parametrize("config", ["another objective", "another model"])
+def test_all_that_is_wrong_is_told_at_once(half, config, tmp_path, capsys):
     source = shutil.copytree(half[0], tmp_path / "source")
-    for case in ("truncated", "web page", "missing shard", "no tokenizer", "another objective"):
+    cases = ("truncated", "web page", "missing shard", "no tokenizer", config)
+    for case in cases:
         BAD_SOURCES[case][0](source)
     assert main(["cogvideox", "--src", str(source), "--dst", str(tmp_path / "out")]) == 2
     message = capsys.readouterr().err
-    for case in ("truncated", "web page", "missing shard", "no tokenizer", "another objective"):
+    for case in cases:
         assert all(part in message for part in BAD_SOURCES[case][1]), case
 
 

@@ -53,7 +53,11 @@ class DropoutConfig:
 
 @dataclass(slots=True, kw_only=True)
 class WeightsConfig:
-    """Where each component starts from: a component file, a folder, or None for random."""
+    """Where each component starts from; None is random.
+
+    A component's own file or weight folder, or a converted folder or bundle that has one of its
+    name.
+    """
 
     transformer: str | None = None
     motion: str | None = None
