@@ -49,7 +49,9 @@ def export_folder(
             problems += _misfits(component, model, places[name])
     if problems:
         raise ConversionError(f"{source} cannot be exported:\n  " + "\n  ".join(problems))
-    with folders.new_folder(destination, sum(map(folders.size, places.values()))) as folder:
+    with folders.new_folder(
+        destination, sum(map(checkpoint.component_bytes, places.values()))
+    ) as folder:
         for name, component in COMPONENTS.items():
             _write(folder / component.folder, component, model, places[name], shard_bytes)
         write_settings(folder, settings, source / "tokenizer")

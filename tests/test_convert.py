@@ -386,7 +386,6 @@ def test_a_full_disk_leaves_nothing(half, command, tmp_path, capsys, monkeypatch
     )
     real = getattr(*target)
     monkeypatch.setattr(*target, fail)
-    monkeypatch.setattr(export_room, "SHARD_BYTES", 20_000)
     source = half[0] if command == "cogvideox" else half[1]
     arguments = [command, "--src", str(source), "--dst", str(tmp_path / "out")]
     assert main(arguments) == 2

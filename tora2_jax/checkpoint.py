@@ -5,6 +5,7 @@ array.
 """
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -215,6 +216,12 @@ def component_metadata(path: str | Path) -> dict[str, Any]:
 def component_specs(path: str | Path) -> dict[str, Spec]:
     """Shapes and types of a component, unread; errors are those of `read_component`."""
     return _described(path)[0]
+
+
+def component_bytes(path: str | Path) -> int:
+    """Size of a component's arrays; on disk a weight folder is compressed."""
+    specs = component_specs(path).values()
+    return sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in specs)
 
 
 def _described(path: str | Path) -> tuple[dict[str, Spec], dict[str, Any]]:
