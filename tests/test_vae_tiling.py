@@ -149,15 +149,22 @@ def test_what_fits_into_one_tile_is_not_tiled(shapes):
     assert {shape[2:4] for shape in shapes} == {(4, 6)}
 
 
-def test_published_tiles():
-    published, tiles = AutoencoderKLCogVideoX(), vae_tiling.DEFAULT_TILES
+@pytest.mark.parametrize(("height", "width"), [(480, 720), (96, 160)])
+def test_published_tiles(height, width):
+    published = AutoencoderKLCogVideoX(layers_per_block=1, sample_height=height, sample_width=width)
+    config = VAEConfig(sample_height=height, sample_width=width)
+    tiles = vae_tiling.tiles_of(config, 8)
     assert (tiles.height, tiles.width) == (
         published.tile_latent_min_height,
         published.tile_latent_min_width,
     )
     assert tiles.overlap_height == published.tile_overlap_factor_height
     assert tiles.overlap_width == published.tile_overlap_factor_width
-    assert tiles.strides == (25, 36)
+
+
+def test_default_tiles():
+    assert vae_tiling.tiles_of(VAEConfig(), 8) == vae_tiling.DEFAULT_TILES
+    assert vae_tiling.DEFAULT_TILES.strides == (25, 36)
 
 
 @pytest.mark.parametrize(
