@@ -1,14 +1,17 @@
-"""What Tora adds to CogVideoX, as its diffusers version names it; the rest is CogVideoX's table.
+"""What Tora adds to CogVideoX, as its diffusers version names it; the rest is CogVideoX's table."""
 
-SAT checkpoints call `fuser.N` `mixins.adaln_layer.fuser_list.N`; the tensors are the same.
-"""
+import re
+from collections.abc import Mapping
+
+import numpy as np
 
 from convert import cogvideox_transformer
-from convert.engine import CONV1D, CONV2D, Rule, Transform, ignored
+from convert.engine import CONV1D, CONV2D, Rule, Spec, Transform, ignored
 from tora2_jax.config import ModelConfig, MotionConfig
 
 _BLOCK = r"traj_extractor\.body\.(?P<layer>\d+)\."
 _FUSER = r"fuser\.(?P<layer>\d+)\."
+_COUNTER = r"traj_extractor\..*\.num_batches_tracked"
 _ORDINALS = {"1": "first", "2": "second"}
 _STATISTICS = {
     "weight": "scale",
@@ -46,7 +49,7 @@ def rules(
         *table,
         Rule(rf"{_FUSER}flow_cond_norm\.weight", f"{fuser}.norm.scale"),
         Rule(rf"{_FUSER}flow_cond_norm\.bias", f"{fuser}.norm.bias"),
-        ignored(r"traj_extractor\..*\.num_batches_tracked"),
+        ignored(_COUNTER),
     ]
 
 
@@ -57,6 +60,32 @@ def model_rules(config: ModelConfig) -> list[Rule]:
         for rule in cogvideox_transformer.rules(config.transformer)
     ]
     return [*base, *rules(config.motion)]
+
+
+def motion_config(tensors: Mapping[str, Spec], num_layers: int) -> MotionConfig | None:
+    """The sizes that a Tora's tensors have; None if there is no trajectory extractor among them.
+
+    Args:
+        tensors: Shapes by the names of the diffusers version; a name may have a prefix.
+        num_layers: Of the transformer.
+    """
+    first = [spec for name, spec in tensors.items() if name.endswith("traj_extractor.conv_in.bias")]
+    found = (re.search(r"traj_extractor\.body\.(\d+)\.", name) for name in tensors)
+    blocks = {match[1] for match in found if match}
+    if not first and not blocks:
+        return None
+    width = first[0].shape[0] if first and first[0].shape else MotionConfig().width
+    return MotionConfig(width=width, blocks_per_layer=max(1, len(blocks) // max(1, num_layers)))
+
+
+def counters(config: ModelConfig) -> dict[str, np.ndarray]:
+    """How many batches each norm of the extractor has seen: the release asks, no number depends."""
+    count = config.transformer.num_layers * config.motion.blocks_per_layer
+    return {
+        f"traj_extractor.body.{block}.bn{number}.num_batches_tracked": np.zeros((), np.int64)
+        for block in range(count)
+        for number in _ORDINALS
+    }
 
 
 def _convolution(source: str, target: str, transform: Transform = CONV2D) -> list[Rule]:
