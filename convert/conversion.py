@@ -17,6 +17,8 @@ from tora2_jax.config import ModelConfig, to_dict
 from tora2_jax.text import load_tokenizer
 
 _PARTS = {part.folder: part for part in diffusers_config.PARTS}
+# What tells CogVideoX 2B, 5B and 1.5 apart; I2V and T2V of one kind share VAE and schedule.
+_KIND = ("num_layers", "num_heads", "head_dim", "positions", "patch_size_t")
 _OWN_NAME = {component.folder: name for name, component in COMPONENTS.items()}
 
 
@@ -106,23 +108,28 @@ def check_folder(source: Path, tora: bool = False, base: Path | None = None) -> 
     names = [*_PARTS, "tokenizer"]
     lacking = [name for name in names[1:] if tora and not (source / name).is_dir()]
     wanted = [own for name, own in _OWN_NAME.items() if name in lacking]
-    faults: list[str] = []  # without which there are no settings to check the rest against
-    found = _base(base, wanted, lacking, source, faults)
+    problems: list[str] = []
+    found = _base(base, wanted, lacking, source, problems)
+    faults: list[str] = []  # what leaves no settings to check the tensors against
     data = {
         name: folders.read_json(source / name / part.file, faults)
         for name, part in _PARTS.items()
         if name not in lacking
     }
-    faults += _class_problems(data, tora)
-    files, problems = _open(source, [name for name in _OWN_NAME if name not in lacking], tora)
-    if faults:
-        raise listing(source, faults + problems)
-    other = None if found is None else found.model
-    model, unusable = diffusers_config.read(data, source.absolute().name, other)
+    others = _class_problems(data, tora)
+    files = _open(source, [name for name in _OWN_NAME if name not in lacking], tora, problems)
+    tokenizer = (found.folder if found and "tokenizer" in lacking else source) / "tokenizer"
+    if faults or others or (lacking and not found):
+        usable = {name: data[name] for name in data.keys() - others.keys() if data[name]}
+        problems += [*faults, *others.values(), *diffusers_config.setting_problems(usable)]
+        problems += tokenizer_problems(tokenizer) if found or "tokenizer" not in lacking else []
+        raise listing(source, problems)
+    name, other = source.absolute().name, found.model if found else None
+    model, unusable = diffusers_config.read(data, name, other)
     if "transformer" in files and tora:
         model = with_motion(model, files["transformer"])
-    tokenizer = (found.folder if "tokenizer" in lacking else source) / "tokenizer"
     problems += unusable + tokenizer_problems(tokenizer, model)
+    problems += _differences(other, model) if lacking else []
     jobs = []
     for component in components(model).values():
         if component.folder in files:
@@ -172,6 +179,16 @@ def read_base(path: Path, wanted: list[str], problems: list[str]) -> Base | None
     return Base(path, model)
 
 
+def _differences(base: ModelConfig, model: ModelConfig) -> list[str]:
+    """Whether a base's VAE and schedule belong to another CogVideoX, which no shape may show."""
+    return [
+        f"--base: transformer.{name} is {getattr(base.transformer, name)!r}, but the source's is "
+        f"{getattr(model.transformer, name)!r}; take the CogVideoX that this Tora was made from"
+        for name in _KIND
+        if getattr(base.transformer, name) != getattr(model.transformer, name)
+    ]
+
+
 def make_job(
     component: Component, model: ModelConfig, files: TensorFiles, problems: list[str]
 ) -> list[Job]:
@@ -191,9 +208,11 @@ def with_motion(model: ModelConfig, files: TensorFiles) -> ModelConfig:
     return replace(model, motion=motion, name=re.sub("^cogvideox", "tora", model.name))
 
 
-def _open(source: Path, names: list[str], tora: bool) -> tuple[dict[str, TensorFiles], list[str]]:
-    """The files of a folder's parts that can be used, and what is wrong with the others."""
-    files, problems = {}, []
+def _open(
+    source: Path, names: list[str], tora: bool, problems: list[str]
+) -> dict[str, TensorFiles]:
+    """The files of a folder's parts that can be used; what is wrong with the others is noted."""
+    files = {}
     for name in names:
         try:
             files[name] = TensorFiles(source / name)
@@ -202,11 +221,12 @@ def _open(source: Path, names: list[str], tora: bool) -> tuple[dict[str, TensorF
     if "transformer" in files and (other := _kind_problems(files["transformer"], tora)):
         del files["transformer"]  # every tensor of it would be said to be wrong
         problems += other
-    return files, problems
+    return files
 
 
-def _class_problems(data: Mapping[str, Mapping[str, Any]], tora: bool) -> list[str]:
-    problems = []
+def _class_problems(data: Mapping[str, Mapping[str, Any]], tora: bool) -> dict[str, str]:
+    """What is wrong with the classes of a folder's parts, by part."""
+    problems = {}
     for name, content in data.items():
         part = _PARTS[name]
         known = part.classes
@@ -218,7 +238,7 @@ def _class_problems(data: Mapping[str, Mapping[str, Any]], tora: bool) -> list[s
         advice = "is this a CogVideoX folder?"
         if given == diffusers_config.TORA_CLASS:
             advice = "use `convert tora`"
-        problems.append(
+        problems[name] = (
             f"{name}/{part.file}: is a {given}, not a {' or '.join(known[:2])}; {advice}"
         )
     return problems
@@ -234,13 +254,13 @@ def _kind_problems(files: TensorFiles, tora: bool) -> list[str]:
     return ["transformer: has Tora's tensors (traj_extractor); use `convert tora`"]
 
 
-def tokenizer_problems(folder: Path, model: ModelConfig) -> list[str]:
-    """Whether a tokenizer is there and goes with the text encoder."""
+def tokenizer_problems(folder: Path, model: ModelConfig | None = None) -> list[str]:
+    """Whether a tokenizer is there and goes with the text encoder, if that is known."""
     try:
         largest = max(load_tokenizer(folder).get_vocab().values())
     except (OSError, ValueError) as error:
         return [str(error)]
-    if largest >= model.text.vocab_size:
+    if model is not None and largest >= model.text.vocab_size:
         return [
             f"{folder}: has ids up to {largest}, but the text encoder knows "
             f"{model.text.vocab_size} tokens"

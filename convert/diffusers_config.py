@@ -171,6 +171,15 @@ def read(
     return _with_sizes(model), problems + contradictions(model)
 
 
+def setting_problems(parts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What cannot be used in some of a folder's JSON files, each looked at alone; see `read`."""
+    problems: list[str] = []
+    for part in PARTS:
+        if part.folder in parts:
+            _read(part, parts[part.folder], problems)
+    return problems
+
+
 def write(model: ModelConfig) -> dict[str, dict[str, Any]]:
     """The JSON files of a folder that diffusers loads, by folder; `model_index` is its root's.
 

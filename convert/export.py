@@ -59,7 +59,9 @@ def export_folder(
         problems += [f"{text} (or --accept-differences)" for text in differences]
     if problems:
         raise ConversionError(f"{source} cannot be exported:\n  " + "\n  ".join(problems))
-    with folders.new_folder(destination, sum(map(checkpoint.component_bytes, places.values()))) as folder:
+    with folders.new_folder(
+        destination, sum(map(checkpoint.component_bytes, places.values()))
+    ) as folder:
         for component in components(model).values():
             arrays = _arrays(component, places, unused)
             _write(folder / component.folder, component, model, arrays, shard_bytes)

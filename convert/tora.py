@@ -48,12 +48,7 @@ def convert_tora(
 
 def _check_sat(source: Path, base: Path | None) -> conversion.Plan:
     problems: list[str] = []
-    files = found = None
-    try:
-        files = TensorFiles(source, tora_sat.KEY)
-        problems += tora_sat.file_problems(files.specs)
-    except SourceError as error:
-        problems += error.problems
+    found = None
     if base is None:
         problems.append(
             "--base is needed: a folder that `convert cogvideox` made; a SAT checkpoint has no "
@@ -61,16 +56,32 @@ def _check_sat(source: Path, base: Path | None) -> conversion.Plan:
         )
     else:
         found = conversion.read_base(base, list(_FROM_BASE), problems)
+    files = _open_sat(source, problems)
+    specs = {} if files is None else files.specs
+    fits = False
     if found is not None:
         problems += conversion.tokenizer_problems(base / "tokenizer", found.model)
-        problems += tora_sat.base_problems(found.model, {} if files is None else files.specs)
-    if problems:
+        unfit = tora_sat.base_problems(found.model, specs)
+        problems += unfit
+        fits = files is not None and not unfit  # else every tensor would be said to be wrong
+    if not fits:
         raise conversion.listing(source, problems)
-    model = conversion.with_motion(tora_sat.settings(found.model, files.specs), files)
+    model = conversion.with_motion(tora_sat.settings(found.model, specs), files)
     component = TORA._replace(rules=tora_sat.rules)
     jobs = conversion.make_job(component, model, files, problems)
     if problems:
         raise conversion.listing(source, problems)
     copies = {name: checkpoint.component_path(base, name) for name in _FROM_BASE}
-    notes = tora_sat.notes(files.specs, model)
-    return conversion.Plan(model, jobs, copies, base / "tokenizer", notes)
+    return conversion.Plan(model, jobs, copies, base / "tokenizer", tora_sat.notes(specs, model))
+
+
+def _open_sat(source: Path, problems: list[str]) -> TensorFiles | None:
+    """The file, if it is a Tora; what is wrong with it goes to `problems`."""
+    try:
+        files = TensorFiles(source, tora_sat.KEY)
+    except SourceError as error:
+        problems += error.problems
+        return None
+    wrong = tora_sat.file_problems(files.specs)
+    problems += wrong
+    return None if wrong else files
