@@ -105,10 +105,11 @@ def settings(base: ModelConfig, tensors: Mapping[str, Spec]) -> ModelConfig:
     """
     patch = tensors.get(f"{_NETWORK}mixins.patch_embed.proj.weight")
     learned = f"{_NETWORK}mixins.pos_embed.pos_embedding" in tensors
-    known = patch is not None and len(patch.shape) == 4
+    channels = patch.shape[1] if patch is not None and len(patch.shape) == 4 else None
+    possible = base.vae.latent_channels, 2 * base.vae.latent_channels
     transformer = replace(
         base.transformer,
-        in_channels=patch.shape[1] if known else base.transformer.in_channels,
+        in_channels=channels if channels in possible else base.transformer.in_channels,
         learned_positions=learned,
         add_learned_positions=not learned,
         final_norm_eps=_FINAL_NORM_EPS,

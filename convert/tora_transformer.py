@@ -75,7 +75,7 @@ def motion_config(tensors: Mapping[str, Spec], num_layers: int) -> MotionConfig 
     if not first and not blocks:
         return None
     width = first[0].shape[0] if first and first[0].shape else MotionConfig().width
-    return MotionConfig(width=width, blocks_per_layer=max(1, len(blocks) // max(1, num_layers)))
+    return MotionConfig(width=width, blocks_per_layer=max(1, -(-len(blocks) // num_layers)))
 
 
 def counters(config: ModelConfig) -> dict[str, np.ndarray]:
