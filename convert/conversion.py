@@ -13,7 +13,7 @@ from convert.engine import ConversionError, Piece, assemble, plan
 from convert.tensor_files import SourceError, TensorFiles
 from tora2_jax import bundle, checkpoint, weight_folder
 from tora2_jax.checkpoint import CheckpointError
-from tora2_jax.config import ModelConfig, to_dict
+from tora2_jax.config import DiffusionConfig, ModelConfig, to_dict
 from tora2_jax.text import load_tokenizer
 
 _PARTS = {part.folder: part for part in diffusers_config.PARTS}
@@ -137,8 +137,20 @@ def check_folder(source: Path, tora: bool = False, base: Path | None = None) -> 
     if problems:
         raise listing(source, problems)
     notes = ["--base was not needed: the source has everything"] if base and not lacking else []
+    notes += _sampling_notes(model) if tora else []
     copies = {name: checkpoint.component_path(found.folder, name) for name in wanted}
     return Plan(model, jobs, copies, tokenizer, notes)
+
+
+def _sampling_notes(model: ModelConfig) -> list[str]:
+    """Where a folder's scheduler is not the one that Tora's inference script puts in its place."""
+    found, released = model.diffusion, DiffusionConfig()
+    given, wanted = (
+        f"{config.scheduler} with {config.timestep_spacing} spacing" for config in (found, released)
+    )
+    if given == wanted:
+        return []
+    return [f"kept from the scheduler's file: {given}; Tora's own script samples by {wanted}"]
 
 
 def _base(

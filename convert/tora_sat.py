@@ -101,7 +101,8 @@ def settings(base: ModelConfig, tensors: Mapping[str, Spec]) -> ModelConfig:
     """The model of a file; what its tensors do not show is the base's, or fixed in Tora's SAT code.
 
     The last norm has another epsilon than in diffusers, a dropped caption is zeros instead of the
-    empty text, and the learned positions of I2V are loaded and never added.
+    empty text, the learned positions of I2V are loaded and never added, and it is sampled by DPM
+    with trailing timesteps, whatever the base's scheduler says.
     """
     patch = tensors.get(f"{_NETWORK}mixins.patch_embed.proj.weight")
     learned = f"{_NETWORK}mixins.pos_embed.pos_embedding" in tensors
@@ -114,7 +115,16 @@ def settings(base: ModelConfig, tensors: Mapping[str, Spec]) -> ModelConfig:
         add_learned_positions=not learned,
         final_norm_eps=_FINAL_NORM_EPS,
     )
-    return replace(base, transformer=transformer, null_text="zeros", personalization=None)
+    diffusion = replace(
+        base.diffusion, scheduler="dpm", timestep_spacing="trailing", steps_offset=0
+    )
+    return replace(
+        base,
+        transformer=transformer,
+        diffusion=diffusion,
+        null_text="zeros",
+        personalization=None,
+    )
 
 
 def base_problems(base: ModelConfig, tensors: Mapping[str, Spec]) -> list[str]:

@@ -19,7 +19,7 @@ from tests import cogvideox_twins as twins
 from tests import tora_twins
 from tests.parity import relative_error
 from tora2_jax import bundle, checkpoint
-from tora2_jax.config import PRESETS, MotionConfig
+from tora2_jax.config import PRESETS, DiffusionConfig, MotionConfig
 from tora2_jax.models import vae_tiling
 from tora2_jax.pipeline import Tora2Pipeline
 
@@ -87,6 +87,8 @@ def test_what_tells_sat_from_diffusers_stays_a_setting(made):
     assert ours.transformer.learned_positions == (made.name == I2V)
     for model in (ours, theirs):
         assert model.motion == MotionConfig(width=8) and model.personalization is None
+    ours.diffusion = DiffusionConfig(scheduler="ddim", timestep_spacing="linspace")
+    assert tora_sat.settings(ours, {}).diffusion == theirs.diffusion == DiffusionConfig()
 
 
 def test_sat_goes_out_to_diffusers_where_that_is_accepted(made, tmp_path, capsys):
@@ -115,10 +117,14 @@ def _counted_from_zero(tensors):
     ("name", "dtype"),
     [(T2V, torch.bfloat16), (I2V, torch.float16), (LATER, torch.float32)],
 )
-def test_round_trip_is_bit_exact(name, dtype, tmp_path):
+def test_round_trip_is_bit_exact(name, dtype, tmp_path, capsys):
     source = tora_twins.save(name, tmp_path / "source", dtype)
+    if name == I2V:
+        scheduler = source / "scheduler/scheduler_config.json"
+        scheduler.write_text(scheduler.read_text().replace("XDPMS", "XDDIMS"))
     converted, returned = tmp_path / "converted", tmp_path / "returned"
     assert _run("tora", "--src", source, "--dst", converted) == 0
+    assert ("kept from the scheduler's file: ddim" in capsys.readouterr().out) == (name == I2V)
     assert _run("export", "--src", converted, "--dst", returned) == 0
     after = _source(returned)
     _assert_same(after, _counted_from_zero(_source(source)))
@@ -132,6 +138,7 @@ def test_round_trip_is_bit_exact(name, dtype, tmp_path):
     assert ours == {key: theirs[key] for key in ours}
 
 
+@pytest.mark.parametrize("made", [T2V], indirect=True)
 def test_a_folder_without_the_rest_takes_it_from_the_base(made, tmp_path, capsys):
     source = shutil.copytree(made.diffusers, tmp_path / "source")
     for part in ("vae", "text_encoder", "tokenizer", "scheduler"):
