@@ -407,4 +407,4 @@ def test_export_refuses_what_diffusers_cannot_hold(capsys, tmp_path):
     toy = Path(__file__).resolve().parent.parent / "checkpoints" / "toy"
     assert main(["export", "--src", str(toy), "--dst", str(tmp_path / "out")]) == 2
     message = capsys.readouterr().err
-    assert "motion: " in message and "personalization: " in message
+    assert "personalization: " in message and "motion: " not in message

@@ -23,6 +23,7 @@ class TransformerConfig:
     max_text_length: int = 226
     positions: Literal["sincos", "rotary"] = "rotary"
     learned_positions: bool = False  # I2V: a stored table is added to the joint sequence
+    add_learned_positions: bool = True  # False: stored but not added (Tora's I2V for SAT)
     sample_frames: int = 49  # pixel frames and latent size of the position tables
     sample_height: int = 60
     sample_width: int = 90
