@@ -71,6 +71,21 @@ class WeightsConfig:
 
 
 @dataclass(slots=True, kw_only=True)
+class ClipFolderConfig:
+    """Clips and captions as Tora's release keeps them; sizes and fps are the model's."""
+
+    folder: str | None = None  # holds videos/NAME.mp4 and labels/NAME.txt
+    motion: Literal["dense", "sparse"] = "sparse"  # flow of every pixel, or along some paths
+    draws: int = 1  # sets of paths (and of noise on a first frame) per clip; each is encoded once
+    skip_frames: int = 3  # at each end of a clip, as far as it is longer than needed
+    estimator: str = "tora2_jax.optical_flow:DISFlow"  # MODULE:NAME of a FlowEstimator
+    max_paths: int = 16
+    grid: int = 32  # pixels between the places where a path may begin
+    crop_frames: int = 9  # stage motion_vae trains on crops
+    crop_size: int = 256  # pixels
+
+
+@dataclass(slots=True, kw_only=True)
 class TrainConfig:
     """Everything that determines a training run."""
 
@@ -84,6 +99,7 @@ class TrainConfig:
     tokenizer: str | None = None  # folder of the text encoder's tokenizer
     model: ModelConfig = field(default_factory=ModelConfig)
     world: WorldConfig = field(default_factory=WorldConfig)
+    clips: ClipFolderConfig | None = None  # where examples come from; None: the toy world
     optim: OptimConfig = field(default_factory=OptimConfig)
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
     weights: WeightsConfig = field(default_factory=WeightsConfig)
@@ -120,6 +136,12 @@ def problems(config: TrainConfig) -> list[str]:
         (f"dropout.{name}", 0 <= value <= 1, "must be between 0 and 1")
         for name, value in to_dict(config.dropout).items()
     ]
+    if config.clips is not None:
+        checks += [
+            (f"clips.{name}", getattr(config.clips, name) > 0, "must be positive")
+            for name in ("draws", "max_paths", "grid", "crop_frames", "crop_size")
+        ]
+        checks.append(("clips.skip_frames", config.clips.skip_frames >= 0, "must not be negative"))
     faults = [f"config.{name} {rule}" for name, holds, rule in checks if not holds]
     return faults + _wrong_choices(config, "config")
 
