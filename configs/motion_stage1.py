@@ -27,12 +27,13 @@ CLIPS = "data/clips"
 def base_model(base: str) -> ModelConfig:
     """The settings of a converted base, or CogVideoX-5B's where it is not there yet."""
     folder = Path(base)
-    return load_config(folder) if folder.exists() else cogvideox_5b()
+    model = load_config(folder) if folder.exists() else cogvideox_5b()
+    return replace(model, motion=None, personalization=None)
 
 
 def get_config(base: str = BASE) -> TrainConfig:
     """The settings of this stage on a converted base."""
-    model = replace(base_model(base), motion=MotionConfig(), personalization=None)
+    model = replace(base_model(base), motion=MotionConfig())
     model.transformer.rematerialize = True
     return TrainConfig(
         stage="motion",

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from convert.bundle import make_bundle
 from convert.cogvideox import convert_folder
@@ -20,11 +21,13 @@ from tora2_jax.data.pool import Pool
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
+    "seed": 0,
     "batch_size": 2,
     "steps": 40,
     "optim.warmup_steps": 1,
     "optim.learning_rate": 0.02,
     "model.frames": 9,
+    "model.transformer.rematerialize": False,
     "model.max_entities": 1,
     "model.max_references": 1,
     "model.motion.width": 8,
@@ -34,18 +37,18 @@ SMALL = {
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled(tmp_path_factory):
-    """Programs that several runs share are compiled once."""
-    folder = tmp_path_factory.mktemp("compiled")
-    names = {
-        "jax_compilation_cache_dir": str(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0.5,
+    """Programs are compiled fast, and once where several runs share them."""
+    settings = {
+        "jax_compilation_cache_dir": (str(tmp_path_factory.mktemp("compiled")), None),
+        "jax_persistent_cache_min_compile_time_secs": (0.0, 1.0),
+        "jax_disable_most_optimizations": (True, False),
     }
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in names.items():
-        jax.config.update(name, value)
-    yield folder
-    for name, value in before.items():
-        jax.config.update(name, value)
+    for turn in (0, 1):
+        for name, values in settings.items():
+            jax.config.update(name, values[turn])
+        compilation_cache.reset_cache()  # it reads its folder once
+        if turn == 0:
+            yield {name.upper(): str(values[0]) for name, values in settings.items()}
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +106,7 @@ def test_stage_2_goes_on_where_stage_1_has_ended(bases, clips, compiled, tmp_pat
         *(f"--config=configs/motion_stage1.py:{base}", f"--workdir={tmp_path / 'work1'}"),
         *(f"--config.{name}={value}" for name, value in overrides.items()),
     ]
-    subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    subprocess.run(command, cwd=ROOT, check=True, env=os.environ | compiled)
     assert_falls(losses(tmp_path / "work1"))
     assert len(Pool(next((tmp_path / "cache").iterdir()))) == 3
 
@@ -193,7 +196,8 @@ def test_all_problems_are_named_before_anything_is_loaded(tmp_path):
 
 
 def test_settings_that_do_not_go_with_clips_are_refused(tmp_path):
-    config = config_of("motion_stage1", tmp_path, tmp_path, tmp_path, stage="tora2", data_size=5)
+    absent = tmp_path / "absent"
+    config = config_of("motion_stage1", absent, absent, tmp_path, stage="tora2", data_size=5)
     config.clips.folder, config.clips.motion, config.clips.draws = None, "none", 0
     with pytest.raises(train.TrainError) as error:
         train.train(config, tmp_path)
@@ -207,7 +211,7 @@ def test_settings_that_do_not_go_with_clips_are_refused(tmp_path):
 def test_temporal_patches_train_and_the_bundle_samples(bases, clips, tmp_path):
     for name in ("cogvideox_1_5_5b_i2v", "cogvideox_5b"):
         folder = tmp_path / name
-        changes = {"steps": 2, "model.fps": 8}
+        changes = {"steps": 2, "model.fps": 8, "model.transformer.rematerialize": True}
         config = config_of("motion_stage1", bases(name), clips, folder, **changes)
         config.sample_every = 2
         train.train(config, folder / "work")

@@ -14,8 +14,8 @@ import numpy as np
 from flax import nnx
 
 from tora2_jax import checkpoint, conditioning, diffusion, pipeline, video
-from tora2_jax.config import ModelConfig, to_dict
 from tora2_jax.conditioning import needed_networks
+from tora2_jax.config import ModelConfig, to_dict
 from tora2_jax.data import clip_folder, pool
 from tora2_jax.data.world import render_clip
 from tora2_jax.models import binding, tora2
