@@ -57,7 +57,9 @@ def _parser() -> argparse.ArgumentParser:
         help="also export settings that diffusers cannot hold; they are named and left out",
     )
     command = commands.add_parser("bundle")
-    command.add_argument("--config", type=Path, required=True, help="file of configs/")
+    command.add_argument(
+        "--config", required=True, help="file of configs/, or FILE:ARGUMENT as in training"
+    )
     command.set_defaults(run=_bundle)
     for command in commands.choices.values():
         command.add_argument("--dst", type=Path, required=True, help="folder to make")
@@ -96,15 +98,17 @@ def _bundle(options: argparse.Namespace) -> None:
     make_bundle(_config(options.config), options.dst)
 
 
-def _config(path: Path) -> TrainConfig:
-    """What `get_config()` of a file of configs/ returns."""
+def _config(given: str) -> TrainConfig:
+    """What `get_config()` of a file of configs/ returns; what follows a colon is its argument."""
+    name, _, argument = given.partition(":")
+    path = Path(name)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if not path.is_file() or spec is None:
         raise ConversionError(f"--config: {path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        config = module.get_config()
+        config = module.get_config(argument) if argument else module.get_config()
     except Exception as error:  # whatever a file of the user's raises
         raise ConversionError(f"--config: {path} cannot be loaded: {error!r}") from error
     if not isinstance(config, TrainConfig):

@@ -13,7 +13,7 @@ from PIL import Image
 from tora2_jax import bundle, checkpoint, config, sampling, video
 from tora2_jax.checkpoint import CheckpointError
 from tora2_jax.pipeline import Sample
-from tora2_jax.request import Request
+from tora2_jax.request import Request, load_request
 
 ROOT = Path(__file__).resolve().parent.parent
 TOY = ROOT / "checkpoints" / "toy"
@@ -105,6 +105,29 @@ def test_a_batch_is_written_request_by_request(tmp_path):
     assert [video.read_video(path)[0].mean() > 128 for path in written[:4:2]] == [False, True]
     assert np.load(tmp_path / "l.npz")["latents"].shape == (2, 2, 8, 4, 4)
     assert np.load(tmp_path / "f.npy").shape == frames.shape
+
+
+def test_a_still_entity_without_references_is_told_in_one_line(tmp_path, capsys):
+    request = write_request(
+        tmp_path,
+        entities=[
+            {"word": "man", "kind": "human", "trajectory": [[10, 10], [10, 10]]},
+            {"word": "kite", "kind": "object", "images": ["kite.png"], "trajectory": [[50, 60]]},
+        ],
+    )
+    sampling.prepare(options(tmp_path, request))
+    printed = capsys.readouterr().err.splitlines()
+    notes = [line for line in printed if "leaves the flow map white" in line]
+    assert len(notes) == 1 and "only through the binder" in notes[0]
+    assert 'entities[0] "man"' in notes[0] and "entities[1]" not in notes[0]
+    moving = load_request(write_request(tmp_path))
+    toy = bundle.load_config(TOY)
+    assert sampling.still_notes([request], [moving], toy) == []
+    toy.personalization = None
+    still = load_request(
+        write_request(tmp_path, entities=[{"word": "man", "trajectory": [[9, 9]]}])
+    )
+    assert "does not have" in sampling.still_notes([request], [still], toy)[0]
 
 
 @pytest.mark.parametrize("content", [None, "{}", '{"model": {"size": 3}}', "not json"])

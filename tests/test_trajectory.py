@@ -1,12 +1,15 @@
 """The rasteriser: the released pixels in compat mode, and hand-computed cases of our own."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from tora2_jax import trajectory
+from tora2_jax import trajectory, trajectory_command
 from tora2_jax.flow_color import color_bytes
 from tora2_jax.trajectory import TrajectoryError, parse_points, resample, splat
 
@@ -108,6 +111,12 @@ def test_times_and_single_points():
     assert still.tolist() == [[48, 24]] * 3 and visible.all()
 
 
+def test_a_path_that_stays_in_one_place_is_still():
+    for value in ([[5, 5]], [[5, 5], [5, 5]], [[5, 5], None, [5, 5]]):
+        assert trajectory.is_still(parse_points(value))
+    assert not trajectory.is_still(parse_points([[5, 5], [5, 6], [5, 5]]))
+
+
 def test_null_points_hide_frames():
     points = parse_points([[0, 0], None, [64, 64], [80, 64], None])
     track, visible = resample(points, 5, 256, 256)
@@ -128,6 +137,7 @@ def test_null_points_hide_frames():
         ([None, None], ["no point is visible"]),
         ([[1, "a"], [300, 5], [1]], ["point 1 holds 'a'", "point 2 is at (300, 5)", "point 3"]),
         ([[float("nan"), 1], [True, 2]], ["finite", "True"]),
+        ([[10**400, 1]], ["finite"]),
         ([[-1, 5], [5, 256.5]], ["point 1 is at", "point 2 is at"]),
         ([[1, 1, 0.5], [2, 2, 0.5], [3, 3, 0.2]], ["0.5 follows 0.5", "0.2 follows 0.5"]),
         ([[1, 1, -0.5], [2, 2, 1.5]], ["time -0.5", "time 1.5"]),
@@ -153,6 +163,11 @@ def test_files(tmp_path):
     read = trajectory.load_points(text)
     assert read.position.tolist() == [[10, 20], [30, 40.5]]
     assert trajectory.load_points(str(listing)).visible.tolist() == [True, False, True]
+    text.write_bytes(b"\xef\xbb\xbf10,20\r\n30, 40\r\n")  # as some editors save it
+    assert trajectory.load_points(text).position.tolist() == [[10, 20], [30, 40]]
+    text.write_text("\n".join(f"{index}, 7" for index in range(205)))
+    track, _ = resample(trajectory.load_points(text), 49, 256, 256)
+    assert track[0].tolist() == [0, 7] and track[-1].tolist() == [204, 7]
     for content in ("", "10,x\n", "10\n", "[[1,", "[1, 2]", "10,nan"):
         text.write_text(content)
         with pytest.raises(TrajectoryError, match=r"path\.txt"):
@@ -223,13 +238,51 @@ def test_unseen_positions_are_never_read():
     assert not trajectory.flow_map(tracks, visible, 32, 48).any()
 
 
-def test_command_line(tmp_path, capsys):
-    path, picture = tmp_path / "path.txt", tmp_path / "path.png"
-    path.write_text("10,10\n200,100\n")
-    sizes = ["--frames", "5", "--height", "48", "--width", "64"]
-    assert trajectory.main([str(path), "--plot", str(picture), *sizes]) == 0
-    assert picture.stat().st_size > 0
-    assert "visible in 5 of 5" in capsys.readouterr().out
-    path.write_text("10,10\n300,100\n")
-    assert trajectory.main([str(path)]) == 2
-    assert "point 2" in capsys.readouterr().err
+def _command(*arguments) -> int:
+    return trajectory_command.main([str(argument) for argument in arguments])
+
+
+def test_the_command_plots_several_paths_with_their_gaps(tmp_path, capsys):
+    line, gap = tmp_path / "line.txt", tmp_path / "gap.json"
+    line.write_text("10,10\n200,100\n")
+    gap.write_text("[[0, 128], null, [256, 128], [256, 200]]")
+    still = tmp_path / "still.txt"
+    still.write_text("128,200")
+    plot = tmp_path / "plots" / "paths.png"
+    sizes = ["--frames", 5, "--size", 48, "64"]
+    assert _command(line, gap, still, "--plot", plot, *sizes) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [row.split(": ")[0] for row in printed] == [str(line), str(gap), str(still)]
+    assert "visible in 5 of 5" in printed[0] and "visible in 4 of 5" in printed[1]
+    assert "stands still" in printed[2]
+    picture = np.asarray(Image.open(plot)).astype(int)
+    assert picture.shape == (360 + 24 + 44, 2 * 480 + 3 * 40, 3)
+    # The gap's middle is white on the canvas; the line's is not.
+    assert (picture[24 + 180, 40 + 240] == 255).all()
+    around = picture[24 + 77 - 3 : 24 + 77 + 4, 40 + 197 - 3 : 40 + 197 + 4]
+    assert (np.ptp(around, axis=-1) > 40).any()
+    right = picture[24:384, 2 * 40 + 480 : 2 * 40 + 960]
+    assert (np.ptp(right, axis=-1) > 40).sum() > 500  # the flow picture has colours
+
+
+def test_the_command_names_all_problems_and_writes_nothing(tmp_path, capsys):
+    good, bad = tmp_path / "good.txt", tmp_path / "bad.txt"
+    good.write_text("10,10\n200,100\n")
+    bad.write_text("10,10\n300,100\n5,x\n")
+    absent, plot = tmp_path / "absent.txt", tmp_path / "plot.png"
+    assert _command(good, bad, absent, "--plot", plot, "--frames", 0) == 2
+    message = capsys.readouterr().err
+    parts = ("bad.txt: point 2", "bad.txt: point 3", "absent.txt cannot be read", "--frames: 0")
+    for part in parts:
+        assert part in message
+    assert not plot.exists()
+    assert _command(good, "--plot", tmp_path / "plot.xyz") == 2
+    assert "picture format" in capsys.readouterr().err
+
+
+def test_the_module_runs_as_a_program(tmp_path):
+    (tmp_path / "path.txt").write_text("10,10")
+    command = [sys.executable, "-m", "tora2_jax.trajectory", str(tmp_path / "path.txt")]
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "1 points" in done.stdout

@@ -201,6 +201,11 @@ class ModelConfig:
         """Height and width of a video are multiples of this (one token)."""
         return self.spatial_compression * self.transformer.patch_size
 
+    @property
+    def takes_image(self) -> bool:
+        """Whether the transformer is given a first frame beside the noise (I2V)."""
+        return self.transformer.in_channels == 2 * self.vae.latent_channels
+
     def latent_grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Latent frames, rows and columns of a video of that many pixels."""
         compression = self.spatial_compression

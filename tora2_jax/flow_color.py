@@ -148,7 +148,10 @@ def _mirrored_spread(center: int, size: int, _height: int) -> tuple[slice, np.nd
     period = max(2 * (size - 1), 1)
     source = np.abs((np.arange(size)[:, None] + offset) % period)
     source = np.minimum(source, period - source)
-    return slice(None), ((source == center) * weight).sum(1)
+    weights = ((source == center) * weight).sum(1)
+    near = np.flatnonzero(weights)
+    reached = slice(near[0], near[-1] + 1) if near.size else slice(0, 0)
+    return reached, weights[reached]
 
 
 def flow_video(

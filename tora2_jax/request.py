@@ -158,7 +158,7 @@ def validate(request: Request, model: ModelConfig, tokenizer=None) -> None:
 
 def _model_problems(request: Request, model: ModelConfig, tokenizer) -> list[str]:
     problems = _size_problems(request, model)
-    takes_image = model.transformer.in_channels == 2 * model.vae.latent_channels
+    takes_image = model.takes_image
     if takes_image and request.image is None:
         problems.append(f"image: {model.name} starts from an image; name its file")
     if request.image is not None and not takes_image:

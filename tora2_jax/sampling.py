@@ -1,5 +1,6 @@
 """Requests from files to files: what `scripts/sample.py` and the demo run."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -10,9 +11,10 @@ from tqdm import tqdm
 
 from tora2_jax import bundle, conditioning, diffusion, pipeline, request, video
 from tora2_jax.checkpoint import CheckpointError
-from tora2_jax.config import DiffusionConfig
+from tora2_jax.config import DiffusionConfig, ModelConfig
 from tora2_jax.models.vae_tiling import VAEMemory
 from tora2_jax.references import load_image
+from tora2_jax.trajectory import is_still
 
 SEEDS = 2**32  # larger ones would repeat
 
@@ -129,7 +131,29 @@ def prepare(options: Options) -> Job:
         raise SamplingError(error.problems) from error
     except ValueError as error:
         raise SamplingError([str(error)]) from error
+    for note in still_notes(options.requests, requests, model.config):
+        print(note, file=sys.stderr)
     return Job(model, requests, inputs, latents)
+
+
+def still_notes(
+    names: Sequence[Path], requests: Sequence[request.Request], model: ModelConfig
+) -> list[str]:
+    """One line per request that has entities with a still path and no references."""
+    notes = []
+    for name, wanted in zip(names, requests, strict=True):
+        still = [
+            f'entities[{index}] "{entity.word}"'
+            for index, entity in enumerate(wanted.entities)
+            if entity.points is not None and not entity.images and is_still(entity.points)
+        ]
+        if still:
+            lacking = "" if model.personalization else ", which this checkpoint does not have"
+            notes.append(
+                f"{name}: {', '.join(still)}: a still entity without references leaves the flow "
+                f"map white and acts only through the binder{lacking}"
+            )
+    return notes
 
 
 def _step_problems(options: Options, settings: DiffusionConfig) -> list[str]:

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from tora2_jax import checkpoint
 from tora2_jax.config import setting_differences, to_dict
-from tora2_jax.data.loader import batches
+from tora2_jax.data.loader import Source, batches
 from tora2_jax.models.layers import flat_variables
 from tora2_jax.optim import learning_rate, make_optimizer
 from tora2_jax.train_config import TrainConfig, TrainError, differences, problems
@@ -52,6 +52,7 @@ STAGES = {
     "localiser": "tora2_jax.stages.localiser",
     "base": "tora2_jax.stages.diffusion",
     "motion": "tora2_jax.stages.diffusion",
+    "motion_vae": "tora2_jax.stages.motion_vae",
     "tora2": "tora2_jax.stages.diffusion",
 }
 
@@ -170,13 +171,14 @@ def train(config: TrainConfig, workdir: str | Path) -> TrainState:
     workdir = Path(workdir)
     stage = find_stage(config)
     _claim(workdir, config)
+    source = stage.source(config)  # first: what it may encode needs the memory of the model
     graph, state = init_state(config, stage)
     if config.export:
         _export_paths(config.export, list(_trained_components(stage, state)))  # fails early
     saved = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints)
     try:
         state = _resume(saved, state)
-        state = _loop(config, stage, graph, state, saved, workdir)
+        state = _loop(config, stage, source, graph, state, saved, workdir)
     finally:
         saved.close()
     if config.export:
@@ -218,6 +220,7 @@ def _changing(state: TrainState) -> dict[str, Any]:
 def _loop(
     config: TrainConfig,
     stage: ModuleType,
+    source: Source,
     graph: nnx.GraphDef,
     state: TrainState,
     saved: checkpoint.Checkpoints,
@@ -226,14 +229,7 @@ def _loop(
     update = jax.jit(partial(train_step, config, stage, graph), donate_argnums=0)
     start = int(state.step)
     log = _Log(workdir / "metrics", start)
-    data = batches(
-        stage.source(config),
-        config.batch_size,
-        config.seed,
-        start,
-        config.steps,
-        config.workers,
-    )
+    data = batches(source, config.batch_size, config.seed, start, config.steps, config.workers)
     with tqdm(data, initial=start, total=config.steps, desc=config.stage, unit="step") as bar:
         for step, batch in enumerate(bar, start + 1):
             state, metrics = update(state, batch)

@@ -10,6 +10,8 @@ class TrainError(ValueError):
     """Something that the user has to change before a run can start or go on."""
 
 
+CLIP_STAGES = ("base", "motion", "motion_vae")  # can be trained on a folder of clips
+
 # Fields that may differ between a run and its continuation: they do not change a number.
 _HARMLESS = {
     "cache_dir",
@@ -71,6 +73,25 @@ class WeightsConfig:
 
 
 @dataclass(slots=True, kw_only=True)
+class ClipFolderConfig:
+    """Clips and captions as Tora's release keeps them; sizes and fps are the model's."""
+
+    folder: str | None = None  # holds videos/NAME.mp4 and labels/NAME.txt
+    # Flow of every pixel, along some paths, or by even chance one of these.
+    motion: Literal["dense", "sparse", "both"] = "sparse"
+    draws: int = 1  # sets of paths (and of noise on a first frame) per clip; each is encoded once
+    skip_frames: int = 3  # at each end of a clip, as far as it is longer than needed
+    estimator: str = "tora2_jax.optical_flow:DISFlow"  # MODULE:NAME of a FlowEstimator
+    max_paths: int = 16
+    grid: int = 32  # pixels between the places where a path may begin
+    # I2V: the first frame gets noise of standard deviation exp(N(mean, deviation)).
+    image_noise: tuple[float, float] = (-3.0, 0.5)
+    image_dropout: float = 0.05  # I2V: share of examples without their first frame
+    crop_frames: int = 9  # stage motion_vae trains on crops
+    crop_size: int = 256  # pixels
+
+
+@dataclass(slots=True, kw_only=True)
 class TrainConfig:
     """Everything that determines a training run."""
 
@@ -84,6 +105,7 @@ class TrainConfig:
     tokenizer: str | None = None  # folder of the text encoder's tokenizer
     model: ModelConfig = field(default_factory=ModelConfig)
     world: WorldConfig = field(default_factory=WorldConfig)
+    clips: ClipFolderConfig | None = None  # where examples come from; None: the toy world
     optim: OptimConfig = field(default_factory=OptimConfig)
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
     weights: WeightsConfig = field(default_factory=WeightsConfig)
@@ -120,8 +142,30 @@ def problems(config: TrainConfig) -> list[str]:
         (f"dropout.{name}", 0 <= value <= 1, "must be between 0 and 1")
         for name, value in to_dict(config.dropout).items()
     ]
+    if config.clips is not None:
+        checks += _clip_checks(config)
+    if config.stage == "motion_vae":
+        checks.append(("clips", config.clips is not None, "is needed: this stage has no world"))
     faults = [f"config.{name} {rule}" for name, holds, rule in checks if not holds]
     return faults + _wrong_choices(config, "config")
+
+
+def _clip_checks(config: TrainConfig) -> list[tuple[str, bool, str]]:
+    clips, none = config.clips, config.model.personalization is None
+    checks = [
+        (f"clips.{name}", getattr(clips, name) > 0, "must be positive")
+        for name in ("draws", "max_paths", "grid", "crop_frames", "crop_size")
+    ]
+    return [
+        *checks,
+        ("clips", config.stage in CLIP_STAGES, f"serves the stages {', '.join(CLIP_STAGES)} only"),
+        ("clips.folder", clips.folder is not None, "must name the folder of the clips"),
+        ("clips.skip_frames", clips.skip_frames >= 0, "must not be negative"),
+        ("clips.image_dropout", 0 <= clips.image_dropout <= 1, "must be between 0 and 1"),
+        ("clips.image_noise", clips.image_noise[1] >= 0, "must have no negative deviation"),
+        ("data_size", config.data_size is None, "must be None: the folder of clips has a size"),
+        ("model.personalization", none, "must be None: clips have no entities"),
+    ]
 
 
 def _wrong_choices(config: Any, path: str) -> list[str]:

@@ -4,7 +4,6 @@ Pixel coordinates are continuous: pixel i covers [i, i + 1], and a track holds `
 [0, width] x [0, height], x right, y down. Everything here is NumPy on the host.
 """
 
-import argparse
 import itertools
 import json
 import math
@@ -13,9 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw
 
-from tora2_jax.flow_color import color_bytes, color_flow, flow_map, flow_video
+from tora2_jax.flow_color import color_flow, flow_map, flow_video
 
 __all__ = [
     "Points",
@@ -24,6 +22,7 @@ __all__ = [
     "color_flow",
     "flow_map",
     "flow_video",
+    "is_still",
     "load_points",
     "parse_points",
     "resample",
@@ -68,13 +67,13 @@ def load_points(path: str | Path, canvas: tuple[int, int] = DEFAULT_CANVAS) -> P
         TrajectoryError: the file is unreadable or its content is not a path.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8").strip()
+        text = Path(path).read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise TrajectoryError([f"{path} cannot be read as text ({error})."]) from error
     if text.startswith("["):
         try:
             value = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise TrajectoryError([f"{path} is not valid JSON ({error})."]) from error
     else:
         value = [_split_line(line) for line in text.splitlines() if line.strip()]
@@ -134,7 +133,7 @@ def _entry_problem(entry: Any, canvas: tuple[int, int]) -> str | None:
     wrong = [item for item in entry if isinstance(item, bool) or not isinstance(item, int | float)]
     if wrong:
         return f"holds {wrong[0]!r} where a number belongs."
-    if not all(math.isfinite(item) for item in entry):
+    if not all(_is_finite(item) for item in entry):
         return f"is {list(entry)}; all its numbers must be finite."
     width, height = canvas
     if not (0 <= entry[0] <= width and 0 <= entry[1] <= height):
@@ -145,6 +144,19 @@ def _entry_problem(entry: Any, canvas: tuple[int, int]) -> str | None:
     if len(entry) == 3 and not 0 <= entry[2] <= 1:
         return f"has the time {entry[2]:g}; times lie between 0 and 1."
     return None
+
+
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # a whole number beyond all floats
+        return False
+
+
+def is_still(points: Points) -> bool:
+    """Whether a path never leaves its first place; a flow picture does not show such a path."""
+    position = points.position[points.visible]
+    return bool((position == position[0]).all())
 
 
 def _time_problems(given: list) -> list[str]:
@@ -306,48 +318,7 @@ def _token_frames(frames: int, temporal_patch: int, temporal_compression: int) -
     return (latent + padding) // temporal_patch
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Checks a path file and draws what the model will see of it."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tora2_jax.trajectory", description=main.__doc__
-    )
-    parser.add_argument("file", help="x,y per line, or a JSON list")
-    parser.add_argument("--plot", help="image file to write")
-    parser.add_argument("--frames", type=int, default=49)
-    parser.add_argument("--height", type=int, default=480)
-    parser.add_argument("--width", type=int, default=720)
-    parser.add_argument("--canvas", type=int, nargs=2, default=DEFAULT_CANVAS)
-    options = parser.parse_args(arguments)
-    canvas = tuple(options.canvas)
-    try:
-        points = load_points(options.file, canvas)
-    except TrajectoryError as error:
-        print(error, file=sys.stderr)
-        return 2
-    track, visible = resample(points, options.frames, options.width, options.height, canvas)
-    length = np.linalg.norm(np.diff(track, axis=0), axis=-1).sum()
-    print(
-        f"{len(points.time)} points, {length:.0f} pixels long, "
-        f"visible in {visible.sum()} of {len(track)} frames"
-    )
-    if options.plot:
-        _plot(track, visible, options.height, options.width).save(options.plot)
-    return 0
-
-
-def _plot(track: np.ndarray, visible: np.ndarray, height: int, width: int) -> Image.Image:
-    """All frames of the flow clip in one picture, the strongest colour on top, and the track."""
-    flow = flow_map(track[None], visible[None], height, width)
-    strongest = np.square(flow).sum(-1).argmax(0)
-    rows, columns = np.indices(strongest.shape)
-    image = Image.fromarray(color_bytes(flow)[strongest, rows, columns])
-    draw = ImageDraw.Draw(image)
-    for start in np.flatnonzero(visible[:-1] & visible[1:]):
-        draw.line(track[start : start + 2].ravel().tolist(), fill="black")
-    x, y = track[visible.argmax()].tolist()
-    draw.ellipse([x - 3, y - 3, x + 3, y + 3], fill="black")
-    return image
-
-
 if __name__ == "__main__":
+    from tora2_jax.trajectory_command import main
+
     sys.exit(main())

@@ -4,7 +4,8 @@ Frames are uint8 `[f, height, width, 3]`, RGB. PyAV is imported when a video is 
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -78,27 +79,79 @@ def read_video(path: str | Path) -> tuple[Frames, float]:
     Raises:
         VideoError: there is no such file, it is no video, or it is cut off.
     """
+    path = Path(path)
+    with _video_stream(path) as (container, stream):
+        expected, packets, frames = stream.frames, 0, []
+        for packet in container.demux(stream):
+            packets += packet.size > 0
+            frames += [frame.to_ndarray(format="rgb24") for frame in packet.decode()]
+        fps = float(stream.average_rate or 0)
+    # Not every container says how many frames it has; a cut-off file decodes without an error.
+    if not frames or packets < expected:
+        raise VideoError(f"{path}: is cut off; it holds {packets} of {expected} frames")
+    return np.stack(frames), fps
+
+
+def video_length(path: str | Path) -> tuple[int, float]:
+    """How many frames a video has and shows per second; of the frames only the first is decoded.
+
+    Raises:
+        VideoError: as `read_video`, as far as it can be told without decoding.
+    """
+    path = Path(path)
+    with _video_stream(path) as (container, stream):
+        expected, packets = stream.frames, 0
+        for packet in container.demux(stream):
+            packets += packet.size > 0
+        fps = float(stream.average_rate or 0)
+    if not packets or packets < expected:
+        raise VideoError(f"{path}: is cut off; it holds {packets} of {expected} frames")
+    if not fps:
+        raise VideoError(f"{path}: does not say how many frames it shows per second")
+    next(frames_at(path, [0]))
+    return packets, fps
+
+
+def frames_at(
+    path: str | Path, indices: Sequence[int]
+) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
+    """Some frames of a video, one after another, without holding the others.
+
+    Args:
+        path: the video.
+        indices: rising, from 0.
+
+    Raises:
+        VideoError: as `read_video`; also if the video ends before the last index.
+    """
+    path = Path(path)
+    wanted = iter(indices)
+    index = next(wanted, None)
+    with _video_stream(path) as (container, stream):
+        for number, frame in enumerate(container.decode(stream)):
+            if number == index:
+                yield frame.to_ndarray(format="rgb24")
+                index = next(wanted, None)
+            if index is None:
+                return
+    if index is not None:
+        raise VideoError(f"{path}: is cut off; it has no frame {index}")
+
+
+@contextmanager
+def _video_stream(path: Path):
+    """The container and its first video stream; what goes wrong inside becomes a VideoError."""
     import av
 
-    path = Path(path)
     if not path.is_file():
         raise VideoError(f"{path}: there is no such file")
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise VideoError(f"{path}: holds no video")
-            stream = container.streams.video[0]
-            expected, packets, frames = stream.frames, 0, []
-            for packet in container.demux(stream):
-                packets += packet.size > 0
-                frames += [frame.to_ndarray(format="rgb24") for frame in packet.decode()]
-            fps = float(stream.average_rate or 0)
+            yield container, container.streams.video[0]
     except (av.FFmpegError, OSError) as error:
         raise VideoError(f"{path}: is damaged or no video ({error})") from error
-    # Not every container says how many frames it has; a cut-off file decodes without an error.
-    if not frames or packets < expected:
-        raise VideoError(f"{path}: is cut off; it holds {packets} of {expected} frames")
-    return np.stack(frames), fps
 
 
 def write_image(path: str | Path, image: UInt8[np.ndarray, "height width channels"]) -> None:

@@ -1,4 +1,4 @@
-"""Clips of the toy world taken once through the frozen networks and kept on disk.
+"""Clips taken once through the frozen networks and kept on disk.
 
 The frozen networks never change during a stage, so what they make of a clip is a constant
 (`Conditions` can be cached); encoding it again at every step would cost more than training.
@@ -7,24 +7,63 @@ The frozen networks never change during a stage, so what they make of a clip is 
 import hashlib
 import json
 from pathlib import Path
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 from flax import nnx
+from jaxtyping import UInt8
 from tqdm import tqdm
 
 from tora2_jax import conditioning, config
 from tora2_jax.data import world
+from tora2_jax.types import Inputs
 
-CHUNK = 16
+
+class Examples(Protocol):
+    """What a pool encodes, by position: each a pure function of the settings and the index."""
+
+    at_once: int  # how many go through the networks together
+    identity: dict[str, Any]  # JSON data: all that the examples depend on, besides the model
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Inputs, UInt8[np.ndarray, "f height width 3"]]:
+        """Unbatched inputs and the video that belongs to them."""
+        ...
 
 
-def fingerprint(model: config.ModelConfig, world_config, size: int, weights: list[str]) -> str:
-    """Identifies what a pool holds: sizes, world and the bytes of the frozen weights."""
+class WorldExamples:
+    """Clips 0..size-1 of the toy world.
+
+    Args:
+        model: Sizes.
+        tokenizer: From `text.load_tokenizer`.
+        world_config: Which world.
+        size: Number of clips.
+    """
+
+    at_once = 16
+
+    def __init__(self, model: config.ModelConfig, tokenizer, world_config, size: int):
+        self._model, self._tokenizer, self._world = model, tokenizer, world_config
+        self._size = size
+        self.identity = {"world": config.to_dict(world_config), "size": size}
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: int) -> tuple[Inputs, UInt8[np.ndarray, "f height width 3"]]:
+        record = world.render_clip(self._world, index)
+        return conditioning.record_inputs(self._model, self._tokenizer, record), record.video
+
+
+def fingerprint(model: config.ModelConfig, examples: Examples, weights: list[str]) -> str:
+    """Identifies what a pool holds: sizes, examples and the bytes of the frozen weights."""
     digest = hashlib.sha256()
     parts = {name: config.to_dict(getattr(model, name)) for name in ("vae", "dino", "face")}
     parts |= {"object": config.to_dict(model.object), "binding": model.binding.word_tokens}
-    parts |= {"world": config.to_dict(world_config), "size": size}
+    parts |= examples.identity
     parts |= {"padding": [model.max_entities, model.max_references]}
     digest.update(json.dumps(parts, sort_keys=True).encode())
     for path in map(Path, weights):
@@ -48,22 +87,19 @@ class Pool:
         return {name: np.array(array[index]) for name, array in self._arrays.items()}
 
 
-def build(
-    directory: Path, model: config.ModelConfig, world_config, size: int, networks, tokenizer
-) -> None:
-    """Encode clips 0..size-1 of the world into `directory`; an interrupted build goes on.
+def build(directory: Path, model: config.ModelConfig, examples: Examples, networks) -> None:
+    """Encode all examples into `directory`; an interrupted build goes on.
 
     Args:
         directory: Where the arrays go; `pool.json` appears when all are written.
         model: Sizes.
-        world_config: Which world.
-        size: Number of clips.
+        examples: What to encode.
         networks: `FrozenNetworks` with the weights of this model.
-        tokenizer: From `text.load_tokenizer`.
     """
     directory.mkdir(parents=True, exist_ok=True)
     progress = directory / "progress.json"
     start = json.loads(progress.read_text())["done"] if progress.exists() else 0
+    size, chunk = len(examples), examples.at_once
     graph, state = nnx.split(networks)
 
     @jax.jit
@@ -71,14 +107,13 @@ def build(
         return _features(nnx.merge(graph, state), model, inputs, video)
 
     arrays: dict[str, np.memmap] = {}
-    for first in tqdm(range(start, size, CHUNK), "encoding clips", disable=None):
+    for first in tqdm(range(start, size, chunk), "encoding clips", disable=None):
         # The last chunk is filled up by wrapping round, so that one compiled shape serves all.
-        rows = [(first + offset) % size for offset in range(CHUNK)]
-        records = [world.render_clip(world_config, row) for row in rows]
-        inputs = conditioning.inputs_from_records(model, tokenizer, records)
-        video = np.stack([record.video for record in records]).astype(np.float32) / 127.5 - 1
+        rows = [examples[(first + offset) % size] for offset in range(chunk)]
+        inputs = conditioning.batch_inputs([row for row, _ in rows])
+        video = np.stack([pixels for _, pixels in rows]).astype(np.float32) / 127.5 - 1
         features = jax.tree.map(np.asarray, encode(state, inputs, video))
-        count = min(CHUNK, size - first)
+        count = min(chunk, size - first)
         for name, values in features.items():
             if name not in arrays:
                 arrays[name] = _open(directory / f"{name}.npy", size, values)

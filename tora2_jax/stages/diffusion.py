@@ -1,4 +1,4 @@
-"""The three diffusion stages of the toy model: base (captions only), motion, and tora2 (all).
+"""The three diffusion stages: base (captions only), motion, and tora2 (all).
 
 Captions, references and trajectories are dropped independently per sample (paper, 4.1), references
 also per entity (our decision), so that every combination of conditions is seen in training.
@@ -14,8 +14,9 @@ import numpy as np
 from flax import nnx
 
 from tora2_jax import checkpoint, conditioning, diffusion, pipeline, video
+from tora2_jax.conditioning import needed_networks
 from tora2_jax.config import ModelConfig, to_dict
-from tora2_jax.data import pool
+from tora2_jax.data import clip_folder, pool
 from tora2_jax.data.world import render_clip
 from tora2_jax.models import binding, tora2
 from tora2_jax.models.t5 import T5Encoder
@@ -56,42 +57,67 @@ def build(config, rngs: nnx.Rngs) -> DiffusionModel:
 
 
 def source(config) -> pool.Pool:
-    """Encoded clips of the world; encodes them first where the cache does not hold them.
+    """Encoded clips of the world or a folder; encodes them where the cache does not hold them.
 
     Raises:
-        TrainError: if the config names no frozen networks, no cache or no tokenizer.
+        TrainError: lists all that the config does not name, or names and is not there, and all
+            problems of the folder.
     """
     files = frozen_files(config)
-    absent = [f"weights.{name}" for name, path in files.items() if path is None]
-    settings = ("cache_dir", "data_size", "tokenizer")
-    absent += [name for name in settings if getattr(config, name) is None]
-    if absent:
-        raise TrainError(f"stage {config.stage} needs config.{', config.'.join(absent)}")
+    _check(config, files)
     model = trained_model_config(config)
-    key = pool.fingerprint(model, config.world, config.data_size, list(files.values()))
+    examples = _examples(config, model)
+    key = pool.fingerprint(model, examples, list(files.values()))
     directory = Path(config.cache_dir) / f"pool-{key}"
     if not (directory / "pool.json").exists():
-        tokenizer = load_tokenizer(config.tokenizer)
-        networks = frozen_networks(config, model)
-        pool.build(directory, model, config.world, config.data_size, networks, tokenizer)
+        pool.build(directory, model, examples, frozen_networks(config, model))
     return pool.Pool(directory)
+
+
+def _check(config, files: dict[str, str | None]) -> None:
+    needed = {f"weights.{name}": path for name, path in files.items()}
+    settings = ("cache_dir", "tokenizer", *(["data_size"] if config.clips is None else []))
+    needed |= {name: getattr(config, name) for name in settings}
+    problems = [f"config.{name}: is needed" for name, value in needed.items() if value is None]
+    given = to_dict(config.weights) | {"tokenizer": config.tokenizer}
+    problems += [
+        f"config.{'' if name == 'tokenizer' else 'weights.'}{name}: {path} is not there"
+        for name, path in given.items()
+        if path is not None and not Path(path).exists()
+    ]
+    if config.clips is not None:
+        problems += clip_folder.problems(config.clips, config.model)
+    if problems:
+        raise TrainError(f"stage {config.stage} cannot start:\n  " + "\n  ".join(problems))
+
+
+def _examples(config, model: ModelConfig) -> pool.Examples:
+    tokenizer = load_tokenizer(config.tokenizer)
+    if config.clips is None:
+        return pool.WorldExamples(model, tokenizer, config.world, config.data_size)
+    return clip_folder.ClipExamples(config, model, tokenizer)
+
+
+def _networks(config) -> tuple[str, ...]:
+    """The frozen networks of a run. The toy stages share one pool, which holds all features."""
+    return conditioning.NETWORKS if config.clips is None else needed_networks(config.model)
 
 
 def frozen_files(config) -> dict[str, str | None]:
     """Where the config takes each frozen network from; the motion VAE is by default a copy."""
-    given = {name: getattr(config.weights, name) for name in conditioning.NETWORKS}
-    source = {"motion_vae": "motion_vae" if given["motion_vae"] else "vae"}
-    given["motion_vae"] = given["motion_vae"] or given["vae"]
-    return {
-        name: path and str(checkpoint.resolve(path, source.get(name, name)))
-        for name, path in given.items()
-    }
+    files = {}
+    for name in _networks(config):
+        copied = name == "motion_vae" and config.weights.motion_vae is None
+        component = "vae" if copied else name
+        path = getattr(config.weights, component)
+        files[name] = path and str(checkpoint.resolve(path, component))
+    return files
 
 
 def frozen_networks(config, model: ModelConfig, dtype=jnp.float32) -> conditioning.FrozenNetworks:
     """The frozen networks that the config names."""
     networks = nnx.eval_shape(
-        lambda: conditioning.FrozenNetworks(model, rngs=nnx.Rngs(0), dtype=dtype)
+        lambda: conditioning.FrozenNetworks(model, _networks(config), rngs=nnx.Rngs(0), dtype=dtype)
     )
     for name, path in frozen_files(config).items():
         checkpoint.restore_frozen(getattr(networks, name), path, dtype=dtype)
@@ -99,12 +125,20 @@ def frozen_networks(config, model: ModelConfig, dtype=jnp.float32) -> conditioni
 
 
 def sample(config, model: DiffusionModel, step: int) -> np.ndarray:
-    """A held-out request of two entities as this step would make it, `[f, height, width, 3]`."""
+    """What this step would make of a fixed request, `[f, height, width, 3]`.
+
+    Of the world: two held-out entities. Of a folder: its first clip's caption and flow, which is
+    shown on the left.
+    """
     del step  # always the same request and noise, so that the videos can be compared
     sizes = trained_model_config(config)
     networks = frozen_networks(config, sizes)
     tokenizer = load_tokenizer(config.tokenizer)
     sampler = pipeline.Tora2Pipeline(sizes, model.tora2, model.text, networks, tokenizer)
+    if config.clips is not None:
+        inputs = conditioning.batch_inputs([_examples(config, sizes)[0][0]])
+        frames = sampler.generate_batch(inputs, seeds=[0]).video[0]
+        return pipeline.to_uint8(np.concatenate([inputs.flow_video[0] / 2 + 0.5, frames], axis=2))
     world = dataclasses.replace(config.world, min_entities=2, max_entities=2)
     record = render_clip(world, SAMPLED_CLIP)
     inputs = conditioning.inputs_from_records(sizes, sampler.tokenizer, [record])
@@ -157,6 +191,17 @@ def _draw(config, key: jax.Array, latents: jax.Array, entities: int) -> _Draws:
     )
 
 
+def _keep_images(config, conditions: Conditions, key: jax.Array) -> Conditions:
+    """Withholds the first frame of some samples (I2V)."""
+    images = conditions.image_latents
+    if images is None:
+        return conditions
+    keep = jax.random.bernoulli(
+        jax.random.fold_in(key, 1), 1 - config.clips.image_dropout, (images.shape[0],)
+    )
+    return conditions._replace(image_latents=jnp.where(keep[:, None, None, None, None], images, 0))
+
+
 def conditions_of(model: DiffusionModel, config, batch: dict) -> Conditions:
     """A cached batch as `Conditions`, before any dropout."""
     tokens = conditioning.Tokens(*(batch[name] for name in conditioning.Tokens._fields))
@@ -173,8 +218,10 @@ def loss(config, model: DiffusionModel, batch: dict, key: jax.Array):
         The loss and its parts: diffusion loss overall and by quarter of the timesteps, contrastive
         loss, retrieval accuracies and the binding's own measures.
     """
-    latents = batch["latents"]
-    conditions = conditions_of(model, config, batch)
+    # CogVideoX 1.5 repeats the first latent in front; that one has no loss.
+    latents = conditioning.pad_front(batch["latents"], config.model.transformer.patch_size_t or 1)
+    padding = latents.shape[1] - batch["latents"].shape[1]
+    conditions = _keep_images(config, conditions_of(model, config, batch), key)
     draws = _draw(config, key, latents, conditions.on.shape[1])
     null = conditioning.null_text(model.text, config.model, latents.shape[0])
     text = jnp.where(draws.keep_caption[:, None, None], conditions.text, null)
@@ -188,7 +235,8 @@ def loss(config, model: DiffusionModel, batch: dict, key: jax.Array):
     noisy = diffusion.add_noise(latents, draws.noise, alpha)
     target = diffusion.velocity(latents, draws.noise, alpha)
     prediction = model.tora2(noisy, draws.timestep, bound.conditions)
-    per_sample = jnp.square(prediction.astype(jnp.float32) - target).mean((1, 2, 3, 4))
+    error = (prediction.astype(jnp.float32) - target)[:, padding:]
+    per_sample = jnp.square(error).mean((1, 2, 3, 4))
     total = per_sample.mean()
     metrics = {"diffusion": total, **bound.metrics, **_by_timestep(config, per_sample, draws)}
     if bound.contrast is not None and config.contrast_weight > 0:

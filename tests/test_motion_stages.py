@@ -1,0 +1,229 @@
+"""Tora's motion stages and the motion VAE, on folders of clips and a converted tiny base."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from convert.bundle import make_bundle
+from convert.cogvideox import convert_folder
+from tests import cogvideox_twins
+from tests.test_clip_folder import write_clips
+from tora2_jax import checkpoint, sampling, train
+from tora2_jax.data.pool import Pool
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = {
+    "seed": 0,
+    "batch_size": 2,
+    "steps": 40,
+    "optim.warmup_steps": 1,
+    "optim.learning_rate": 0.02,
+    "model.frames": 9,
+    "model.transformer.rematerialize": False,
+    "model.max_entities": 1,
+    "model.max_references": 1,
+    "model.motion.width": 8,
+    "model.motion.norm_groups": 4,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(tmp_path_factory):
+    """Programs are compiled fast, and once where several runs share them."""
+    settings = {
+        "jax_compilation_cache_dir": (str(tmp_path_factory.mktemp("compiled")), None),
+        "jax_persistent_cache_min_compile_time_secs": (0.0, 1.0),
+        "jax_disable_most_optimizations": (True, False),
+    }
+    for turn in (0, 1):
+        for name, values in settings.items():
+            jax.config.update(name, values[turn])
+        compilation_cache.reset_cache()  # it reads its folder once
+        if turn == 0:
+            yield {name.upper(): str(values[0]) for name, values in settings.items()}
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    return write_clips(tmp_path_factory.mktemp("clips"))
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    """Makes converted bases by name, each once."""
+    made = {}
+
+    def base(name: str) -> Path:
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            made[name] = folder / "base"
+            convert_folder(cogvideox_twins.save(name, folder / "download"), made[name])
+        return made[name]
+
+    return base
+
+
+def config_of(name: str, base: Path, clips: Path, folder: Path, **changes):
+    """A config of configs/ on a base, at a tiny size, with everything below `folder`."""
+    config = importlib.import_module(f"configs.{name}").get_config(str(base))
+    for place, value in (SMALL | changes).items():
+        *parents, last = place.split(".")
+        target = config
+        for parent in parents:
+            target = getattr(target, parent)
+        setattr(target, last, value)
+    config.clips.folder, config.cache_dir = str(clips), str(folder / "cache")
+    config.export = str(folder / name)
+    return config
+
+
+def losses(workdir: Path) -> np.ndarray:
+    rows = (workdir / "metrics" / "losses.jsonl").read_text().splitlines()
+    return np.array([json.loads(row)["loss"] for row in rows])
+
+
+def assert_falls(values: np.ndarray):
+    assert values[-10:].mean() < 0.8 * values[:10].mean()
+
+
+def test_stage_2_goes_on_where_stage_1_has_ended(bases, clips, compiled, tmp_path):
+    base = bases("cogvideox_5b")
+    overrides = SMALL | {
+        "clips.folder": clips,
+        "cache_dir": tmp_path / "cache",
+        "export": tmp_path / "stage1",
+    }
+    command = [
+        *(sys.executable, "-m", "tora2_jax.train"),
+        *(f"--config=configs/motion_stage1.py:{base}", f"--workdir={tmp_path / 'work1'}"),
+        *(f"--config.{name}={value}" for name, value in overrides.items()),
+    ]
+    subprocess.run(command, cwd=ROOT, check=True, env=os.environ | compiled)
+    assert_falls(losses(tmp_path / "work1"))
+    assert len(Pool(next((tmp_path / "cache").iterdir()))) == 3
+
+    config = config_of("motion_stage2", base, clips, tmp_path)
+    config.weights.motion = str(tmp_path / "stage1")
+    _, start = train.init_state(config, train.find_stage(config))
+    made, metadata = checkpoint.load_component(tmp_path / "stage1" / "motion.safetensors")
+    assert {path.removeprefix("tora2.") for path in start.trainable} <= made.keys()
+    for path, value in start.trainable.items():
+        own = made[path.removeprefix("tora2.")].astype(np.float32)
+        np.testing.assert_array_equal(value, own)
+    assert metadata["stage"] == "motion" and metadata["model"]["frames"] == 9
+
+    frozen = jax.tree.map(np.array, start.frozen)
+    end = train.train(config, tmp_path / "work2")
+    assert_falls(losses(tmp_path / "work2"))
+    assert all((frozen[path] == end.frozen[path]).all() for path in frozen)
+    assert {path.split(".")[1] for path in end.trainable} == {"trajectory_extractor", "transformer"}
+    after, _ = checkpoint.load_component(tmp_path / "motion_stage2" / "motion.safetensors")
+    assert any((made[path] != after[path]).any() for path in made)
+
+
+def test_a_resumed_stage_is_exact_on_a_base_with_first_frames(bases, clips, tmp_path):
+    base = bases("cogvideox_5b_i2v")
+
+    def run(folder: str, steps: int):
+        changes = {"steps": steps, "clips.draws": 2, "model.width": 32}
+        config = config_of("motion_stage2", base, clips, tmp_path, **changes)
+        config.weights.motion = None
+        return train.train(config, tmp_path / folder)
+
+    whole = run("whole", 4)
+    run("parts", 2)
+    parts = run("parts", 4)
+    for left, right in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_array_equal(left, right)
+    np.testing.assert_array_equal(losses(tmp_path / "whole"), losses(tmp_path / "parts"))
+
+    rows = Pool(next((tmp_path / "cache").iterdir()))
+    first, again = rows[0], rows[3]  # two draws of one clip
+    assert len(rows) == 6
+    np.testing.assert_allclose(first["latents"], again["latents"], atol=1e-5)
+    for name in ("motion_latents", "image_latents"):
+        assert np.abs(first[name] - again[name]).max() > 1e-3
+    assert not first["image_latents"][1:].any()
+
+
+def test_the_motion_vae_learns_in_a_slot_of_its_own(bases, clips, tmp_path):
+    base = bases("cogvideox_5b")
+    config = importlib.import_module("configs.motion_vae").get_config(str(base))
+    config.steps, config.batch_size, config.workers = 2, 2, 0
+    config.clips.folder, config.clips.crop_size = str(clips), 16
+    config.export = str(tmp_path / "motion_vae.safetensors")
+    train.train(config, tmp_path / "work")
+    assert np.isfinite(losses(tmp_path / "work")).all()
+    before, _ = checkpoint.load_component(base / "vae")
+    after, metadata = checkpoint.load_component(config.export)
+    assert before.keys() == after.keys()
+    assert any((np.float32(before[path]) != np.float32(after[path])).any() for path in before)
+    assert metadata["model"]["vae"]["scaling_factor"] == config.model.vae.scaling_factor
+
+    stage = config_of("motion_stage1", base, clips, tmp_path)
+    stage.weights.motion_vae = config.export
+    files = train.find_stage(stage).frozen_files(stage)
+    assert files == {"vae": str(base / "vae"), "motion_vae": config.export}
+
+
+def test_all_problems_are_named_before_anything_is_loaded(tmp_path):
+    config = config_of("motion_stage1", tmp_path / "absent", tmp_path, tmp_path)
+    config.model.height = 100
+    config.clips.estimator = "nowhere:Flow"
+    with pytest.raises(train.TrainError) as error:
+        train.train(config, tmp_path / "work")
+    for part in (
+        "weights.transformer",
+        "weights.vae",
+        "tokenizer",
+        "height: 100",
+        "nowhere",
+        "mp4",
+    ):
+        assert part in str(error.value)
+    config = importlib.import_module("configs.motion_vae").get_config(str(tmp_path / "absent"))
+    config.clips.crop_frames, config.clips.crop_size, config.clips.folder = 5, 1000, str(tmp_path)
+    with pytest.raises(train.TrainError, match=r"(?s)crop_frames.*crop_size.*mp4"):
+        train.train(config, tmp_path / "work")
+
+
+def test_settings_that_do_not_go_with_clips_are_refused(tmp_path):
+    absent = tmp_path / "absent"
+    config = config_of("motion_stage1", absent, absent, tmp_path, stage="tora2", data_size=5)
+    config.clips.folder, config.clips.motion, config.clips.draws = None, "none", 0
+    with pytest.raises(train.TrainError) as error:
+        train.train(config, tmp_path)
+    for part in ("base, motion, motion_vae", "data_size", "folder", "motion", "draws"):
+        assert part in str(error.value)
+    with pytest.raises(train.TrainError, match=r"config\.clips is needed"):
+        train.train(train.TrainConfig(stage="motion_vae"), tmp_path)
+
+
+@pytest.mark.long
+def test_temporal_patches_train_and_the_bundle_samples(bases, clips, tmp_path):
+    for name in ("cogvideox_1_5_5b_i2v", "cogvideox_5b"):
+        folder = tmp_path / name
+        changes = {"steps": 2, "model.fps": 8, "model.transformer.rematerialize": True}
+        config = config_of("motion_stage1", bases(name), clips, folder, **changes)
+        config.sample_every = 2
+        train.train(config, folder / "work")
+        assert np.isfinite(losses(folder / "work")).all()
+    config.weights.motion = config.export
+    make_bundle(config, folder / "bundle")
+    request = {"prompt": "A man.", "entities": [{"word": "man", "trajectory": [[9, 9], [200, 90]]}]}
+    (folder / "request.json").write_text(json.dumps(request))
+    options = sampling.Options(
+        checkpoint=folder / "bundle",
+        request=folder / "request.json",
+        output=folder / "video.mp4",
+        steps=2,
+    )
+    assert all(path.is_file() for path in sampling.run(options))

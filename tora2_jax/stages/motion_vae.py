@@ -1,0 +1,77 @@
+"""Stage `motion_vae`: fine-tunes the VAE of flow pictures on crops of the flow of real clips.
+
+It starts from a video VAE and keeps its scaling factor, which the trajectory extractor is used to.
+"""
+
+import numpy as np
+from flax import nnx
+
+from tora2_jax import optical_flow
+from tora2_jax.data.clip_folder import ClipFolder, motion_of
+from tora2_jax.data.loader import ENDLESS
+from tora2_jax.flow_color import color_flow
+from tora2_jax.models.vae import CausalVAE
+from tora2_jax.stages.vae import loss
+from tora2_jax.train_config import TrainConfig, TrainError
+
+__all__ = ["COMPONENTS", "TRAINABLE", "build", "loss", "source"]
+
+TRAINABLE = ".*"
+COMPONENTS = {"motion_vae": ".*"}
+
+
+def build(config: TrainConfig, rngs: nnx.Rngs) -> CausalVAE:
+    """A VAE for `config.weights.motion_vae` to fill."""
+    return CausalVAE(config.model.vae, rngs=rngs)
+
+
+class _FlowCrops:
+    """Crops around something that moves, each from a clip drawn at random."""
+
+    def __init__(self, config: TrainConfig):
+        self._config, self._folder = config, ClipFolder(config.clips, config.model)
+        self._estimator = optical_flow.load_estimator(config.clips.estimator)
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        clips = self._config.clips
+        rng = np.random.Generator(np.random.Philox(key=[self._config.seed, index]))
+        start = rng.integers(self._config.model.frames - clips.crop_frames + 1)
+        part = slice(start, start + clips.crop_frames)
+        video = self._folder.read(rng.integers(len(self._folder)), part)
+        flow = motion_of(video, clips, self._estimator, rng)
+        # Most of a sparse picture is white and teaches little.
+        moving = np.argwhere(flow.any((0, 3)))
+        place = rng.choice(moving) if len(moving) else rng.integers(flow.shape[1:3])
+        place -= rng.integers(clips.crop_size, size=2)
+        top, left = np.clip(place, 0, np.array(flow.shape[1:3]) - clips.crop_size)
+        rows, columns = slice(top, top + clips.crop_size), slice(left, left + clips.crop_size)
+        return {"video": color_flow(flow)[:, rows, columns]}
+
+
+def source(config: TrainConfig) -> _FlowCrops:
+    """Examples: `video [crop_frames, crop_size, crop_size, 3]` in [-1, 1].
+
+    Raises:
+        TrainError: lists everything that is wrong with the folder or the sizes of crops.
+    """
+    clips, model = config.clips, config.model
+    # The decoder takes an even first chunk of latents for one that has a past.
+    step, compression = 2 * model.vae.temporal_compression, model.spatial_compression
+    faults = []
+    if not 1 < clips.crop_frames <= model.frames or (clips.crop_frames - 1) % step:
+        faults.append(f"config.clips.crop_frames: must be {step} * k + 1, up to {model.frames}")
+    if clips.crop_size > min(model.height, model.width) or clips.crop_size % compression:
+        faults.append(
+            f"config.clips.crop_size: must be a multiple of {compression}, up to "
+            f"{min(model.height, model.width)}"
+        )
+    try:
+        crops = _FlowCrops(config)
+    except TrainError as error:
+        faults += str(error).splitlines()
+    if faults:
+        raise TrainError(f"stage {config.stage} cannot start:\n  " + "\n  ".join(faults))
+    return crops
