@@ -30,6 +30,11 @@ def _run(*arguments):
     return main([str(argument) for argument in arguments])
 
 
+def _refusal(capsys, *arguments):
+    assert _run(*arguments) == 2
+    return capsys.readouterr().err
+
+
 @pytest.fixture(scope="module", params=[T2V, I2V])
 def made(request, tmp_path_factory):
     """One random Tora in both released forms, and what each becomes."""
@@ -93,8 +98,7 @@ def test_what_tells_sat_from_diffusers_stays_a_setting(made):
 
 def test_sat_goes_out_to_diffusers_where_that_is_accepted(made, tmp_path, capsys):
     command = ("export", "--src", made.from_sat, "--dst", tmp_path / "out")
-    assert _run(*command) == 2
-    message = capsys.readouterr().err
+    message = _refusal(capsys, *command)
     assert "final_norm_eps" in message and "null_text" in message
     assert not list(tmp_path.iterdir())
     assert _run(*command, "--accept-differences") == 0
@@ -144,10 +148,13 @@ def test_a_folder_without_the_rest_takes_it_from_the_base(made, tmp_path, capsys
     for part in ("vae", "text_encoder", "tokenizer", "scheduler"):
         shutil.rmtree(source / part)
     command = ("tora", "--src", source, "--dst", tmp_path / "out")
-    assert _run(*command) == 2
-    message = capsys.readouterr().err
-    for part in ("vae", "text_encoder", "tokenizer", "scheduler", "--base"):
+    settings = source / "transformer/config.json"
+    right = settings.read_text()
+    settings.write_text(json.dumps(json.loads(right) | {"patch_size": "two"}))
+    message = _refusal(capsys, *command)
+    for part in ("vae", "text_encoder", "tokenizer", "scheduler", "--base", "cannot be 'two'"):
         assert part in message
+    settings.write_text(right)
     assert _run(*command, "--base", made.base) == 0
     _assert_same(_parameters(tmp_path / "out"), _parameters(made.from_diffusers))
     ours, theirs = (bundle.load_config(path) for path in (tmp_path / "out", made.from_diffusers))
@@ -254,11 +261,6 @@ def test_bad_sat_files_are_refused_in_words(made, case, tmp_path, capsys):
         assert part in message
     assert "Traceback" not in message
     assert {entry.name for entry in tmp_path.iterdir()} == {"sat", "base"}
-
-
-def _refusal(capsys, *arguments):
-    assert _run(*arguments) == 2
-    return capsys.readouterr().err
 
 
 @pytest.mark.parametrize("made", [T2V], indirect=True)
