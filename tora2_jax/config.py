@@ -1,7 +1,5 @@
 """The typed config tree and the size presets. Plain data; nothing here builds a network."""
 
-import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -354,35 +352,6 @@ PRESETS = {
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as plain JSON data."""
     return asdict(config)
-
-
-_SETTINGS = {"motion_vae": ("vae",), "personalization": ("personalization", "binding")}
-_FREE = {"rematerialize"}  # may differ from what the weights were made with
-
-
-def setting_differences(
-    component: str, model: ModelConfig, metadata: Mapping[str, Any]
-) -> list[str]:
-    """Settings in which a model differs from the one that a component's weights were made for.
-
-    Many of them (positions, scaling factor, epsilons) show in no shape; a wrong one would give
-    wrong videos without a word.
-
-    Args:
-        component: its name, as in `WeightsConfig`.
-        model: what the weights shall serve.
-        metadata: of the component; nothing is said about what it leaves out.
-    """
-    found = []
-    for part in _SETTINGS.get(component, (component,)):
-        own = getattr(model, part, None)
-        stored = metadata.get("model", {}).get(part)
-        if own is None or stored is None:
-            continue
-        for name, value in json.loads(json.dumps(to_dict(own))).items():
-            if name in stored and name not in _FREE and stored[name] != value:
-                found.append(f"model.{part}.{name} is {value!r}; the weights want {stored[name]!r}")
-    return found
 
 
 def from_dict(cls: type, data: dict[str, Any]) -> Any:
