@@ -48,11 +48,13 @@ class _FlowCrops:
         place -= rng.integers(clips.crop_size, size=2)
         top, left = np.clip(place, 0, np.array(flow.shape[1:3]) - clips.crop_size)
         rows, columns = slice(top, top + clips.crop_size), slice(left, left + clips.crop_size)
-        return {"video": color_flow(flow)[:, rows, columns]}
+        moves = flow[:, rows, columns].any(-1, keepdims=True)
+        return {"video": color_flow(flow)[:, rows, columns], "foreground": moves}
 
 
 def source(config: TrainConfig) -> _FlowCrops:
-    """Examples: `video [crop_frames, crop_size, crop_size, 3]` in [-1, 1].
+    """Examples: `video [crop_frames, crop_size, crop_size, 3]` in [-1, 1], `foreground` where
+    something moves.
 
     Raises:
         TrainError: lists everything that is wrong with the folder or the sizes of crops.

@@ -27,7 +27,7 @@ CROPS_PER_CLIP = 4  # rendering costs more than cropping
 _FLOW_SHARE = 0.25  # of the examples: the same network encodes coloured paths
 _DENSE_SHARE = 0.3  # of the flow examples: of every pixel, not of the paths alone
 _ENTITY_SHARE = 0.75  # of the crops: around a pixel of an entity, for details are there
-_ENTITY_WEIGHT = 4.0  # of an entity's pixels in the loss; they move, so they stay blurred longest
+_FOREGROUND_WEIGHT = 4.0  # of a pixel in the loss: what moves stays blurred longest
 _CHARBONNIER = 1e-2  # below this an error counts as its square
 _WEIGHTS = {"square": 1.0, "edges": 0.5, "hues": 2.0, "kl": 1e-6}
 _FIRST_LOG_VARIANCE = -6.0  # little noise at the start, so that the decoder has what to learn from
@@ -62,7 +62,7 @@ class _Crops:
         time, rows, columns = _window(record, rng)
         video = _picture(record, rng)[time, rows, columns]
         masks = np.any([entity.mask[time, rows, columns] for entity in record.entities], axis=0)
-        return {"video": np.ascontiguousarray(video, np.float32), "entities": masks[..., None]}
+        return {"video": np.ascontiguousarray(video, np.float32), "foreground": masks[..., None]}
 
 
 @lru_cache(maxsize=2)
@@ -97,7 +97,7 @@ def _picture(record: Record, rng: np.random.Generator) -> Float[np.ndarray, "f h
 
 
 def source(config: TrainConfig) -> _Crops:
-    """Examples: `video [9, 48, 48, 3]` in [-1, 1], `entities [9, 48, 48, 1]` where any is seen.
+    """Examples: `video [9, 48, 48, 3]` in [-1, 1], `foreground [9, 48, 48, 1]` of entities.
 
     Raises:
         ValueError: if the world is smaller than a crop.
@@ -124,7 +124,7 @@ def loss(
     mean, log_variance = model.encode(video)
     noise = jax.random.normal(key, mean.shape, mean.dtype)
     error = model.decode(mean + jnp.exp(0.5 * log_variance) * noise) - video
-    weight = jnp.where(batch["entities"], _ENTITY_WEIGHT, 1.0)
+    weight = jnp.where(batch["foreground"], _FOREGROUND_WEIGHT, 1.0)
     weight = weight / weight.mean()
     edges = sum(
         _charbonnier(jnp.diff(error, axis=axis), jnp.delete(weight, 0, axis)) for axis in (2, 3)
