@@ -234,6 +234,7 @@ class WorldConfig:
 
 
 _WIDTH_2B = {"num_layers": 30, "num_heads": 30, "positions": "sincos"}
+_VIDEO_1_5 = {"height": 768, "width": 1360, "frames": 81, "fps": 16}
 _SIZE_1_5 = {"patch_size_t": 2, "sample_frames": 81, "sample_height": 300, "sample_width": 300}
 
 
@@ -315,10 +316,7 @@ def cogvideox_1_5_5b() -> ModelConfig:
     """CogVideoX1.5-5B."""
     return ModelConfig(
         name="cogvideox_1_5_5b",
-        height=768,
-        width=1360,
-        frames=81,
-        fps=16,
+        **_VIDEO_1_5,
         transformer=TransformerConfig(**_SIZE_1_5),
         vae=VAEConfig(invert_scale_latents=True),
     )
@@ -328,10 +326,7 @@ def cogvideox_1_5_5b_i2v() -> ModelConfig:
     """CogVideoX1.5-5B-I2V."""
     return ModelConfig(
         name="cogvideox_1_5_5b_i2v",
-        height=768,
-        width=1360,
-        frames=81,
-        fps=16,
+        **_VIDEO_1_5,
         transformer=TransformerConfig(in_channels=32, ofs_embed_dim=512, **_SIZE_1_5),
         vae=VAEConfig(invert_scale_latents=True),
     )
