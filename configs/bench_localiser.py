@@ -16,7 +16,7 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         stage="localiser",
         seed=7001,
-        steps=900,
+        steps=1400,
         batch_size=16,
         model=toy(),
         world=WorldConfig(seed=7001, frames=2, references=0),

@@ -1,10 +1,10 @@
 """Toy chain, stage tora2: everything that the paper trains, jointly, on the frozen base.
 
 python -m tora2_jax.train --config configs/toy.py --workdir workdirs/tora2
-Hardware: two CPU cores, about 15 minutes. Expected: see docs/toy.md.
+Hardware: two CPU cores, about 25 minutes. Expected: see docs/toy.md.
 """
 
-from configs.toy_base import diffusion_config
+from configs.toy_base import STACKED, diffusion_config
 from configs.toy_vae import FOLDER
 from tora2_jax.train_config import DropoutConfig, OptimConfig, TrainConfig
 
@@ -12,7 +12,7 @@ from tora2_jax.train_config import DropoutConfig, OptimConfig, TrainConfig
 def get_config() -> TrainConfig:
     """The settings of this stage."""
     config = diffusion_config("tora2")
-    config.steps = 700
+    config.steps = 1300
     config.weights.transformer = f"{FOLDER}/transformer.safetensors"
     config.weights.text = f"{FOLDER}/text.safetensors"
     config.weights.motion = f"{FOLDER}/stages/motion.safetensors"
@@ -21,7 +21,14 @@ def get_config() -> TrainConfig:
         caption=0.25, references=0.2, trajectories=0.15, entity_references=0.05
     )
     config.optim = OptimConfig(
-        learning_rate=6e-4, new_lr_scale=2.0, schedule="cosine", warmup_steps=50, clip_norm=1.0
+        algorithm="muon",
+        learning_rate=5e-3,
+        new_lr_scale=3.0,
+        schedule="cosine",
+        warmup_steps=50,
+        betas=(0.9, 0.95),
+        clip_norm=1.0,
+        stacked=STACKED,
     )
     config.optim.tora_initialised = r"tora2\.(trajectory_extractor|transformer\.blocks\.fuser)\."
     return config

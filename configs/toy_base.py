@@ -8,6 +8,8 @@ from configs.toy_vae import FOLDER
 from tora2_jax.config import WorldConfig, toy
 from tora2_jax.train_config import DropoutConfig, OptimConfig, TrainConfig, WeightsConfig
 
+FIRST_BASE = "workdirs/base/first"  # where the second part starts
+STACKED = r".*\.(blocks|layers|cross_attention)\."  # the leading axis of these counts layers
 FROZEN = ("vae", "face", "object", "dino")
 
 
@@ -32,11 +34,18 @@ def diffusion_config(stage: str) -> TrainConfig:
 def get_config() -> TrainConfig:
     """The settings of this stage."""
     config = diffusion_config("base")
-    config.steps = 1300
+    config.steps = 6000
     config.model.motion = None
     config.model.personalization = None
     config.dropout = DropoutConfig(caption=0.1)
     config.optim = OptimConfig(
-        learning_rate=1e-3, schedule="cosine", warmup_steps=100, eps=1e-8, clip_norm=1.0
+        algorithm="muon",
+        learning_rate=2e-2,
+        schedule="constant",  # so that a run can go on; toy_base_fine lowers it
+        warmup_steps=50,
+        betas=(0.9, 0.95),
+        clip_norm=1.0,
+        stacked=STACKED,
     )
+    config.export = FIRST_BASE
     return config

@@ -1,10 +1,10 @@
 """Toy chain, stage motion: trajectory extractor and motion-guidance fusers, the base frozen.
 
 python -m tora2_jax.train --config configs/toy_motion.py --workdir workdirs/motion
-Hardware: two CPU cores, about 5 minutes. Expected: see docs/toy.md.
+Hardware: two CPU cores, about 8 minutes. Expected: see docs/toy.md.
 """
 
-from configs.toy_base import diffusion_config
+from configs.toy_base import STACKED, diffusion_config
 from configs.toy_vae import FOLDER
 from tora2_jax.train_config import DropoutConfig, OptimConfig, TrainConfig
 
@@ -12,12 +12,19 @@ from tora2_jax.train_config import DropoutConfig, OptimConfig, TrainConfig
 def get_config() -> TrainConfig:
     """The settings of this stage."""
     config = diffusion_config("motion")
-    config.steps = 300
+    config.steps = 1000
     config.model.personalization = None
     config.weights.transformer = f"{FOLDER}/transformer.safetensors"
     config.weights.text = f"{FOLDER}/text.safetensors"
     config.dropout = DropoutConfig(caption=0.1, trajectories=0.1)
-    config.optim = OptimConfig(learning_rate=2e-3, schedule="cosine", warmup_steps=30)
-    config.optim.clip_norm = 1.0
+    config.optim = OptimConfig(
+        algorithm="muon",
+        learning_rate=1.5e-2,
+        schedule="cosine",
+        warmup_steps=30,
+        betas=(0.9, 0.95),
+        clip_norm=1.0,
+        stacked=STACKED,
+    )
     config.export = f"{FOLDER}/stages"  # the joint stage trains this on; its result lies above
     return config

@@ -1,4 +1,6 @@
-"""Toy chain, stage vae: the causal 3D VAE on crops of clips and of flow images.
+"""Toy chain, stage vae: the causal 3D VAE on crops of clips and of flow images; first part.
+
+Goes on in configs/toy_vae_fine.py, whose result is the one that the chain uses.
 
 python -m tora2_jax.train --config configs/toy_vae.py --workdir workdirs/vae
 Hardware: two CPU cores, about 14 minutes. Expected: see docs/toy.md.
@@ -7,6 +9,7 @@ Hardware: two CPU cores, about 14 minutes. Expected: see docs/toy.md.
 from tora2_jax.config import toy
 from tora2_jax.train_config import OptimConfig, TrainConfig
 
+FIRST_VAE = "workdirs/vae/vae.safetensors"  # where the second part starts
 FOLDER = "checkpoints/toy"  # what the chain makes, and what the later stages start from
 
 
@@ -28,5 +31,5 @@ def get_config() -> TrainConfig:
         ),
         ema_decay=0.99,
         checkpoint_every=200,
-        export=f"{FOLDER}/vae.safetensors",
+        export=FIRST_VAE,
     )

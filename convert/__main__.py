@@ -1,6 +1,8 @@
 """PyTorch weights to ours and back.
 
 python -m convert cogvideox --src DIFFUSERS_DIR --dst DIR    a CogVideoX download -> a checkpoint
+python -m convert tora --src DIFFUSERS_DIR|SAT_PT --dst DIR [--base DIR]
+                                                             a Tora download -> a checkpoint
 python -m convert export --src DIR --dst DIFFUSERS_DIR       a checkpoint -> what diffusers loads
 python -m convert bundle --config configs/C.py --dst DIR     several checkpoints -> one
 """
@@ -37,11 +39,23 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, run, source in (
         ("cogvideox", _cogvideox, "folder of a CogVideoX model, as diffusers saves it"),
+        ("tora", _tora, "folder of Tora's diffusers version, or mp_rank_00_model_states.pt (SAT)"),
         ("export", _export, "converted folder or bundle"),
     ):
         command = commands.add_parser(name)
         command.add_argument("--src", type=Path, required=True, help=source)
         command.set_defaults(run=run)
+    commands.choices["tora"].add_argument(
+        "--base",
+        type=Path,
+        help="folder that the cogvideox command made: has the VAE, text encoder, tokenizer and "
+        "scheduler that SRC lacks; SAT checkpoints always need one",
+    )
+    commands.choices["export"].add_argument(
+        "--accept-differences",
+        action="store_true",
+        help="also export settings that diffusers cannot hold; they are named and left out",
+    )
     command = commands.add_parser("bundle")
     command.add_argument(
         "--config", required=True, help="file of configs/, or FILE:ARGUMENT as in training"
@@ -61,10 +75,21 @@ def _cogvideox(options: argparse.Namespace) -> None:
     convert_folder(options.src, options.dst)
 
 
+def _tora(options: argparse.Namespace) -> None:
+    from convert.tora import convert_tora
+
+    _tell(convert_tora(options.src, options.dst, options.base))
+
+
 def _export(options: argparse.Namespace) -> None:
     from convert.export import export_folder
 
-    export_folder(options.src, options.dst)
+    _tell(export_folder(options.src, options.dst, accept_differences=options.accept_differences))
+
+
+def _tell(notes: list[str]) -> None:
+    for note in notes:
+        print(note)
 
 
 def _bundle(options: argparse.Namespace) -> None:

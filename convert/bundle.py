@@ -9,11 +9,12 @@ from flax import nnx
 from convert import folders
 from convert.engine import ConversionError
 from tora2_jax import bundle, checkpoint, conditioning
-from tora2_jax.config import ModelConfig, setting_differences, to_dict
+from tora2_jax.config import ModelConfig, to_dict
 from tora2_jax.models import tora2
 from tora2_jax.models.layers import flat_variables
 from tora2_jax.text import load_tokenizer
 from tora2_jax.train_config import TrainConfig
+from tora2_jax.weight_settings import setting_differences
 
 
 def make_bundle(config: TrainConfig, destination: str | Path) -> None:

@@ -31,10 +31,10 @@ _TOP_LINEAR = {
 _TOP_NORM = {r"norm_final": "final_norm", r"norm_out\.norm": "output_norm"}
 
 # [1, n, c] -> [n, c]
-_POSITIONS = Transform(lambda x: x.reshape(x.shape[1:]), lambda x: x[None])
+POSITIONS = Transform(lambda x: x.reshape(x.shape[1:]), lambda x: x[None])
 
 
-def _patch_convolution(patch: int) -> Transform:
+def patch_convolution(patch: int) -> Transform:
     """[out, in, patch, patch] -> [in * patch * patch, out]."""
     return Transform(
         lambda x: x.reshape(len(x), -1).T, lambda x: x.T.reshape(x.shape[1], -1, patch, patch)
@@ -57,13 +57,13 @@ def _norm(source: str, target: str) -> list[Rule]:
 
 def rules(config: TransformerConfig) -> list[Rule]:
     """The table for any of the five published configurations."""
-    patch = LINEAR if config.patch_size_t else _patch_convolution(config.patch_size)
+    patch = LINEAR if config.patch_size_t else patch_convolution(config.patch_size)
     table = [
         Rule(r"patch_embed\.proj\.weight", "patch_embedding.kernel", patch),
         Rule(r"patch_embed\.proj\.bias", "patch_embedding.bias", COPY),
     ]
     if config.learned_positions:
-        table.append(Rule(r"patch_embed\.pos_embedding", "positions", _POSITIONS))
+        table.append(Rule(r"patch_embed\.pos_embedding", "positions", POSITIONS))
     else:
         table.append(ignored(r"patch_embed\.pos_embedding"))
     layer = r"transformer_blocks\.(?P<layer>\d+)\."

@@ -1,4 +1,4 @@
-"""The settings of a CogVideoX folder <-> `ModelConfig`: one table per part, read both ways.
+"""The settings of a CogVideoX or Tora folder <-> `ModelConfig`: one table per part, both ways.
 
 A setting that a file leaves out has diffusers' default. A setting that we do not implement, or do
 not know, is refused: it would give other videos without a word.
@@ -134,53 +134,67 @@ TEXT = Part(
     required={"feed_forward_proj": "gated-gelu"},
 )
 PARTS = (TRANSFORMER, VAE, SCHEDULER, TEXT)
+TORA_CLASS = "ToraTransformer3DModel"  # takes the same settings
 _SCHEDULERS = dict(zip(("dpm", "ddim"), SCHEDULER.classes, strict=True))
 
 
-def read(parts: Mapping[str, Mapping[str, Any]], name: str) -> tuple[ModelConfig, list[str]]:
+def read(
+    parts: Mapping[str, Mapping[str, Any]], name: str, base: ModelConfig | None = None
+) -> tuple[ModelConfig, list[str]]:
     """The model of a folder's JSON files, and everything about them that cannot be used.
 
     Args:
         parts: Content by folder: transformer, vae, scheduler, text_encoder.
         name: What to call a model that is none of the published ones.
+        base: Has the settings of the parts that are left out; the transformer is never.
     """
     problems: list[str] = []
-    values = {part.folder: _read(part, parts[part.folder], problems) for part in PARTS}
+    values = {
+        part.folder: _read(part, parts[part.folder], problems)
+        for part in PARTS
+        if part.folder in parts
+    }
     transformer = values["transformer"]
     transformer["positions"] = "rotary" if transformer.pop("rotary") else "sincos"
-    vae = values["vae"] | {"channels": tuple(values["vae"]["channels"])}
-    kind = parts["scheduler"].get("_class_name")
-    sampler = next((key for key, value in _SCHEDULERS.items() if value == kind), "dpm")
-    model = ModelConfig(
-        name=name,
-        transformer=ours.TransformerConfig(**transformer),
-        vae=ours.VAEConfig(**vae),
-        diffusion=ours.DiffusionConfig(**values["scheduler"], scheduler=sampler),
-        text=ours.T5Config(**values["text_encoder"]),
-        motion=None,
-        personalization=None,
-    )
-    return _with_sizes(model), problems + _contradictions(model)
+    given = {"transformer": ours.TransformerConfig(**transformer)}
+    if "vae" in values:
+        vae = values["vae"] | {"channels": tuple(values["vae"]["channels"])}
+        given["vae"] = ours.VAEConfig(**vae)
+    if "scheduler" in values:
+        kind = parts["scheduler"].get("_class_name")
+        sampler = next((key for key, value in _SCHEDULERS.items() if value == kind), "dpm")
+        given["diffusion"] = ours.DiffusionConfig(**values["scheduler"], scheduler=sampler)
+    if "text_encoder" in values:
+        given["text"] = ours.T5Config(**values["text_encoder"])
+    kept = {key: getattr(base, key) for key in ("vae", "diffusion", "text") if key not in given}
+    model = ModelConfig(name=name, **given, **kept, motion=None, personalization=None)
+    return _with_sizes(model), problems + contradictions(model)
+
+
+def setting_problems(parts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What cannot be used in some of a folder's JSON files, each looked at alone; see `read`."""
+    problems: list[str] = []
+    for part in PARTS:
+        if part.folder in parts:
+            _read(part, parts[part.folder], problems)
+    return problems
 
 
 def write(model: ModelConfig) -> dict[str, dict[str, Any]]:
     """The JSON files of a folder that diffusers loads, by folder; `model_index` is its root's.
 
-    Raises:
-        ValueError: names what diffusers cannot express.
+    With a motion path it is Tora's, which the code released with Tora loads. What they cannot
+    express (`inexpressible`) is left out.
     """
     transformer = model.transformer
-    if transformer.final_norm_eps != transformer.norm_eps:
-        raise ValueError(
-            f"transformer.final_norm_eps is {transformer.final_norm_eps}; diffusers has only "
-            f"norm_eps ({transformer.norm_eps}) for both norms"
-        )
+    tora = model.motion is not None
+    name = TORA_CLASS if tora else TRANSFORMER.classes[0]
     levels = len(model.vae.channels)
     written = {
         "transformer": _write(
             TRANSFORMER, transformer, {"rotary": transformer.positions == "rotary"}
         )
-        | {"patch_bias": transformer.patch_size_t is None, "dropout": 0.0},
+        | {"patch_bias": transformer.patch_size_t is None, "dropout": 0.0, "_class_name": name},
         "vae": _write(VAE, model.vae)
         | {
             "block_out_channels": list(model.vae.channels),
@@ -192,16 +206,37 @@ def write(model: ModelConfig) -> dict[str, dict[str, Any]]:
         "text_encoder": _text(_write(TEXT, model.text)),
     }
     image = transformer.in_channels == 2 * model.vae.latent_channels
+    kind = ("Tora" if tora else "CogVideoX") + ("ImageToVideo" if image else "")
     return written | {
         "model_index": {
-            "_class_name": "CogVideoXImageToVideoPipeline" if image else "CogVideoXPipeline",
+            "_class_name": f"{kind}Pipeline",
             "scheduler": ["diffusers", written["scheduler"]["_class_name"]],
             "text_encoder": ["transformers", "T5EncoderModel"],
             "tokenizer": ["transformers", "T5Tokenizer"],
-            "transformer": ["diffusers", TRANSFORMER.classes[0]],
+            "transformer": ["tora.transformer_3d" if tora else "diffusers", name],
             "vae": ["diffusers", VAE.classes[0]],
         }
     }
+
+
+def inexpressible(model: ModelConfig) -> list[str]:
+    """The settings of a model that diffusers' files cannot hold: it would have its own there."""
+    transformer, reasons = model.transformer, []
+    if transformer.final_norm_eps != transformer.norm_eps:
+        reasons.append(
+            f"transformer.final_norm_eps is {transformer.final_norm_eps}; diffusers has only "
+            f"norm_eps ({transformer.norm_eps}) for both norms"
+        )
+    if model.null_text != "empty":
+        reasons.append(
+            f"null_text is {model.null_text}; diffusers' pipelines take the empty text's encoding"
+        )
+    if model.motion is not None and model.motion.norm_groups != ours.MotionConfig().norm_groups:
+        reasons.append(
+            f"motion.norm_groups is {model.motion.norm_groups}; Tora has "
+            f"{ours.MotionConfig().norm_groups}"
+        )
+    return reasons
 
 
 def _text(settings: dict[str, Any]) -> dict[str, Any]:
@@ -262,7 +297,8 @@ def _write(part: Part, settings: Any, derived: Mapping[str, Any] | None = None) 
     return {"_class_name": part.classes[0], **values, **part.fixed, **part.required}
 
 
-def _contradictions(model: ModelConfig) -> list[str]:
+def contradictions(model: ModelConfig) -> list[str]:
+    """Sizes of the transformer that do not go with those of the VAE and the text encoder."""
     transformer, latent = model.transformer, model.vae.latent_channels
     checks = [
         (

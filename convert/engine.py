@@ -38,17 +38,33 @@ CONV2D = permutation(2, 3, 1, 0)  # [out, in, h, w] -> [h, w, in, out]
 CONV3D = permutation(2, 3, 4, 1, 0)  # [out, in, t, h, w] -> [t, h, w, in, out]
 
 
+class Part(NamedTuple):
+    """Some of the `count` equal chunks into which a tensor is cut along its first axis."""
+
+    chunks: tuple[int, ...]
+    count: int
+
+    def take(self, tensor: np.ndarray) -> np.ndarray:
+        """These chunks, one after another. Raises ValueError if the tensor cannot be cut so."""
+        pieces = np.split(tensor, self.count)
+        return np.concatenate([pieces[chunk] for chunk in self.chunks])
+
+
 class Rule(NamedTuple):
     """Tensors whose whole name matches `source` become the parameter `target`.
 
     `target` may refer to groups of `source`. The named group `layer` is the position on the leading
     axis of a parameter that stacks all layers. Groups are not nested; of a group that only chooses
     between spellings, `(?:a|b)`, the first is the one to write.
+
+    With `part` it is only a part of the tensor, before `transform`; other rules with the same
+    source take the rest, so that every chunk is used once. Such rules have no way back.
     """
 
     source: str
     target: str | None
     transform: Transform = COPY
+    part: Part | None = None
 
 
 def ignored(source: str) -> Rule:
@@ -62,6 +78,7 @@ class Piece(NamedTuple):
     name: str
     layer: int | None  # its place on the leading axis; None: the whole parameter
     transform: Transform
+    part: Part | None = None
 
 
 class Spec(Protocol):
@@ -78,23 +95,28 @@ Read = Callable[[Iterable[str]], Iterator[tuple[str, np.ndarray]]]
 
 
 class _Place(NamedTuple):
-    target: str
+    target: str | None  # None: ignored
     layer: int | None
     transform: Transform
+    part: Part | None
 
 
-def _place(rules: list[Rule], name: str) -> _Place | bool | None:
-    """Where a tensor goes; None if it is ignored, False if no rule knows it."""
+def _places(rules: list[Rule], name: str) -> list[_Place]:
+    """Where a tensor goes: one place, or one for each of its parts; none if no rule knows it."""
+    places: list[_Place] = []
     for rule in rules:
+        if places and rule.part is None:
+            continue
         match = re.fullmatch(rule.source, name)
         if match is None:
             continue
-        if rule.target is None:
-            return None
+        target = None if rule.target is None else match.expand(rule.target)
         layer = match.groupdict().get("layer")
-        target = match.expand(rule.target)
-        return _Place(target, None if layer is None else int(layer), rule.transform)
-    return False
+        layer = None if layer is None else int(layer)
+        places.append(_Place(target, layer, rule.transform, rule.part))
+        if rule.part is None:
+            break
+    return places
 
 
 def plan(
@@ -116,21 +138,22 @@ def plan(
     problems: list[str] = []
     found: dict[str, dict[int | None, Piece]] = {path: {} for path in target}
     for name in sorted(tensors):
-        place = _place(rules, name)
-        if place is None:
+        spec, places = tensors[name], _places(rules, name)
+        if any(place.target is None for place in places):
             continue
-        spec = tensors[name]
-        if place is False or place.target not in target:
+        if not places or any(place.target not in target for place in places):
             problems.append(f"extra: {name} {tuple(spec.shape)}")
             continue
-        shape, pieces = tuple(target[place.target].shape), found[place.target]
-        if not _fits(spec, place, shape):
-            problems.append(
-                f"misshapen: {name} {tuple(spec.shape)} does not fit {place.target} {shape}"
-            )
-        elif place.layer in pieces:
-            problems.append(f"repeated: {name} is the same as {pieces[place.layer].name}")
-        pieces.setdefault(place.layer, Piece(name, place.layer, place.transform))
+        problems += _unused(name, places)
+        for place in places:
+            shape, pieces = tuple(target[place.target].shape), found[place.target]
+            if not _fits(spec, place, shape):
+                problems.append(
+                    f"misshapen: {name} {tuple(spec.shape)} does not fit {place.target} {shape}"
+                )
+            elif place.layer in pieces:
+                problems.append(f"repeated: {name} is the same as {pieces[place.layer].name}")
+            pieces.setdefault(place.layer, Piece(name, *place[1:]))
     for path, pieces in found.items():
         problems += _gaps(path, tuple(target[path].shape), pieces, tensors)
     if problems:
@@ -143,9 +166,25 @@ def _layer(piece: Piece) -> int:
     return -1 if piece.layer is None else piece.layer
 
 
+def _unused(name: str, places: list[_Place]) -> list[str]:
+    """Whether the parts of a tensor are the whole of it."""
+    parts = [place.part for place in places if place.part is not None]
+    if not parts:
+        return []
+    taken = sorted(chunk for part in parts for chunk in part.chunks)
+    if {part.count for part in parts} == {len(taken)} and taken == list(range(len(taken))):
+        return []
+    return [f"cut: the parts {taken} of {name} are not all of it, each once"]
+
+
 def _fits(spec: Spec, place: _Place, shape: tuple[int, ...]) -> bool:
     """Whether a tensor of this shape, laid out our way, has the shape that the parameter wants."""
-    hollow = np.broadcast_to(np.zeros((), np.int8), tuple(spec.shape))  # no memory, any shape
+    own = tuple(spec.shape)
+    if place.part is not None:
+        if not own or own[0] % place.part.count:
+            return False
+        own = (own[0] // place.part.count * len(place.part.chunks), *own[1:])
+    hollow = np.broadcast_to(np.zeros((), np.int8), own)  # no memory, any shape
     try:
         laid_out = place.transform.forward(hollow).shape
     except ValueError:
@@ -178,10 +217,11 @@ def assemble(pieces: list[Piece], shape: tuple[int, ...], read: Read) -> np.ndar
     by_name = {piece.name: piece for piece in pieces}
     whole = None
     for name, tensor in read(by_name):
-        layer, value = by_name[name].layer, by_name[name].transform.forward(tensor)
+        piece = by_name[name]
         if whole is None:
             whole = np.empty(shape, tensor.dtype)
-        whole[... if layer is None else layer] = value
+        part = tensor if piece.part is None else piece.part.take(tensor)
+        whole[... if piece.layer is None else piece.layer] = piece.transform.forward(part)
     return whole
 
 
@@ -219,9 +259,9 @@ def plan_export(rules: list[Rule], arrays: Mapping[str, Spec]) -> dict[str, list
 
 def disassemble(pieces: list[Piece], array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """The PyTorch tensors of one parameter by name, one after another."""
-    for name, layer, transform in pieces:
-        value = array if layer is None else array[layer]
-        yield name, np.ascontiguousarray(transform.backward(value))
+    for piece in pieces:
+        value = array if piece.layer is None else array[piece.layer]
+        yield piece.name, np.ascontiguousarray(piece.transform.backward(value))
 
 
 def export(rules: list[Rule], arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -240,14 +280,16 @@ _LAYER = "\0"  # stands in a name where the number of the layer goes
 
 def _pieces(rules: list[Rule], path: str, shape: tuple[int, ...]) -> list[Piece]:
     for rule in rules:
-        template = None if rule.target is None else _name(rule, path)
+        lossy = rule.target is None or rule.part is not None
+        template = None if lossy else _name(rule, path)
         if template is None:
             continue
         layers = range(shape[0]) if _LAYER in template else (None,)
         names = {layer: template.replace(_LAYER, str(layer)) for layer in layers}
         # A group of the rule may not match what stands in the path.
         if all(
-            _place(rules, name) == (path, layer, rule.transform) for layer, name in names.items()
+            _places(rules, name) == [(path, layer, rule.transform, None)]
+            for layer, name in names.items()
         ):
             return [Piece(name, layer, rule.transform) for layer, name in names.items()]
     return []

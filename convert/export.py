@@ -1,6 +1,7 @@
 """`python -m convert export`: one of our checkpoints -> a folder that diffusers loads."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,26 +9,39 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from convert import diffusers_config, folders
-from convert.components import COMPONENTS, Component, target
+from convert.components import Component, components, misfits, target
 from convert.engine import ConversionError, disassemble, plan_export
 from tora2_jax import bundle, checkpoint
+from tora2_jax.checkpoint import CheckpointError
 from tora2_jax.config import ModelConfig
 
 SHARD_BYTES = 5 << 30  # as large as the shards that diffusers and transformers write
 _JSON = {part.folder: part.file for part in diffusers_config.PARTS}
+_NO_PLACE = {
+    "personalization": "neither CogVideoX nor Tora has such weights; export the folder without it",
+    "motion_vae": "Tora's pipelines have one VAE for both; export the folder without it",
+}
 
 
 def export_folder(
-    source: str | Path, destination: str | Path, shard_bytes: int = SHARD_BYTES
-) -> None:
+    source: str | Path,
+    destination: str | Path,
+    shard_bytes: int = SHARD_BYTES,
+    accept_differences: bool = False,
+) -> list[str]:
     """Writes transformer, VAE, T5, tokenizer and scheduler as diffusers' CogVideoX pipelines do.
 
-    Every tensor keeps the dtype in which the checkpoint holds it.
+    A checkpoint with motion becomes a folder of Tora's diffusers version. Every tensor keeps the
+    dtype in which the checkpoint holds it.
 
     Args:
         source: A converted folder or a bundle.
         destination: Must not exist.
         shard_bytes: Files are not larger than this, unless one array is.
+        accept_differences: Write although there are settings that diffusers cannot hold.
+
+    Returns:
+        What the user should know: those settings, and weights that are left out as unused.
 
     Raises:
         CheckpointError, ConversionError: the source cannot be read, or diffusers has no form for
@@ -35,26 +49,55 @@ def export_folder(
         FolderError: the destination cannot be written.
     """
     source = Path(source)
-    model = bundle.load_config(source)
-    places = {name: checkpoint.component_path(source, name) for name in COMPONENTS}
-    problems = [f"{name}: is not in {source}" for name, path in places.items() if path is None]
-    problems += _additions(source)
-    settings: dict[str, dict[str, Any]] = {}
-    try:
-        settings = diffusers_config.write(model)
-    except ValueError as error:
-        problems.append(str(error))
-    for name, component in COMPONENTS.items():
-        if places[name] is not None:
-            problems += _misfits(component, model, places[name])
+    model, unused = _exported(source)
+    places, problems = _places(source, model, unused)
+    notes = [f"left out: {path}, which this model does not add" for path in sorted(unused)]
+    differences = diffusers_config.inexpressible(model)
+    if accept_differences:
+        notes += [f"left out: {difference}" for difference in differences]
+    else:
+        problems += [f"{text} (or --accept-differences)" for text in differences]
     if problems:
         raise ConversionError(f"{source} cannot be exported:\n  " + "\n  ".join(problems))
     with folders.new_folder(
         destination, sum(map(checkpoint.component_bytes, places.values()))
     ) as folder:
-        for name, component in COMPONENTS.items():
-            _write(folder / component.folder, component, model, places[name], shard_bytes)
-        write_settings(folder, settings, source / "tokenizer")
+        for component in components(model).values():
+            arrays = _arrays(component, places, unused)
+            _write(folder / component.folder, component, model, arrays, shard_bytes)
+        write_settings(folder, diffusers_config.write(model), source / "tokenizer")
+    return notes
+
+
+def _places(source: Path, model: ModelConfig, unused: set[str]) -> tuple[dict[str, Path], list]:
+    """Where the components are, and which of them are missing, too many or do not fit."""
+    places, problems = {}, []
+    for component in components(model).values():
+        own = {name: checkpoint.component_path(source, name) for name in component.parts}
+        missing = [name for name, path in own.items() if path is None]
+        problems += [f"{name}: is not in {source}" for name in missing]
+        if not missing:
+            problems += _misfits(component, model, list(own.values()), unused)
+            places |= own
+    problems += [
+        f"{name}: {reason}"
+        for name, reason in _NO_PLACE.items()
+        if checkpoint.component_path(source, name) is not None
+    ]
+    return places, problems
+
+
+def _exported(source: Path) -> tuple[ModelConfig, set[str]]:
+    """The model of a checkpoint as far as it goes out, and the paths that do not."""
+    model = bundle.load_config(source)
+    if checkpoint.component_path(source, "motion") is None:
+        model = replace(model, motion=None)
+    transformer = model.transformer
+    if transformer.learned_positions and not transformer.add_learned_positions:
+        # diffusers adds every table that it has; without this one the numbers are the same.
+        model = replace(model, transformer=replace(transformer, learned_positions=False))
+        return model, {"transformer.positions"}
+    return model, set()
 
 
 def write_settings(folder: Path, settings: dict[str, dict[str, Any]], tokenizer: Path) -> None:
@@ -65,30 +108,38 @@ def write_settings(folder: Path, settings: dict[str, dict[str, Any]], tokenizer:
     folders.copy_tokenizer(tokenizer, folder / "tokenizer")
 
 
-def _additions(source: Path) -> list[str]:
-    """Weights that diffusers' CogVideoX has no place for."""
-    return [
-        f"{name}: diffusers' CogVideoX pipelines have no such weights; export the folder without it"
-        for name in ("motion", "personalization")
-        if checkpoint.component_path(source, name) is not None
-    ]
-
-
-def _misfits(component: Component, model: ModelConfig, path: Path) -> list[str]:
+def _misfits(
+    component: Component, model: ModelConfig, places: list[Path], unused: set[str]
+) -> list[str]:
     """What a component has too many, too few, or of another shape."""
-    found = checkpoint.component_specs(path)
-    expected = {component.prefix + name: spec for name, spec in target(component, model).items()}
-    return [f"{component.folder}: {fault}" for fault in checkpoint.faults(expected, found)]
+    try:
+        return misfits(component, model, places, unused)
+    except CheckpointError as error:
+        return [str(error)]
+
+
+def _arrays(
+    component: Component, places: Mapping[str, Path], unused: set[str]
+) -> Iterator[tuple[str, np.ndarray]]:
+    for name in component.parts:
+        for path, array in checkpoint.read_component(places[name]):
+            if path not in unused:
+                yield path.removeprefix(component.prefix), array
 
 
 def _write(
-    folder: Path, component: Component, model: ModelConfig, source: Path, shard_bytes: int
+    folder: Path,
+    component: Component,
+    model: ModelConfig,
+    arrays: Iterable[tuple[str, np.ndarray]],
+    shard_bytes: int,
 ) -> None:
     pieces = plan_export(component.rules(model), target(component, model))
 
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
-        for path, array in checkpoint.read_component(source):
-            yield from disassemble(pieces[path.removeprefix(component.prefix)], array)
+        for path, array in arrays:
+            yield from disassemble(pieces[path], array)
+        yield from component.constants(model).items()
 
     write_tensors(folder, component.stem, tensors(), shard_bytes)
 

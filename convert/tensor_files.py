@@ -47,6 +47,7 @@ class TensorFiles:
     Args:
         path: One file, or a folder: with an index of shards (`*.safetensors.index.json`), or with
             one safetensors file, or with pickles, which are read with weights-only loading.
+        key: The entry of a pickle under which the tensors are; None if they are the pickle.
 
     Attributes:
         specs: Shape and type of every tensor.
@@ -55,13 +56,13 @@ class TensorFiles:
         SourceError: lists every file that is missing or damaged.
     """
 
-    def __init__(self, path: str | Path):
-        path = Path(path)
+    def __init__(self, path: str | Path, key: str | None = None):
+        path, self._key = Path(path), key
         files, promised = _files(path)
         problems, self.specs = [], {}
         for file in files:
             try:
-                found = _specs(file)
+                found = _specs(file, key)
             except SourceError as error:
                 problems += error.problems
                 continue
@@ -79,7 +80,7 @@ class TensorFiles:
             by_file.setdefault(self.specs[name].file, []).append(name)
         for file, wanted in by_file.items():
             if file.suffix in _PICKLES:
-                tensors = _unpickle(file)
+                tensors = _unpickle(file, self._key)
                 yield from ((name, _as_numpy(tensors[name])) for name in wanted)
                 continue
             with safe_open(file, "numpy") as opened:
@@ -133,9 +134,9 @@ def _shards(index: Path) -> tuple[list[Path], set[str]]:
     return files, set(weight_map)
 
 
-def _specs(file: Path) -> dict[str, TensorSpec]:
+def _specs(file: Path, key: str | None) -> dict[str, TensorSpec]:
     if file.suffix in _PICKLES:
-        tensors = _unpickle(file)
+        tensors = _unpickle(file, key)
         return {
             name: TensorSpec(
                 tuple(tensor.shape), _as_numpy(tensor[:0] if tensor.ndim else tensor).dtype, file
@@ -158,7 +159,7 @@ def _specs(file: Path) -> dict[str, TensorSpec]:
         ) from error
 
 
-def _unpickle(file: Path) -> dict[str, Any]:
+def _unpickle(file: Path, key: str | None) -> dict[str, Any]:
     """The tensors of a pickle; code in it is never run."""
     try:
         import torch
@@ -167,10 +168,14 @@ def _unpickle(file: Path) -> dict[str, Any]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises bare errors of many kinds for a damaged file
-        reason = str(error).splitlines()[0][:200]
+        reason = (str(error) or repr(error)).splitlines()[0][:200]
         raise SourceError(
             [f"{file}: is damaged, or holds more than tensors and was not run ({reason})"]
         ) from error
+    if key is not None:
+        if not isinstance(content, dict) or key not in content:
+            raise SourceError([f"{file}: has no entry {key!r}, which holds the tensors"])
+        content = content[key]
     if not isinstance(content, dict) or not all(
         isinstance(v, torch.Tensor) for v in content.values()
     ):
@@ -181,6 +186,7 @@ def _unpickle(file: Path) -> dict[str, Any]:
 def _as_numpy(tensor: Any) -> np.ndarray:
     import torch
 
+    tensor = tensor.detach()
     if tensor.dtype == torch.bfloat16:  # numpy has no such type of its own
         return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     return tensor.numpy()

@@ -1,66 +1,87 @@
-"""What Tora adds to CogVideoX, as its diffusers version names it; the rest is CogVideoX's table.
+"""`python -m convert tora`: released Tora weights of either kind -> a folder to sample from."""
 
-SAT checkpoints call `fuser.N` `mixins.adaln_layer.fuser_list.N`; the tensors are the same.
-"""
+from pathlib import Path
 
-from convert import cogvideox_transformer
-from convert.engine import CONV1D, CONV2D, Rule, Transform, ignored
-from tora2_jax.config import ModelConfig, MotionConfig
+from convert import conversion, tora_sat
+from convert.components import TORA
+from convert.engine import ConversionError
+from convert.tensor_files import SourceError, TensorFiles
+from tora2_jax import checkpoint
 
-_BLOCK = r"traj_extractor\.body\.(?P<layer>\d+)\."
-_FUSER = r"fuser\.(?P<layer>\d+)\."
-_ORDINALS = {"1": "first", "2": "second"}
-_STATISTICS = {
-    "weight": "scale",
-    "bias": "bias",
-    "running_mean": "mean",
-    "running_var": "var",
-}
+_FROM_BASE = ("vae", "text")
 
 
-def rules(
-    config: MotionConfig,
-    extractor: str = "trajectory_extractor",
-    fuser: str = "transformer.blocks.fuser",
-) -> list[Rule]:
-    """The table.
+def convert_tora(
+    source: str | Path, destination: str | Path, base: str | Path | None = None
+) -> list[str]:
+    """Converts Tora's transformer and motion path, and makes the result self-contained.
+
+    Weights go through array by array, each in the dtype it came with. The destination appears when
+    everything is written.
 
     Args:
-        config: the same names serve every size.
-        extractor: path of the `TrajectoryExtractor`.
-        fuser: path of the fusers, stacked over the layers.
+        source: A folder of the diffusers version, or the SAT version's `mp_rank_00_model_states.pt`
+            or the folder it lies in; only local files are read.
+        destination: Must not exist.
+        base: A folder that `convert cogvideox` made. VAE, text encoder, tokenizer and scheduler
+            settings are its, where the source has none; the SAT version never has.
+
+    Returns:
+        What the user should know.
+
+    Raises:
+        ConversionError: lists everything about source and base that is missing, damaged or of
+            another model.
+        FolderError: the destination cannot be written.
     """
-    del config
-    table = _convolution(r"traj_extractor\.conv_in", f"{extractor}.conv_in")
-    for number, ordinal in _ORDINALS.items():
-        table += _convolution(rf"{_BLOCK}block{number}", f"{extractor}.blocks.{ordinal}_conv")
-        table += [
-            Rule(rf"{_BLOCK}bn{number}\.{theirs}", f"{extractor}.blocks.{ordinal}_norm.{ours}")
-            for theirs, ours in _STATISTICS.items()
-        ]
-    for name in ("gamma", "beta"):
-        spatial, temporal = f"{name}_spatial", f"{name}_temporal"
-        table += _convolution(rf"{_FUSER}flow_{spatial}", f"{fuser}.{spatial}")
-        table += _convolution(rf"{_FUSER}flow_{temporal}", f"{fuser}.{temporal}", CONV1D)
-    return [
-        *table,
-        Rule(rf"{_FUSER}flow_cond_norm\.weight", f"{fuser}.norm.scale"),
-        Rule(rf"{_FUSER}flow_cond_norm\.bias", f"{fuser}.norm.bias"),
-        ignored(r"traj_extractor\..*\.num_batches_tracked"),
-    ]
+    source, base = Path(source), None if base is None else Path(base)
+    if not source.exists():
+        raise ConversionError(f"{source}: there is no such file or folder")
+    file = source / tora_sat.FILE if source.is_dir() else source
+    if file.is_file():
+        wanted = _check_sat(file, base)
+    else:
+        wanted = conversion.check_folder(source, tora=True, base=base)
+    conversion.write(destination, wanted)
+    return wanted.notes
 
 
-def model_rules(config: ModelConfig) -> list[Rule]:
-    """The table of a whole Tora transformer, for `tora2_jax.models.tora2.Tora2`."""
-    base = [
-        rule if rule.target is None else rule._replace(target=f"transformer.{rule.target}")
-        for rule in cogvideox_transformer.rules(config.transformer)
-    ]
-    return [*base, *rules(config.motion)]
+def _check_sat(source: Path, base: Path | None) -> conversion.Plan:
+    problems: list[str] = []
+    found = None
+    if base is None:
+        problems.append(
+            "--base is needed: a folder that `convert cogvideox` made; a SAT checkpoint has no "
+            "tokenizer and no settings"
+        )
+    else:
+        found = conversion.read_base(base, list(_FROM_BASE), problems)
+    files = _open_sat(source, problems)
+    specs = {} if files is None else files.specs
+    fits = False
+    if found is not None:
+        problems += conversion.tokenizer_problems(base / "tokenizer", found.model)
+        unfit = tora_sat.base_problems(found.model, specs)
+        problems += unfit
+        fits = files is not None and not unfit  # else every tensor would be said to be wrong
+    if not fits:
+        raise conversion.listing(source, problems)
+    model = conversion.with_motion(tora_sat.settings(found.model, specs), files)
+    component = TORA._replace(rules=tora_sat.rules)
+    jobs = conversion.make_job(component, model, files, problems)
+    if problems:
+        raise conversion.listing(source, problems)
+    copies = {name: checkpoint.component_path(base, name) for name in _FROM_BASE}
+    return conversion.Plan(model, jobs, copies, base / "tokenizer", tora_sat.notes(specs, model))
 
 
-def _convolution(source: str, target: str, transform: Transform = CONV2D) -> list[Rule]:
-    return [
-        Rule(rf"{source}\.weight", f"{target}.kernel", transform),
-        Rule(rf"{source}\.bias", f"{target}.bias"),
-    ]
+def _open_sat(source: Path, problems: list[str]) -> TensorFiles | None:
+    """The file, if it is a Tora; what is wrong with it goes to `problems`."""
+    try:
+        files = TensorFiles(source, tora_sat.KEY)
+    except SourceError as error:
+        problems += error.problems
+        return None
+    wrong = tora_sat.file_problems(files.specs)
+    problems += wrong
+    return None if wrong else files

@@ -11,6 +11,7 @@ import argparse
 import sys
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -50,7 +51,7 @@ def main() -> int:
 
 def write(options: argparse.Namespace) -> int:
     """A folder of random bfloat16 tensors with all of the preset's names and shapes."""
-    model = config.PRESETS[options.preset]()
+    model = replace(config.PRESETS[options.preset](), motion=None)  # plain CogVideoX
     options.dst.mkdir(parents=True)
     for component in COMPONENTS.values():
         tensors = _random_tensors(component, model)
@@ -64,7 +65,7 @@ def _random_tensors(
 ) -> Iterator[tuple[str, np.ndarray]]:
     arrays = target(component, model)
     for path, pieces in plan_export(component.rules(model), arrays).items():
-        for name, layer, transform in pieces:
+        for name, layer, transform, _ in pieces:
             shape = arrays[path].shape if layer is None else arrays[path].shape[1:]
             hollow = np.broadcast_to(np.zeros((), np.int8), shape)
             yield name, _random(name, transform.backward(hollow).shape)

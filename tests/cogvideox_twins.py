@@ -16,6 +16,7 @@ from diffusers import (
 )
 from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 
+from convert.__main__ import main
 from tests.parity import randomise
 from tora2_jax.config import PRESETS
 
@@ -133,6 +134,13 @@ def save(name: str, folder: Path, fast_tokenizer: bool = False, dtype=None) -> P
     index = {"_class_name": type(twin).__name__}
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
+
+
+def convert(name: str, folder: Path, **options) -> tuple[Path, Path]:
+    """The twin as a download and as `convert cogvideox` makes it of that."""
+    source, converted = save(name, folder / "source", **options), folder / "converted"
+    assert main(["cogvideox", "--src", str(source), "--dst", str(converted)]) == 0
+    return source, converted
 
 
 def _copy(module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:

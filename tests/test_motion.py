@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from convert import tora
+from convert import tora_transformer
 from convert.engine import convert, export
 from tests.parity import BLOCK_TOLERANCE, insensitive, relative_error
 from tests.weights_rule import array, state_dict
@@ -57,7 +57,7 @@ def weights(golden):
     }
 
 
-RULES = tora.rules(MOTION, "extractor", "fuser")
+RULES = tora_transformer.rules(MOTION, "extractor", "fuser")
 
 
 @pytest.fixture(scope="module")

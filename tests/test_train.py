@@ -262,6 +262,22 @@ def test_muon_turns_the_gradient_of_a_kernel_into_orthogonal_directions():
     assert (step >= 0.1 * 0.15).all() and (step < 0.1 * 0.3).all()
 
 
+def test_muon_turns_every_layer_of_a_stacked_kernel_alone():
+    config = OptimConfig(algorithm="muon", learning_rate=0.1, warmup_steps=0, clip_norm=1e9)
+    config.stacked = r"blocks\."
+    gradient = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 5)), jnp.float32)
+    whole = _muon_step(config, {"blocks.kernel": gradient})["blocks.kernel"]
+    layers = _muon_step(config, {f"{layer}.kernel": gradient[layer] for layer in range(3)})
+    for layer in range(3):
+        np.testing.assert_allclose(whole[layer], layers[f"{layer}.kernel"], rtol=1e-3, atol=1e-5)
+
+
+def _muon_step(config, gradients):
+    variables = jax.tree.map(jnp.zeros_like, gradients)
+    optimizer = optim.make_optimizer(config, steps=10)
+    return optimizer.update(gradients, optimizer.init(variables), variables)[0]
+
+
 def test_learning_rate():
     config = OptimConfig(learning_rate=1.0, warmup_steps=4)
     constant = optim.learning_rate(config, 12)

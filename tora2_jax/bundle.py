@@ -52,8 +52,8 @@ def load_bundle(
 ) -> tuple[config.ModelConfig, tora2.Tora2, T5Encoder, conditioning.FrozenNetworks, object]:
     """Everything that a pipeline needs, strictly checked.
 
-    Parts without weights are left out (a folder with a transformer alone is plain CogVideoX); the
-    motion VAE defaults to a copy of the video VAE.
+    Whether there are a motion path and a personalization path is for the folder's config to say;
+    a motion VAE that is not there is a copy of the video VAE.
 
     Raises:
         CheckpointError: lists everything that is missing or does not fit.
@@ -61,9 +61,6 @@ def load_bundle(
     if _is_workdir(directory):
         return _load_workdir(directory, dtype)
     model_config = load_config(directory)
-    for name in ("motion", "personalization"):
-        if checkpoint.component_path(directory, name) is None:
-            setattr(model_config, name, None)
     parts = conditioning.needed_networks(model_config)
     model, text, networks = abstract_networks(model_config, parts, dtype)
     problems: list[str] = []

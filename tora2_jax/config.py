@@ -1,7 +1,5 @@
 """The typed config tree and the size presets. Plain data; nothing here builds a network."""
 
-import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -23,6 +21,7 @@ class TransformerConfig:
     max_text_length: int = 226
     positions: Literal["sincos", "rotary"] = "rotary"
     learned_positions: bool = False  # I2V: a stored table is added to the joint sequence
+    add_learned_positions: bool = True  # False: stored but not added (Tora's I2V for SAT)
     sample_frames: int = 49  # pixel frames and latent size of the position tables
     sample_height: int = 60
     sample_width: int = 90
@@ -234,7 +233,6 @@ class WorldConfig:
 
 
 _WIDTH_2B = {"num_layers": 30, "num_heads": 30, "positions": "sincos"}
-_VIDEO_1_5 = {"height": 768, "width": 1360, "frames": 81, "fps": 16}
 _SIZE_1_5 = {"patch_size_t": 2, "sample_frames": 81, "sample_height": 300, "sample_width": 300}
 
 
@@ -316,7 +314,10 @@ def cogvideox_1_5_5b() -> ModelConfig:
     """CogVideoX1.5-5B."""
     return ModelConfig(
         name="cogvideox_1_5_5b",
-        **_VIDEO_1_5,
+        height=768,
+        width=1360,
+        frames=81,
+        fps=16,
         transformer=TransformerConfig(**_SIZE_1_5),
         vae=VAEConfig(invert_scale_latents=True),
     )
@@ -326,7 +327,10 @@ def cogvideox_1_5_5b_i2v() -> ModelConfig:
     """CogVideoX1.5-5B-I2V."""
     return ModelConfig(
         name="cogvideox_1_5_5b_i2v",
-        **_VIDEO_1_5,
+        height=768,
+        width=1360,
+        frames=81,
+        fps=16,
         transformer=TransformerConfig(in_channels=32, ofs_embed_dim=512, **_SIZE_1_5),
         vae=VAEConfig(invert_scale_latents=True),
     )
@@ -348,35 +352,6 @@ PRESETS = {
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as plain JSON data."""
     return asdict(config)
-
-
-_SETTINGS = {"motion_vae": ("vae",), "personalization": ("personalization", "binding")}
-_FREE = {"rematerialize"}  # may differ from what the weights were made with
-
-
-def setting_differences(
-    component: str, model: ModelConfig, metadata: Mapping[str, Any]
-) -> list[str]:
-    """Settings in which a model differs from the one that a component's weights were made for.
-
-    Many of them (positions, scaling factor, epsilons) show in no shape; a wrong one would give
-    wrong videos without a word.
-
-    Args:
-        component: its name, as in `WeightsConfig`.
-        model: what the weights shall serve.
-        metadata: of the component; nothing is said about what it leaves out.
-    """
-    found = []
-    for part in _SETTINGS.get(component, (component,)):
-        own = getattr(model, part, None)
-        stored = metadata.get("model", {}).get(part)
-        if own is None or stored is None:
-            continue
-        for name, value in json.loads(json.dumps(to_dict(own))).items():
-            if name in stored and name not in _FREE and stored[name] != value:
-                found.append(f"model.{part}.{name} is {value!r}; the weights want {stored[name]!r}")
-    return found
 
 
 def from_dict(cls: type, data: dict[str, Any]) -> Any:

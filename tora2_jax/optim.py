@@ -1,4 +1,4 @@
-"""AdamW with a warm-up, a clipped gradient and two groups of learning rates."""
+"""AdamW or Muon with a warm-up, a clipped gradient and two groups of learning rates."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -63,14 +63,17 @@ def _adamw(config: OptimConfig, rate: Callable) -> optax.GradientTransformation:
 def _muon(config: OptimConfig, rate: Callable) -> optax.GradientTransformation:
     """Orthogonalised momentum for kernels (as matrices of inputs by outputs), Adam for the rest.
 
-    A convolutional network that is trained for minutes gets further than with Adam. Not for
-    stacked layers, whose leading axis is no input.
+    A network that is trained for minutes gets further than with Adam. Every layer of the stacked
+    ones is a matrix of its own.
     """
     first, second = config.betas
+    stacked = re.compile(config.stacked)
 
     def matrices(params: dict) -> dict:
         return {
-            path: MuonDimensionNumbers(tuple(range(value.ndim - 1)), value.ndim - 1)
+            path: MuonDimensionNumbers(
+                tuple(range(1 if stacked.match(path) else 0, value.ndim - 1)), value.ndim - 1
+            )
             if path.endswith("kernel")
             else None
             for path, value in params.items()

@@ -66,10 +66,17 @@ class Tora2Pipeline:
         tokenizer,
         vae_memory: VAEMemory = "whole",
     ):
-        """Everything with its weights; `vae_memory` says how to decode, see `vae_tiling`."""
+        """Everything with its weights; `vae_memory` says how to decode, see `vae_tiling`.
+
+        Raises:
+            ValueError: if the VAE's picture cannot be cut into tiles and `vae_memory` asks for it.
+        """
         self.config, self.tokenizer = config, tokenizer
         self.vae_memory = vae_memory
         self._vae = networks.vae
+        self._tiles = vae_tiling.DEFAULT_TILES
+        if vae_memory == "tiled":
+            self._tiles = vae_tiling.tiles_of(config.vae, networks.vae.spatial_compression)
         self._networks = nnx.split((networks, text))
         self._model = nnx.split(model)
         self._encode = jax.jit(self._encode_inputs)
@@ -174,7 +181,9 @@ class Tora2Pipeline:
             start = self._noise(keys, 0, shape)
         latents = self._sample(jnp.asarray(start), bound, weights, keys, settings, progress)
         discarded = shape[1] - self.config.latent_grid(frames, height, width)[0]
-        video = vae_tiling.decode_latents(self._vae, latents[:, discarded:], self.vae_memory)
+        video = vae_tiling.decode_latents(
+            self._vae, latents[:, discarded:], self.vae_memory, self._tiles
+        )
         return Sample(np.clip(video / 2 + 0.5, 0, 1), np.asarray(latents))
 
     def latent_shape(self, batch: int, frames: int, height: int, width: int) -> tuple[int, ...]:

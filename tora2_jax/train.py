@@ -27,11 +27,12 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from tora2_jax import checkpoint
-from tora2_jax.config import setting_differences, to_dict
+from tora2_jax.config import to_dict
 from tora2_jax.data.loader import Source, batches
 from tora2_jax.models.layers import flat_variables
 from tora2_jax.optim import learning_rate, make_optimizer
 from tora2_jax.train_config import TrainConfig, TrainError, differences, problems
+from tora2_jax.weight_settings import setting_differences
 
 # A stage is a module with
 #   build(config, rngs) -> nnx.Module

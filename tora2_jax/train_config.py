@@ -41,6 +41,8 @@ class OptimConfig:
     clip_norm: float = 0.1  # of the whole gradient
     new_lr_scale: float = 1.0  # for the variables that `tora_initialised` does not match
     tora_initialised: str = ".*"  # regex, matched from the start of a variable's path
+    # The same for variables whose leading axis counts layers; Muon must know. By default none.
+    stacked: str = r"(?!)"
 
 
 @dataclass(slots=True, kw_only=True)

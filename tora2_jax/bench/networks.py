@@ -26,21 +26,24 @@ _convolution = functools.partial(nnx.Conv, kernel_size=(3, 3), use_bias=False)
 def degrade(
     images: Float[Array, "b height width 3"], key: Array
 ) -> Float[Array, "b height width 3"]:
-    """Images in [0, 1] with the faults of small generators: soft, noisy, off in light and hue.
+    """Images in [0, 1] with the faults of small generators: soft, blotchy, noisy, off in light.
 
-    Every image draws its own faults; a third of them stays sharp.
+    Every image draws its own faults; a quarter of them stays sharp.
     """
-    keys = jax.random.split(key, 6)
+    keys = jax.random.split(key, 8)
     batch, height, width, _ = images.shape
     each = (batch, 1, 1, 1)
-    small = jax.image.resize(images, (batch, height // 2, width // 2, 3), "linear")
-    coarse = jax.image.resize(small, images.shape, "linear")
-    smaller = jax.image.resize(images, (batch, height // 3, width // 3, 3), "linear")
-    coarser = jax.image.resize(smaller, images.shape, "linear")
-    choice = jax.random.randint(keys[0], each, 0, 3)
-    softer = jnp.where(choice == 1, coarse, coarser)
-    amount = jnp.where(choice == 0, 0.0, jax.random.uniform(keys[1], each))
-    images = images + amount * (softer - images)
+    choice = jax.random.randint(keys[0], each, 1, 5)
+    softer = images
+    for factor in (2, 3, 4):
+        small = jax.image.resize(images, (batch, height // factor, width // factor, 3), "linear")
+        softer = jnp.where(
+            choice == factor, jax.image.resize(small, images.shape, "linear"), softer
+        )
+    images = images + jax.random.uniform(keys[1], each) * (softer - images)
+    blotches = jax.random.normal(keys[6], (batch, height // 6, width // 6, 3))
+    blotches = jax.image.resize(blotches, images.shape, "linear")
+    images = images + blotches * jax.random.uniform(keys[7], each, maxval=0.12)
     noise = jax.random.normal(keys[2], images.shape)
     images = images + noise * jax.random.uniform(keys[3], each, maxval=0.06)
     contrast = jax.random.uniform(keys[4], (batch, 1, 1, 1), minval=0.85, maxval=1.15)

@@ -342,6 +342,8 @@ class CogVideoXTransformer(nnx.Module):
     def _embed(self, latents, text, grid):
         config = self.config
         video = self.patch_embedding(layers.patchify(latents, grid))
+        if config.learned_positions and not config.add_learned_positions:
+            return text, video
         if self.positions is not None and grid[0] == positions.sample_grid(config)[0]:
             table = self.positions[...].astype(video.dtype)
             return text + table[: text.shape[1]], video + table[text.shape[1] :]

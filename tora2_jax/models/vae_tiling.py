@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from tora2_jax.config import VAEConfig
 from tora2_jax.models.vae import LOG_VARIANCE_RANGE, CausalVAE, Posterior, by_chunks, first_chunk
 from tora2_jax.models.vae_layers import Cache
 
@@ -66,6 +67,18 @@ class Tiles:
 
 
 DEFAULT_TILES = Tiles()
+
+
+def tiles_of(config: VAEConfig, compression: int) -> Tiles:
+    """The tiles that diffusers takes for a VAE: half the height and width it was trained on.
+
+    Raises:
+        ValueError: if they cannot be laid out on whole latents.
+    """
+    return Tiles(
+        height=config.sample_height // 2 // compression,
+        width=config.sample_width // 2 // compression,
+    )
 
 
 class _Axis(NamedTuple):
