@@ -3,8 +3,8 @@
 python -m tora2_jax.train --config configs/motion_stage1.py --workdir workdirs/motion_stage1
 Another base: --config configs/motion_stage1.py:checkpoints/cogvideox_2b
 Clips: --config.clips.folder=DIR with videos/NAME.mp4 and labels/NAME.txt
-Hardware: a device of 80 GB or more for 5B. Hours, expected numbers: not known, never run at that
-size. Settings and their sources: docs/motion_training.md.
+Hardware, hours, expected numbers: not known; 5B does not fit one device in float32 yet.
+Settings and their sources: docs/motion_training.md.
 """
 
 from dataclasses import replace

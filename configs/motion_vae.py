@@ -3,7 +3,7 @@
 python -m tora2_jax.train --config configs/motion_vae.py --workdir workdirs/motion_vae
 Base and clips: as configs/motion_stage1.py. The stages use it with
 --config.weights.motion_vae=checkpoints/motion_vae.safetensors
-Hardware: a device of 80 GB or more. Hours, expected numbers: not known, never run at that size.
+Hardware, hours, expected numbers: not known; never run at full size.
 Settings: docs/motion_training.md.
 """
 

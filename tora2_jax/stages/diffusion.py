@@ -92,7 +92,10 @@ def _check(config, files: dict[str, str | None]) -> None:
 
 
 def _examples(config, model: ModelConfig) -> pool.Examples:
-    tokenizer = load_tokenizer(config.tokenizer)
+    try:
+        tokenizer = load_tokenizer(config.tokenizer)
+    except (OSError, ValueError) as error:
+        raise TrainError(f"config.tokenizer: {error}") from error
     if config.clips is None:
         return pool.WorldExamples(model, tokenizer, config.world, config.data_size)
     return clip_folder.ClipExamples(config, model, tokenizer)
