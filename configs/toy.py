@@ -1,7 +1,7 @@
 """Toy chain, stage tora2: everything that the paper trains, jointly, on the frozen base.
 
 python -m tora2_jax.train --config configs/toy.py --workdir workdirs/tora2
-Hardware: two CPU cores, about 25 minutes. Expected: see docs/toy.md.
+Hardware: two CPU cores, about 16 minutes. Expected: see docs/toy.md.
 """
 
 from configs.toy_base import STACKED, diffusion_config

@@ -1,7 +1,7 @@
 """Toy chain, stage base: text to video, captions only; the transformer and its small T5.
 
 python -m tora2_jax.train --config configs/toy_base.py --workdir workdirs/base
-Hardware: two CPU cores, about 20 minutes, and 6 to encode the pool. Expected: see docs/toy.md.
+Hardware: two CPU cores, about 48 minutes, and 6 to encode the pool. Expected: see docs/toy.md.
 """
 
 from configs.toy_vae import FOLDER

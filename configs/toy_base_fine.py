@@ -1,7 +1,7 @@
 """Toy chain, stage base_fine: the base goes on while its learning rate falls to zero.
 
 python -m tora2_jax.train --config configs/toy_base_fine.py --workdir workdirs/base_fine
-Hardware: two CPU cores, about 8 minutes. Expected: see docs/toy.md.
+Hardware: two CPU cores, about 4 minutes. Expected: see docs/toy.md.
 """
 
 from configs.toy_base import FIRST_BASE, FOLDER

@@ -1,7 +1,7 @@
 """Toy chain, stage motion: trajectory extractor and motion-guidance fusers, the base frozen.
 
 python -m tora2_jax.train --config configs/toy_motion.py --workdir workdirs/motion
-Hardware: two CPU cores, about 8 minutes. Expected: see docs/toy.md.
+Hardware: two CPU cores, about 9 minutes. Expected: see docs/toy.md.
 """
 
 from configs.toy_base import STACKED, diffusion_config

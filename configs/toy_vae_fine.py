@@ -1,7 +1,7 @@
 """Toy chain, stage vae_fine: the causal 3D VAE goes on at a fresh learning rate.
 
 python -m tora2_jax.train --config configs/toy_vae_fine.py --workdir workdirs/vae_fine
-Hardware: two CPU cores, about 22 minutes. Expected: see docs/toy.md.
+Hardware: two CPU cores, about 28 minutes. Expected: see docs/toy.md.
 """
 
 from configs.toy_vae import FIRST_VAE, FOLDER
