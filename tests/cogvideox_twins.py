@@ -18,7 +18,7 @@ from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 
 from convert.__main__ import main
 from tests.parity import randomise
-from tora2_jax.config import PRESETS
+from tora2_jax.config import PRESETS, ModelConfig
 
 PUBLISHED = [name for name in PRESETS if name != "toy"]
 PROMPTS = ("A man and a red kite in the snow.", "An old dog runs.")
@@ -30,12 +30,39 @@ TEXT_LENGTH = 12
 def pipeline(name: str) -> CogVideoXPipeline | CogVideoXImageToVideoPipeline:
     """A twin of a published model: its switches, small sizes, every tensor random."""
     preset = PRESETS[name]()
+    transformer, vae, text = _transformer(preset), _vae(preset), _text()
+    schedulers = CogVideoXDDIMScheduler, CogVideoXDPMScheduler
+    scheduler = schedulers[name != "cogvideox_2b"](
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        clip_sample=False,
+        timestep_spacing="trailing",
+        snr_shift_scale=preset.diffusion.snr_shift,
+    )
+    fixed = (
+        transformer.patch_embed.pos_embedding if preset.transformer.positions == "sincos" else None
+    )
+    fixed = None if fixed is None else fixed.clone()
+    for seed, module in enumerate((transformer, vae, text)):
+        randomise(module, seed)
+    if fixed is not None:
+        transformer.patch_embed.pos_embedding.copy_(fixed)
+    parts = {
+        "tokenizer": None,
+        "text_encoder": text,
+        "vae": vae,
+        "transformer": transformer,
+        "scheduler": scheduler,
+    }
+    return (CogVideoXImageToVideoPipeline if preset.takes_image else CogVideoXPipeline)(**parts)
+
+
+def _transformer(preset: ModelConfig) -> CogVideoXTransformer3DModel:
     config = preset.transformer
-    image = config.in_channels == 2 * preset.vae.latent_channels
-    transformer = CogVideoXTransformer3DModel(
+    return CogVideoXTransformer3DModel(
         num_attention_heads=2,
         attention_head_dim=16,
-        in_channels=8 if image else 4,
+        in_channels=8 if preset.takes_image else 4,
         out_channels=4,
         time_embed_dim=12,
         ofs_embed_dim=config.ofs_embed_dim and 12,
@@ -51,7 +78,10 @@ def pipeline(name: str) -> CogVideoXPipeline | CogVideoXImageToVideoPipeline:
         use_learned_positional_embeddings=config.learned_positions,
         patch_bias=config.patch_size_t is None,
     )
-    vae = AutoencoderKLCogVideoX(
+
+
+def _vae(preset: ModelConfig) -> AutoencoderKLCogVideoX:
+    return AutoencoderKLCogVideoX(
         block_out_channels=(8, 8, 12, 12),
         latent_channels=4,
         layers_per_block=1,
@@ -61,7 +91,10 @@ def pipeline(name: str) -> CogVideoXPipeline | CogVideoXImageToVideoPipeline:
         scaling_factor=preset.vae.scaling_factor,
         invert_scale_latents=preset.vae.invert_scale_latents,
     )
-    text = T5EncoderModel(
+
+
+def _text() -> T5EncoderModel:
+    return T5EncoderModel(
         T5Config(
             vocab_size=200,  # 100 of T5's own ids follow the pieces
             d_model=24,
@@ -72,28 +105,6 @@ def pipeline(name: str) -> CogVideoXPipeline | CogVideoXImageToVideoPipeline:
             feed_forward_proj="gated-gelu",
         )
     )
-    schedulers = CogVideoXDDIMScheduler, CogVideoXDPMScheduler
-    scheduler = schedulers[name != "cogvideox_2b"](
-        prediction_type="v_prediction",
-        rescale_betas_zero_snr=True,
-        clip_sample=False,
-        timestep_spacing="trailing",
-        snr_shift_scale=preset.diffusion.snr_shift,
-    )
-    fixed = transformer.patch_embed.pos_embedding if config.positions == "sincos" else None
-    fixed = None if fixed is None else fixed.clone()
-    for seed, module in enumerate((transformer, vae, text)):
-        randomise(module, seed)
-    if fixed is not None:
-        transformer.patch_embed.pos_embedding.copy_(fixed)
-    parts = {
-        "tokenizer": None,
-        "text_encoder": text,
-        "vae": vae,
-        "transformer": transformer,
-        "scheduler": scheduler,
-    }
-    return (CogVideoXImageToVideoPipeline if image else CogVideoXPipeline)(**parts)
 
 
 def write_tokenizer(folder: Path, fast: bool = False) -> T5TokenizerFast:
