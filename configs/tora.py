@@ -5,6 +5,7 @@ Another base: --config configs/tora.py:checkpoints/cogvideox_2b
 """
 
 from configs import motion_stage1, motion_stage2
+from tora2_jax import checkpoint
 from tora2_jax.train_config import TrainConfig
 
 
@@ -12,4 +13,9 @@ def get_config(base: str = motion_stage1.BASE) -> TrainConfig:
     """Stage 2's settings with its own result for its start."""
     config = motion_stage2.get_config(base)
     config.weights.motion = config.export
+    # Stage 2 may have been told of another null text than the base's.
+    trained = checkpoint.resolve(config.weights.motion, "motion")
+    if trained.exists():
+        metadata = checkpoint.component_metadata(trained)
+        config.model.null_text = metadata["model"]["null_text"]
     return config

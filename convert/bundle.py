@@ -4,17 +4,13 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from flax import nnx
-
 from convert import folders
 from convert.engine import ConversionError
-from tora2_jax import bundle, checkpoint, conditioning
+from tora2_jax import checkpoint, conditioning
 from tora2_jax.config import ModelConfig, to_dict
-from tora2_jax.models import tora2
-from tora2_jax.models.layers import flat_variables
+from tora2_jax.networks import misfits
 from tora2_jax.text import load_tokenizer
 from tora2_jax.train_config import TrainConfig
-from tora2_jax.weight_settings import setting_differences
 
 
 def make_bundle(config: TrainConfig, destination: str | Path) -> None:
@@ -39,7 +35,7 @@ def make_bundle(config: TrainConfig, destination: str | Path) -> None:
     problems += _absent(model, places)
     if not problems:
         model = replace(model, vae=_trained_vae(model, places["vae"]))
-        problems += _misfits(model, places)
+        problems += misfits(model, places, conditioning.needed_networks(model))
     if problems:
         raise ConversionError("cannot be bundled:\n  " + "\n  ".join(problems))
     size = sum(map(folders.size, places.values()))
@@ -83,26 +79,3 @@ def _trained_vae(model: ModelConfig, path: Path):
     """The VAE's settings, with the scaling factor that belongs to its weights."""
     stored = checkpoint.component_metadata(path).get("model", {}).get("vae", {})
     return replace(model.vae, scaling_factor=stored.get("scaling_factor", model.vae.scaling_factor))
-
-
-def _misfits(model: ModelConfig, places: dict[str, Path]) -> list[str]:
-    """Everything that does not fit the model, in shapes or in settings that no shape shows."""
-    networks = bundle.abstract_networks(model, conditioning.needed_networks(model))
-    problems = []
-    for name, path in places.items():
-        module, pattern = _mounted(networks, name)
-        if module is None:
-            problems.append(f"config.weights.{name}: the model has no use for it")
-            continue
-        found = checkpoint.faults(flat_variables(module), checkpoint.component_specs(path), pattern)
-        found += setting_differences(name, model, checkpoint.component_metadata(path))
-        problems += [f"config.weights.{name}: {fault}" for fault in found]
-    return problems
-
-
-def _mounted(networks: bundle.Networks, name: str) -> tuple[nnx.Module | None, str | None]:
-    if name in tora2.COMPONENTS:
-        return networks.model, tora2.COMPONENTS[name]
-    if name == "text":
-        return networks.text, None
-    return getattr(networks.frozen, name, None), None

@@ -85,7 +85,9 @@ def test_types_at_rest():
     assert resting_dtype(path, jnp.float16, narrow) == narrow
     assert resting_dtype(path, jnp.float16, wide) == jnp.float16
     assert resting_dtype("transformer.time_embedding.expand.kernel", wide, narrow) == wide
-    assert resting_dtype("object.norm_stem.var", wide, narrow) == wide
+    assert resting_dtype("norm_stem.var", wide, narrow) == wide
+    for norm in ("norm_stem", "trajectory_extractor.blocks.first_norm", "a.blocks.fuser.norm"):
+        assert resting_dtype(f"{norm}.scale", wide, narrow) == wide
     assert resting_dtype("a.index", jnp.int32, narrow) == jnp.int32
 
 

@@ -195,6 +195,19 @@ def test_all_problems_are_named_before_anything_is_loaded(tmp_path):
         train.train(config, tmp_path / "work")
 
 
+def test_weights_are_checked_before_clips_are_encoded(bases, clips, tmp_path):
+    base = bases("cogvideox_5b")
+    config = config_of("motion_stage1", base, clips, tmp_path)
+    (tmp_path / "empty").mkdir()
+    config.weights.motion = str(tmp_path / "empty")
+    config.model.transformer.norm_eps = 0.5
+    with pytest.raises(train.TrainError) as error:
+        train.train(config, tmp_path / "work")
+    assert "config.weights.motion: " in str(error.value)
+    assert "norm_eps is 0.5" in str(error.value)
+    assert not list(tmp_path.rglob("pool-*"))
+
+
 def test_settings_that_do_not_go_with_clips_are_refused(tmp_path):
     absent = tmp_path / "absent"
     config = config_of("motion_stage1", absent, absent, tmp_path, stage="tora2", data_size=5)

@@ -7,26 +7,17 @@ and the tokenizer that its config names.
 
 import json
 from pathlib import Path
-from typing import NamedTuple
 
 import jax.numpy as jnp
-from flax import nnx
 
 from tora2_jax import checkpoint, conditioning, config
 from tora2_jax.checkpoint import CheckpointError
 from tora2_jax.models import tora2
 from tora2_jax.models.t5 import T5Encoder
+from tora2_jax.networks import abstract_networks
 from tora2_jax.stages import diffusion
 from tora2_jax.text import load_tokenizer
 from tora2_jax.train_config import TrainConfig
-
-
-class Networks(NamedTuple):
-    """Everything that has weights."""
-
-    model: tora2.Tora2
-    text: T5Encoder
-    frozen: conditioning.FrozenNetworks
 
 
 def load_config(directory: Path) -> config.ModelConfig:
@@ -75,22 +66,6 @@ def load_bundle(
     if problems:
         raise CheckpointError(f"checkpoint {directory}:\n  " + "\n  ".join(problems))
     return model_config, model, text, networks, load_bundle_tokenizer(directory)
-
-
-def abstract_networks(
-    model_config: config.ModelConfig, parts=conditioning.NETWORKS, dtype=jnp.float32
-) -> Networks:
-    """All networks without numbers: every one of them comes from a file."""
-
-    def make() -> Networks:
-        rngs = nnx.Rngs(0)
-        return Networks(
-            tora2.Tora2(model_config, rngs=rngs, dtype=dtype),
-            T5Encoder(model_config.text, rngs=rngs),
-            conditioning.FrozenNetworks(model_config, parts, rngs=rngs, dtype=dtype),
-        )
-
-    return nnx.eval_shape(make)
 
 
 def _is_workdir(directory: Path) -> bool:

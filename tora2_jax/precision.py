@@ -13,6 +13,7 @@ import jax.numpy as jnp
 _FLOAT32 = re.compile(
     r".*(time_embedding|ofs_embedding|modulation)\..*|.*positions"
     r"|(appearance|binder)\..*|.*\.(mean|var)"
+    r"|.*norm[^.]*\.(scale|bias)"  # small, and some norms compute in float32
 )
 
 

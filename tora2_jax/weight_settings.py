@@ -6,7 +6,15 @@ from typing import Any
 
 from tora2_jax.config import ModelConfig, to_dict
 
-_SETTINGS = {"motion_vae": ("vae",), "personalization": ("personalization", "binding")}
+_SETTINGS = {
+    "motion_vae": ("vae",),
+    "transformer": ("transformer", "diffusion"),
+    "motion": ("motion", "diffusion"),
+    "personalization": ("personalization", "binding", "diffusion"),
+}
+_SCHEDULE = {"num_steps", "beta_start", "beta_end", "snr_shift"}  # the rest a sampler may choose
+# Not the transformer: a released base may be trained on with either.
+_TRAINED_BESIDE_NULL_TEXT = {"motion", "personalization"}
 _FREE = {"rematerialize"}  # may differ from what the weights were made with
 
 
@@ -23,13 +31,22 @@ def setting_differences(
         model: what the weights shall serve.
         metadata: of the component; nothing is said about what it leaves out.
     """
+    stored = metadata.get("model", {})
     found = []
+    wanted = stored.get("null_text", model.null_text)
+    if component in _TRAINED_BESIDE_NULL_TEXT and wanted != model.null_text:
+        found.append(f"model.null_text is {model.null_text!r}; the weights want {wanted!r}")
     for part in _SETTINGS.get(component, (component,)):
-        own = getattr(model, part, None)
-        stored = metadata.get("model", {}).get(part)
-        if own is None or stored is None:
-            continue
-        for name, value in json.loads(json.dumps(to_dict(own))).items():
-            if name in stored and name not in _FREE and stored[name] != value:
-                found.append(f"model.{part}.{name} is {value!r}; the weights want {stored[name]!r}")
+        own, expected = getattr(model, part, None), stored.get(part)
+        if own is not None and expected is not None:
+            found += _differing_fields(part, json.loads(json.dumps(to_dict(own))), expected)
     return found
+
+
+def _differing_fields(part: str, own: Mapping, expected: Mapping) -> list[str]:
+    names = _SCHEDULE if part == "diffusion" else own.keys() - _FREE
+    return [
+        f"model.{part}.{name} is {own[name]!r}; the weights want {expected[name]!r}"
+        for name in own
+        if name in names and name in expected and expected[name] != own[name]
+    ]

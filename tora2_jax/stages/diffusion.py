@@ -20,6 +20,7 @@ from tora2_jax.data import clip_folder, pool
 from tora2_jax.data.world import render_clip
 from tora2_jax.models import binding, tora2
 from tora2_jax.models.t5 import T5Encoder
+from tora2_jax.networks import misfits
 from tora2_jax.text import load_tokenizer
 from tora2_jax.train_config import TrainError
 from tora2_jax.types import Conditions
@@ -79,23 +80,40 @@ def _check(config, files: dict[str, str | None]) -> None:
     settings = ("cache_dir", "tokenizer", *(["data_size"] if config.clips is None else []))
     needed |= {name: getattr(config, name) for name in settings}
     problems = [f"config.{name}: is needed" for name, value in needed.items() if value is None]
-    given = to_dict(config.weights) | {"tokenizer": config.tokenizer}
-    problems += [
-        f"config.{'' if name == 'tokenizer' else 'weights.'}{name}: {path} is not there"
-        for name, path in given.items()
-        if path is not None and not Path(path).exists()
-    ]
+    if config.tokenizer is not None:
+        try:
+            load_tokenizer(config.tokenizer)
+        except (OSError, ValueError) as error:
+            problems.append(f"config.tokenizer: {error}")
+    problems += _weight_problems(config)
     if config.clips is not None:
         problems += clip_folder.problems(config.clips, config.model)
     if problems:
         raise TrainError(f"stage {config.stage} cannot start:\n  " + "\n  ".join(problems))
 
 
-def _examples(config, model: ModelConfig) -> pool.Examples:
+def _weight_problems(config) -> list[str]:
+    """What does not fit, told before hours of encoding; of a training directory later."""
+    given = {name: path for name, path in to_dict(config.weights).items() if path is not None}
+    problems = [
+        f"config.weights.{name}: {path} is not there"
+        for name, path in given.items()
+        if not Path(path).exists()
+    ]
+    places = {
+        name: checkpoint.resolve(path, name)
+        for name, path in given.items()
+        if Path(path).exists() and not (Path(path) / "checkpoints").is_dir()
+    }
     try:
-        tokenizer = load_tokenizer(config.tokenizer)
-    except (OSError, ValueError) as error:
-        raise TrainError(f"config.tokenizer: {error}") from error
+        model = trained_model_config(config) if "vae" in places else config.model
+    except (TrainError, checkpoint.CheckpointError) as error:
+        return [*problems, f"config.weights.vae: {error}"]
+    return problems + misfits(model, places, _networks(config))
+
+
+def _examples(config, model: ModelConfig) -> pool.Examples:
+    tokenizer = load_tokenizer(config.tokenizer)
     if config.clips is None:
         return pool.WorldExamples(model, tokenizer, config.world, config.data_size)
     return clip_folder.ClipExamples(config, model, tokenizer)
@@ -157,10 +175,16 @@ def sample(config, model: DiffusionModel, step: int) -> np.ndarray:
 
 
 def trained_model_config(config) -> ModelConfig:
-    """The model config with the scaling factor that the VAE's weights came with."""
+    """The model config with the scaling factor that the VAE's weights came with.
+
+    Raises:
+        TrainError: the weights say nothing of their settings.
+    """
     path = checkpoint.resolve(config.weights.vae, "vae")
-    factor = checkpoint.component_metadata(path)["model"]["vae"]["scaling_factor"]
-    vae = dataclasses.replace(config.model.vae, scaling_factor=factor)
+    stored = checkpoint.component_metadata(path).get("model", {}).get("vae", {})
+    if "scaling_factor" not in stored:
+        raise TrainError(f"{path} says nothing of its settings; `python -m convert` writes them")
+    vae = dataclasses.replace(config.model.vae, scaling_factor=stored["scaling_factor"])
     return dataclasses.replace(config.model, vae=vae)
 
 
