@@ -213,17 +213,21 @@ def test_stage():
     state = jax.tree.map(lambda leaf: leaf + 0.05, state)  # kernels that start at zero, too
 
     @jax.jit
-    def step(state, video):
+    def step(state, batch):
         def objective(state):
-            return stage.loss(config, nnx.merge(graph, state), {"video": video}, jax.random.key(0))
+            return stage.loss(config, nnx.merge(graph, state), batch, jax.random.key(0))
 
         (value, metrics), gradients = jax.value_and_grad(objective, has_aux=True)(state)
         return value, metrics, gradients
 
-    value, metrics, gradients = step(state, video[:1])
+    batch = {name: value[None] for name, value in examples[0].items()}
+    value, metrics, gradients = step(state, batch)
     assert set(metrics) == {"psnr", "kl"}
     assert np.isfinite(value)
     assert all(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(gradients))
+    assert 0 < batch["foreground"].mean() < 1
+    other, _, _ = step(state, batch | {"foreground": ~batch["foreground"]})
+    assert other != value
 
 
 def test_latent_scale_gives_unit_variance():
