@@ -158,6 +158,7 @@ def test_an_estimator_is_found_by_its_place():
     assert isinstance(
         optical_flow.load_estimator("tora2_jax.optical_flow:DISFlow"), optical_flow.DISFlow
     )
-    for name in ("tora2_jax.optical_flow:Nothing", "no_such_module:X", "", "tora2_jax"):
+    absent = ("tora2_jax.optical_flow:Nothing", "no_such_module:X", "", "tora2_jax")
+    for name in (*absent, "numpy:pi", "numpy:array", "os:getcwd"):
         with pytest.raises(ValueError, match="no flow estimator"):
             optical_flow.load_estimator(name)
