@@ -29,8 +29,8 @@ ROW = "{:9} {:9} {:8} {:13} {:>10} {:>8} {:>12} {:>7}"
 HEADINGS = ("network", "dtype", "memory", "program", "arguments", "outputs", "temporaries", "total")
 
 
-def arguments() -> argparse.Namespace:
-    """What the command line says."""
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
+    """What the command line says, and the device that it describes; exits with 2 if it cannot."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -45,12 +45,35 @@ def arguments() -> argparse.Namespace:
     memory.add_argument("--platform", choices=("cpu", "tpu", "cuda"), default="cpu")
     memory.add_argument("--topology", help="of the machine, for tpu and cuda")
     memory.add_argument("--target-config", type=Path, help="description of the GPU, for cuda")
-    return parser.parse_args()
+    options = parser.parse_args(given)
+    if faults := _faults(options):
+        memory.error("; ".join(faults))
+    try:
+        options.device = _device(options)
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = next(iter(str(error).splitlines()), repr(error))
+        memory.error(f"--platform {options.platform} cannot be described: {reason}")
+    return options
+
+
+def _faults(options: argparse.Namespace) -> list[str]:
+    faults = []
+    if min(options.latents) < 1:
+        faults.append(f"--latents: {' '.join(map(str, options.latents))} must be positive")
+    if options.platform != "cpu" and options.topology is None:
+        example = {"tpu": "v5p:2x2x1", "cuda": "1x1x1"}[options.platform]
+        faults.append(f"--topology: is needed for {options.platform}, such as {example}")
+    if options.platform == "cuda":
+        if options.target_config is None:
+            faults.append("--target-config: is needed for cuda")
+        elif not options.target_config.is_file():
+            faults.append(f"--target-config: there is no file {options.target_config}")
+    return faults
 
 
 def vae_memory(options: argparse.Namespace) -> None:
     """Prints a table of gibibytes, one row per compiled program."""
-    sharding = SingleDeviceSharding(_device(options))
+    sharding = SingleDeviceSharding(options.device)
     print(ROW.format(*HEADINGS))
     for dtype in options.dtype:
         for memory in options.memory:

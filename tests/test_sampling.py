@@ -14,6 +14,7 @@ from tora2_jax import bundle, checkpoint, config, sampling, video
 from tora2_jax.checkpoint import CheckpointError
 from tora2_jax.pipeline import Sample
 from tora2_jax.request import Request, load_request
+from tora2_jax.train_config import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 TOY = ROOT / "checkpoints" / "toy"
@@ -146,6 +147,55 @@ def test_a_bundle_without_weights_names_every_missing_component(tmp_path):
         bundle.load_bundle(tmp_path)
     for name in ("transformer", "text", "vae", "motion_vae", "dino", "face", "object"):
         assert f"{name}: " in str(caught.value)
+
+
+def test_places_that_cannot_be_written_are_told_before_sampling(tmp_path):
+    (tmp_path / "file").touch()
+    inside = tmp_path / "file" / "sub"
+    wrong = options(
+        tmp_path,
+        write_request(tmp_path),
+        output=inside / "o.mp4",
+        save_latents=inside / "l.npz",
+        save_frames=tmp_path / "new" / "f.npy",
+        checkpoint=tmp_path,
+    )
+    with pytest.raises(sampling.SamplingError) as error:
+        sampling.prepare(wrong)
+    found = [text for text in error.value.problems if f"{tmp_path / 'file'} is not" in text]
+    assert [text.split(":")[0] for text in found] == ["--output", "--save-latents"]
+    assert not any("--save-frames" in text for text in error.value.problems)
+
+
+def test_a_file_that_cannot_be_written_after_all_is_told(tmp_path):
+    result = Sample(np.zeros((1, 5, 16, 16, 3), np.float32), np.zeros((1, 2, 4, 4, 8), np.float32))
+    job = sampling.Job(None, [Request("A cat", height=16, width=16, frames=5, fps=8)], None, None)
+    (tmp_path / "file").touch()
+    late = options(tmp_path, tmp_path / "a.json", save_latents=tmp_path / "file" / "l.npz")
+    with pytest.raises(sampling.SamplingError, match=r"only .*out\.mp4, .*out\.png was written"):
+        sampling.write(late, job, result)
+    with pytest.raises(sampling.SamplingError, match="nothing was written"):
+        sampling.write(late._replace(output=tmp_path / "file" / "o.mp4"), job, result)
+
+
+def test_damaged_latents_are_refused(tmp_path):
+    path = tmp_path / "l.npz"
+    np.savez(path, latents=np.zeros(1000, np.float32))
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(sampling.SamplingError, match=r"--init-latents: .* cannot be read"):
+        sampling._initial_latents(path, None, None)
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"), [("motion_vae", "stage motion_vae"), ("base", "names no tokenizer")]
+)
+def test_a_run_that_makes_no_videos_is_refused(tmp_path, stage, message):
+    (tmp_path / "checkpoints").mkdir()
+    settings = config.to_dict(TrainConfig(stage=stage))
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    for load in (bundle.load_bundle_tokenizer, bundle.load_bundle):
+        with pytest.raises(CheckpointError, match=message):
+            load(tmp_path)
 
 
 @pytest.mark.long

@@ -193,6 +193,17 @@ def test_unusable_configs_are_refused(tmp_path):
         assert part in str(error.value)
 
 
+def test_a_folder_that_cannot_be_used_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    for place in ("file", "file/below"):
+        with pytest.raises(train.TrainError, match=r"--workdir: .*file.* cannot be the folder"):
+            train.train(_config(), tmp_path / place)
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(train.TrainError, match="is damaged"):
+        train.train(_config(), tmp_path)
+
+
 def test_a_run_is_not_continued_with_other_numbers(tmp_path):
     train.train(_config(steps=1), tmp_path)
     changed = _config(steps=2, seed=1, log_every=1)

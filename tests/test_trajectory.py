@@ -276,8 +276,11 @@ def test_the_command_names_all_problems_and_writes_nothing(tmp_path, capsys):
     for part in parts:
         assert part in message
     assert not plot.exists()
-    assert _command(good, "--plot", tmp_path / "plot.xyz") == 2
-    assert "picture format" in capsys.readouterr().err
+    for name in ("plot.xyz", "plot.psd"):  # unknown, and read only
+        assert _command(good, "--plot", tmp_path / name) == 2
+        assert "picture format" in capsys.readouterr().err
+    assert _command(good, "--plot", plot, "--size", 10**6, 10**6) == 2
+    assert "--size, --frames: 1000000 x 1000000 x 49" in capsys.readouterr().err
 
 
 def test_the_module_runs_as_a_program(tmp_path):

@@ -83,7 +83,8 @@ def test_pictures(tmp_path):
     for channels, mode in ((1, "L"), (3, "RGB"), (4, "RGBA")):
         video.write_image(tmp_path / "a.png", np.full((5, 7, channels), 9, np.uint8))
         assert Image.open(tmp_path / "a.png").mode == mode
-    for name, image in (("a.png", np.zeros((5, 7, 2), np.uint8)), ("a.xyz", clip()[0])):
+    wrong = (("a.png", np.zeros((5, 7, 2), np.uint8)), ("a.xyz", clip()[0]), ("a.psd", clip()[0]))
+    for name, image in wrong:
         with pytest.raises(video.VideoError, match=name):
             video.write_image(tmp_path / name, image)
 

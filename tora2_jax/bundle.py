@@ -72,14 +72,27 @@ def _is_workdir(directory: Path) -> bool:
     return (directory / "checkpoints").is_dir() and (directory / "config.json").is_file()
 
 
-def _load_workdir(directory: Path, dtype):
-    """The diffusion model of a training run, with averaged weights if it keeps them."""
+def _load_run(directory: Path) -> TrainConfig:
+    """The config of a training run that a pipeline can use."""
     try:
         run = config.from_dict(TrainConfig, json.loads((directory / "config.json").read_text()))
-    except (ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"checkpoint: {directory}/config.json: {error}") from error
     if run.stage not in diffusion.TRAINED:
-        raise CheckpointError(f"checkpoint: {directory} is a run of stage {run.stage}, no videos")
+        raise CheckpointError(
+            f"checkpoint: {directory} is a run of stage {run.stage}, which makes no videos; name "
+            f"a run of stage {', '.join(diffusion.TRAINED)}"
+        )
+    if run.tokenizer is None:
+        raise CheckpointError(
+            f"checkpoint: {directory}/config.json names no tokenizer; set it to the folder of one"
+        )
+    return run
+
+
+def _load_workdir(directory: Path, dtype):
+    """The diffusion model of a training run, with averaged weights if it keeps them."""
+    run = _load_run(directory)
     model_config = diffusion.trained_model_config(run)
     model, text, _ = abstract_networks(model_config, (), dtype)
     stored, _ = checkpoint.load_component(directory)
@@ -94,12 +107,11 @@ def load_bundle_tokenizer(directory: Path):
     """The tokenizer of a checkpoint folder.
 
     Raises:
-        CheckpointError: if there is none.
+        CheckpointError: if there is none, or the folder is a run that makes no videos.
     """
+    run = _load_run(directory) if _is_workdir(directory) else None
     try:
-        if _is_workdir(directory):
-            return load_tokenizer(json.loads((directory / "config.json").read_text())["tokenizer"])
-        return load_tokenizer(directory / "tokenizer")
+        return load_tokenizer(directory / "tokenizer" if run is None else run.tokenizer)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"checkpoint {directory}: {error}") from error
 

@@ -49,13 +49,19 @@ def load_estimator(name: str) -> FlowEstimator:
         name: `MODULE:NAME` of a class or function that makes one when called without arguments.
 
     Raises:
-        ValueError: there is no such module or name.
+        ValueError: there is no such module or name, or what it makes cannot be called.
     """
     module, _, attribute = name.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)()
-    except (ImportError, AttributeError, ValueError) as error:
+        estimator = getattr(importlib.import_module(module), attribute)()
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{name!r} is no flow estimator ({error}); give MODULE:NAME") from error
+    if not callable(estimator):
+        raise ValueError(
+            f"{name!r} is no flow estimator (it makes {estimator!r}, which cannot be called); give "
+            "MODULE:NAME of a class or function that makes one"
+        )
+    return estimator
 
 
 def dense_flow(

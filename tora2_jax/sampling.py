@@ -1,7 +1,10 @@
 """Requests from files to files: what `scripts/sample.py` and the demo run."""
 
+import os
 import sys
-from collections.abc import Sequence
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -17,14 +20,21 @@ from tora2_jax.references import load_image
 from tora2_jax.trajectory import is_still
 
 SEEDS = 2**32  # larger ones would repeat
+_UNREADABLE = (zipfile.BadZipFile, zlib.error)  # a damaged .npz
 
 
 class SamplingError(ValueError):
-    """The command cannot be carried out; the message lists every problem with its field."""
+    """The command cannot be carried out; the message lists every problem with its field.
 
-    def __init__(self, problems: list[str]):
+    Args:
+        problems: one line each.
+        written: the files that were finished before.
+    """
+
+    def __init__(self, problems: list[str], written: Sequence[Path] = ()):
         self.problems = problems
-        super().__init__("nothing was written:\n  " + "\n  ".join(problems))
+        done = f"only {', '.join(map(str, written))}" if written else "nothing"
+        super().__init__(f"{done} was written:\n  " + "\n  ".join(problems))
 
 
 class Options(NamedTuple):
@@ -81,7 +91,7 @@ def run(options: Options) -> list[Path]:
     """Sample and write; returns the files written.
 
     Raises:
-        SamplingError: before anything is written.
+        SamplingError: see `prepare` and `write`.
     """
     job = prepare(options)
     return write(options, job, sample(options, job))
@@ -187,10 +197,14 @@ def _option_problems(options: Options) -> list[str]:
 def _faults(path: Path, suffix: str) -> list[str]:
     """Why a file cannot be written there."""
     faults = [] if path.suffix == suffix else [f"{path} must end in {suffix}"]
-    if path.is_dir():
+    if os.path.isdir(path):
         faults.append(f"{path} is a folder")
-    if path.parent.exists() and not path.parent.is_dir():
-        faults.append(f"{path.parent} is not a folder")
+    # What is missing of the folders is made; `os.path` takes what it may not look into as missing.
+    nearest = next((parent for parent in path.parents if os.path.exists(parent)), path.parent)
+    if not os.path.isdir(nearest):
+        faults.append(f"{path} cannot be written: {nearest} is not a folder")
+    elif not os.access(nearest, os.W_OK | os.X_OK):
+        faults.append(f"{path} cannot be written: the folder {nearest} is write-protected")
     return faults
 
 
@@ -201,7 +215,7 @@ def _initial_latents(path: Path | None, model, inputs) -> np.ndarray | None:
     try:
         data = np.load(path, allow_pickle=False)
         array = data if isinstance(data, np.ndarray) else data["latents"]
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (*_UNREADABLE, OSError, ValueError, KeyError, EOFError) as error:
         raise SamplingError([f"--init-latents: {path} cannot be read: {error}"]) from error
     b, t, h, w, c = model.latent_shape(*inputs.flow_video.shape[:4])
     if array.shape != (b, t, c, h, w):
@@ -212,23 +226,35 @@ def _initial_latents(path: Path | None, model, inputs) -> np.ndarray | None:
 
 
 def write(options: Options, job: Job, result: pipeline.Sample) -> list[Path]:
-    """All files of a batch; each appears whole or not at all."""
-    written = []
-    options.output.parent.mkdir(parents=True, exist_ok=True)
+    """All files of a batch; each appears whole or not at all.
+
+    Raises:
+        SamplingError: a file cannot be written; names those that were.
+    """
+    written: list[Path] = []
+    try:
+        for path in _write_each(options, job, result):
+            written.append(path)
+    except (OSError, video.VideoError) as error:
+        raise SamplingError([str(error)], written) from error
+    return written
+
+
+def _write_each(options: Options, job: Job, result: pipeline.Sample) -> Iterator[Path]:
     for path, wanted, frames in zip(options.outputs, job.requests, result.video, strict=True):
         shown = pipeline.to_uint8(frames)
         if options.overlay:
             shown = draw_overlay(shown, wanted, job.model.config)
         sheet = path.with_suffix(".png")
         video.write_video(path, shown, wanted.fps)
+        yield path
         video.write_image(sheet, video.contact_sheet(shown))
-        written += [path, sheet]
+        yield sheet
     if options.save_latents is not None:
         latents = np.moveaxis(result.latents, -1, 2)
-        written.append(_save(options.save_latents, lambda file: np.savez(file, latents=latents)))
+        yield _save(options.save_latents, lambda file: np.savez(file, latents=latents))
     if options.save_frames is not None:
-        written.append(_save(options.save_frames, lambda file: np.save(file, result.video)))
-    return written
+        yield _save(options.save_frames, lambda file: np.save(file, result.video))
 
 
 def _save(path: Path, write_to) -> Path:

@@ -167,7 +167,8 @@ def train(config: TrainConfig, workdir: str | Path) -> TrainState:
     """Starts or continues the run in `workdir` and returns its last state.
 
     Raises:
-        TrainError: the config is wrong, differs from the folder's, or the loss is not finite.
+        TrainError: the config is wrong or differs from the folder's, nothing can be written there,
+            or the loss is not finite.
     """
     workdir = Path(workdir)
     stage = find_stage(config)
@@ -191,16 +192,23 @@ def _claim(workdir: Path, config: TrainConfig) -> None:
     """Writes `config.json`, after comparing it with the one of an earlier run in the folder."""
     path = workdir / "config.json"
     new = json.loads(json.dumps(to_dict(config)))
-    started = path.exists() and any((workdir / "checkpoints").glob("[0-9]*"))
-    if started and (changed := differences(json.loads(path.read_text()), new)):
+    try:
+        started = path.exists() and any((workdir / "checkpoints").glob("[0-9]*"))
+        old = json.loads(path.read_text()) if started else new
+        if not (changed := differences(old, new)):
+            (workdir / "metrics").mkdir(parents=True, exist_ok=True)
+            aside = path.with_suffix(".partial")
+            aside.write_text(json.dumps(new, indent=2) + "\n")
+            aside.replace(path)
+    except OSError as error:
+        raise TrainError(f"--workdir: {workdir} cannot be the folder of a run: {error}") from error
+    except ValueError as error:
+        raise TrainError(f"{path} is damaged ({error}); use another folder") from error
+    if changed:
         raise TrainError(
             f"{workdir} holds a run with another config; continue it as it was, or use another "
             "folder:\n  " + "\n  ".join(changed)
         )
-    (workdir / "metrics").mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".partial")
-    aside.write_text(json.dumps(new, indent=2) + "\n")
-    aside.replace(path)
 
 
 def _resume(saved: checkpoint.Checkpoints, state: TrainState) -> TrainState:

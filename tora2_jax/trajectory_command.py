@@ -5,6 +5,7 @@ beside it all frames of the flow clip in one: what the model sees of them.
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -20,9 +21,10 @@ from tora2_jax.trajectory import (
     load_points,
     resample,
 )
-from tora2_jax.video import VideoError, write_image
+from tora2_jax.video import VideoError, picture_format, write_image
 
 _SIDE = 480  # pixels of the longer side of a panel
+_MOST_PIXELS = 2**28  # of all frames; 161 of 768 x 1360 are 1.7e8
 _MARGIN, _TOP, _BOTTOM = 40, 24, 44
 # From the first frame to the last; dark to light, to be told apart in grey too.
 _TIME_COLORS = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 190, 37]])
@@ -91,8 +93,14 @@ def _setting_problems(options: argparse.Namespace) -> list[str]:
         )
         if min(values) < 1
     ]
+    pixels = math.prod(options.size) * options.frames
+    if not problems and pixels > _MOST_PIXELS:
+        problems.append(
+            f"--size, --frames: {options.size[0]} x {options.size[1]} x {options.frames} are "
+            f"{pixels} pixels, more than fit into memory; take at most {_MOST_PIXELS}"
+        )
     if options.plot:
-        if options.plot.suffix.lower() not in Image.registered_extensions():
+        if picture_format(options.plot) is None:
             problems.append(f"--plot: {options.plot} must end in a picture format such as .png")
         if options.plot.is_dir():
             problems.append(f"--plot: {options.plot} is a folder")

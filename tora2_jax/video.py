@@ -165,10 +165,16 @@ def write_image(path: str | Path, image: UInt8[np.ndarray, "height width channel
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or channels not in (1, 3, 4):
         raise VideoError(f"{path}: {image.dtype} {image.shape} is not a picture")
     picture = Image.fromarray(image[..., 0] if image.ndim == 3 and channels == 1 else image)
-    file_format = Image.registered_extensions().get(path.suffix.lower())
+    file_format = picture_format(path)
     if file_format is None:
         raise VideoError(f"{path}: the name must end in a picture format such as .png")
     _write_aside(path, lambda partial: picture.save(partial, format=file_format))
+
+
+def picture_format(path: str | Path) -> str | None:
+    """The format that a picture of this name is written in; None if it can be read only or less."""
+    name = Image.registered_extensions().get(Path(path).suffix.lower())
+    return name if name in Image.SAVE else None
 
 
 def _write_aside(path: Path, write) -> None:
@@ -178,7 +184,7 @@ def _write_aside(path: Path, write) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(partial)
         os.replace(partial, path)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise VideoError(f"{path}: cannot be written ({error})") from error
     finally:
         if partial.exists():
