@@ -14,8 +14,10 @@ import torch
 from flax import nnx
 
 from convert import export as export_room
+from convert import folders
 from convert.__main__ import main
 from convert.export import export_folder
+from convert.folders import FolderError
 from convert.tensor_files import TensorFiles
 from tests import cogvideox_twins as twins
 from tests.parity import BLOCK_TOLERANCE, relative_error
@@ -300,6 +302,24 @@ def test_a_destination_is_never_overwritten(half, tmp_path, capsys):
     assert main(["cogvideox", "--src", str(half[0]), "--dst", str(tmp_path)]) == 2
     assert "exists already" in capsys.readouterr().err
     assert [entry.name for entry in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_nothing_beside_the_destination_is_touched(tmp_path):
+    precious = tmp_path / "mine.partial/precious"
+    precious.parent.mkdir()
+    precious.write_text("precious")
+    refused = pytest.raises(FolderError, match="mine exists already")
+    with refused, folders.new_folder(tmp_path / "mine", 1) as slower:
+        (slower / "name").write_text("slower")
+        with folders.new_folder(tmp_path / "mine", 1) as faster:
+            (faster / "name").write_text("faster")
+    assert (tmp_path / "mine/name").read_text() == "faster"
+    refused = pytest.raises(FolderError, match="cannot be written")
+    with refused, folders.new_folder(tmp_path / "above/new", 1) as folder:
+        (folder / "missing/name").write_text("")
+    assert precious.read_text() == "precious"
+    assert {entry.name for entry in tmp_path.iterdir()} == {"mine", "mine.partial"}
+    assert (tmp_path / "mine").stat().st_mode == precious.parent.stat().st_mode
 
 
 def test_export_refuses_what_diffusers_cannot_hold(capsys, tmp_path):
