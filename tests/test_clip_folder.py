@@ -1,12 +1,13 @@
 """Folders of clips, and the motion that is read from them."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tora2_jax import optical_flow
-from tora2_jax.config import ModelConfig
+from tora2_jax.config import ModelConfig, cogvideox_1_5_5b, cogvideox_5b, cogvideox_5b_i2v
 from tora2_jax.data import clip_folder
 from tora2_jax.train_config import ClipFolderConfig, TrainError
 from tora2_jax.video import write_video
@@ -54,8 +55,8 @@ def test_clips_are_cut_scaled_and_cropped(tmp_path):
     levels = video.mean((1, 2, 3))
     np.testing.assert_allclose(levels, 10 * np.arange(3, 20, 2), atol=3)
     assert np.abs(folder.read(0, slice(2, 4)) - video[2:4].astype(int)).max() == 0
-    exact = clip_folder.ClipFolder(settings, model(frames=13))
-    assert exact.clips[0].frames == tuple(range(0, 25, 2))
+    exact = clip_folder.ClipFolder(settings, model(frames=25, fps=16))
+    assert exact.clips[0].frames == tuple(range(25))
 
 
 def test_all_problems_of_a_folder_are_named(tmp_path):
@@ -87,6 +88,25 @@ def test_all_problems_of_a_folder_are_named(tmp_path):
     faults = clip_folder.problems(ClipFolderConfig(folder=str(tmp_path)), model())
     assert any("short.mp4: has 8 frames" in fault for fault in faults)
     assert clip_folder.problems(ClipFolderConfig(folder=str(tmp_path / "no")), model())
+
+
+@pytest.mark.parametrize(
+    ("preset", "sizes", "fields"),
+    [
+        (cogvideox_5b_i2v, {"height": 32, "frames": 13}, ["height", "frames"]),
+        (cogvideox_1_5_5b, {"width": 2416}, ["width"]),
+        (cogvideox_5b, {"frames": 0, "fps": 0}, ["frames", "fps"]),
+        (cogvideox_5b, {"frames": 1}, ["frames"]),
+        (cogvideox_5b_i2v, {}, []),
+    ],
+)
+def test_sizes_that_the_model_cannot_make_are_refused(tmp_path, preset, sizes, fields):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "broken.mp4").touch()
+    changed = dataclasses.replace(preset(), **sizes)
+    faults = clip_folder.problems(ClipFolderConfig(folder=str(tmp_path)), changed)
+    named = [fault.split(":")[0] for fault in faults if fault.startswith("config.model")]
+    assert named == [f"config.model.{field}" for field in fields]
 
 
 def test_dense_flow_is_the_motion_of_the_picture():

@@ -157,7 +157,7 @@ def validate(request: Request, model: ModelConfig, tokenizer=None) -> None:
 
 
 def _model_problems(request: Request, model: ModelConfig, tokenizer) -> list[str]:
-    problems = _size_problems(request, model)
+    problems = size_problems(request, model)
     takes_image = model.takes_image
     if takes_image and request.image is None:
         problems.append(f"image: {model.name} starts from an image; name its file")
@@ -173,32 +173,35 @@ def _model_problems(request: Request, model: ModelConfig, tokenizer) -> list[str
     return problems
 
 
-def _size_problems(request: Request, model: ModelConfig) -> list[str]:
-    problems = []
-    multiple, step = model.spatial_multiple, model.vae.temporal_compression
-    fixed = {
-        "height": model.transformer.sample_height * model.spatial_compression,
-        "width": model.transformer.sample_width * model.spatial_compression,
-    }
-    for name in ("height", "width"):
-        value = getattr(request, name)
-        if model.transformer.learned_positions:
-            if value != fixed[name]:
-                problems.append(f"{name}: {value} must be {fixed[name]}, as {model.name} learned")
-        elif value < 1 or value % multiple:
-            nearest = max(multiple, round(value / multiple) * multiple)
-            problems.append(
-                f"{name}: {value} is not a multiple of {multiple}; the nearest is {nearest}"
-            )
+def size_problems(sizes: Request | ModelConfig, model: ModelConfig) -> list[str]:
+    """Why a model cannot make videos of this height, width and frames; empty if it can."""
+    problems = _side_problems("height", sizes.height, model.transformer.sample_height, model)
+    problems += _side_problems("width", sizes.width, model.transformer.sample_width, model)
     # An even number of latent frames decodes to other frames than were asked for, as in diffusers.
-    chunk = step * model.vae.latents_per_decode_chunk
-    if request.frames < 1 or (request.frames - 1) % chunk:
-        nearest = max(1, round((request.frames - 1) / chunk) * chunk + 1)
+    chunk = model.vae.temporal_compression * model.vae.latents_per_decode_chunk
+    if sizes.frames < 1 or (sizes.frames - 1) % chunk:
+        nearest = max(1, round((sizes.frames - 1) / chunk) * chunk + 1)
         problems.append(
-            f"frames: {request.frames} is not a multiple of {chunk} plus 1; "
-            f"the nearest is {nearest}"
+            f"frames: {sizes.frames} is not a multiple of {chunk} plus 1; the nearest is {nearest}"
         )
     return problems
+
+
+def _side_problems(name: str, value: int, sample: int, model: ModelConfig) -> list[str]:
+    """Problems of a height or width; `sample` is the model's own, in latents."""
+    multiple = model.spatial_multiple
+    if model.transformer.learned_positions:
+        fixed = sample * model.spatial_compression
+        return (
+            [f"{name}: {value} must be {fixed}, as {model.name} learned"] if value != fixed else []
+        )
+    if value < 1 or value % multiple:
+        nearest = max(multiple, round(value / multiple) * multiple)
+        return [f"{name}: {value} is not a multiple of {multiple}; the nearest is {nearest}"]
+    largest = sample // model.transformer.patch_size * multiple
+    if model.transformer.patch_size_t and value > largest:
+        return [f"{name}: {value} is too large; {model.name} takes at most {largest}"]
+    return []
 
 
 def _entity_problems(

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from tora2_jax import conditioning, optical_flow
 from tora2_jax.config import ModelConfig, to_dict
 from tora2_jax.flow_color import color_flow, flow_map
+from tora2_jax.request import size_problems
 from tora2_jax.train_config import ClipFolderConfig, TrainConfig, TrainError
 from tora2_jax.types import Inputs
 from tora2_jax.video import Frames, VideoError, frames_at, video_length
@@ -96,14 +97,12 @@ def _checked(clips: ClipFolderConfig, model: ModelConfig) -> tuple[list[Clip], l
 
 
 def _size_problems(model: ModelConfig) -> list[str]:
-    faults = [
-        f"config.model.{name}: {value} is no multiple of {model.spatial_multiple}"
-        for name, value in (("height", model.height), ("width", model.width))
-        if value < 1 or value % model.spatial_multiple
-    ]
-    step = model.vae.temporal_compression
-    if model.frames <= 1 or (model.frames - 1) % step:
-        faults.append(f"config.model.frames: {model.frames} is not {step} * k + 1, k at least 1")
+    """A clip is a video that the model must be able to make, and has a motion to show."""
+    faults = [f"config.model.{problem}" for problem in size_problems(model, model)]
+    if model.frames == 1:
+        faults.append("config.model.frames: 1 is a picture; motion needs more")
+    if model.fps < 1:
+        faults.append(f"config.model.fps: {model.fps} must be positive")
     return faults
 
 
@@ -124,6 +123,8 @@ def _caption(path: Path, faults: list[str]) -> str:
 
 def _frame_numbers(path: Path, model: ModelConfig, skip: int, faults: list[str]) -> tuple[int, ...]:
     """The frames nearest to the model's times; `skip` of them are left out at each end if spare."""
+    if min(model.frames, model.fps) < 1:
+        return ()  # named with the sizes
     try:
         length, fps = video_length(path)
     except VideoError as error:
