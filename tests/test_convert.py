@@ -243,6 +243,17 @@ BAD_SOURCES = {
         ["missing: blocks.attention.query.kernel, layers 2", "misshapen: time_embedding"],
     ),
     "wrong value": (_change("vae/config.json", norm_num_groups="four"), ["norm_num_groups"]),
+    "wrong groups": (_change("vae/config.json", norm_num_groups=7), ["norm_num_groups 7 must"]),
+    "zero": (_change("vae/config.json", scaling_factor=0.0), ["scaling_factor cannot be 0.0"]),
+    "wrong schedule": (
+        _change("scheduler/scheduler_config.json", timestep_spacing="foo", beta_start=float("nan")),
+        ["timestep_spacing cannot be 'foo'; it must be trailing", "beta_start cannot be nan"],
+    ),
+    "no share": (
+        _change("scheduler/scheduler_config.json", beta_end=1.5, num_train_timesteps=1),
+        ["beta_end is 1.5", "num_train_timesteps is 1"],
+    ),
+    "no list": (_change("text_encoder/config.json", architectures=5), ["architectures is 5"]),
     "unknown setting": (_change("vae/config.json", use_magic=True), ["use_magic is not known"]),
 }
 
