@@ -18,7 +18,7 @@ from convert import folders
 from convert.__main__ import main
 from convert.export import export_folder
 from convert.folders import FolderError
-from convert.tensor_files import TensorFiles
+from convert.tensor_files import SourceError, TensorFiles
 from tests import cogvideox_twins as twins
 from tests.parity import BLOCK_TOLERANCE, relative_error
 from tora2_jax import (
@@ -207,6 +207,19 @@ def _pickle_code(folder):
     )
 
 
+def _pickle_unusable(folder):
+    for file in (folder / "text_encoder").glob("*.safetensors*"):
+        file.unlink()
+    entries = {
+        3: torch.ones(1),
+        "tiny": torch.ones(2).to(torch.float8_e4m3fn),
+        "sparse": torch.eye(2).to_sparse(),
+        "meta": torch.empty(2, device="meta"),
+        "step": 5,
+    }
+    torch.save(entries, folder / "text_encoder/pytorch_model.bin")
+
+
 class _Trap:
     def __init__(self, path):
         self.path = path
@@ -228,6 +241,16 @@ BAD_SOURCES = {
     "web page": (_web_page, ["text_encoder/model-00001", "not a whole safetensors"]),
     "missing shard": (_lose_shard, ["transformer/diffusion_pytorch_model-00001", "is missing"]),
     "pickle with code": (_pickle_code, ["pytorch_model.bin", "was not run"]),
+    "unusable pickle": (
+        _pickle_unusable,
+        [
+            "3 is a key of type int",
+            "'tiny' holds values of type float8_e4m3fn",
+            "'sparse' is sparse",
+            "'meta' is sparse, nested or without values",
+            "'step' is of type int, no tensor",
+        ],
+    ),
     "no tokenizer": (lambda folder: shutil.rmtree(folder / "tokenizer"), ["spiece.model"]),
     "no config": (lambda folder: (folder / "vae/config.json").unlink(), ["vae/config.json"]),
     "another model": (
@@ -269,6 +292,21 @@ def test_bad_sources_are_refused_in_words(half, case, tmp_path, capsys):
     assert "Traceback" not in message
     assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
     assert not (source / "trap").exists()
+
+
+def test_older_pickles_are_read(tmp_path):
+    tensors = {"whole": torch.arange(3), "half": torch.ones(2, dtype=torch.bfloat16)}
+    file = tmp_path / "model.bin"
+    torch.save(tensors, file, _use_new_zipfile_serialization=False)
+    files = TensorFiles(file)
+    assert files.specs["half"].dtype == jnp.bfloat16
+    assert {name: array.tolist() for name, array in files.read(tensors)} == {
+        "whole": [0, 1, 2],
+        "half": [1, 1],
+    }
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(SourceError, match="is damaged"):
+        TensorFiles(file)
 
 
 @pytest.mark.parametrize("config", ["another objective", "another model"])
