@@ -244,7 +244,11 @@ def _class_problems(data: Mapping[str, Mapping[str, Any]], tora: bool) -> dict[s
         known = part.classes
         if tora and part is diffusers_config.TRANSFORMER:
             known = (diffusers_config.TORA_CLASS, *known)
-        given = content.get("_class_name") or (content.get("architectures") or [None])[0]
+        listed = content.get("architectures") or [None]
+        if not isinstance(listed, list):
+            problems[name] = f"{name}/{part.file}: architectures is {listed!r}; it must be a list"
+            continue
+        given = content.get("_class_name") or listed[0]
         if not content or given in known:
             continue
         advice = "is this a CogVideoX folder?"

@@ -4,11 +4,13 @@ A setting that a file leaves out has diffusers' default. A setting that we do no
 not know, is refused: it would give other videos without a word.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from tora2_jax import config as ours
+from tora2_jax import diffusion
 from tora2_jax.config import ModelConfig
 
 
@@ -24,6 +26,8 @@ class Part(NamedTuple):
             be given (`required`).
         unread: Settings that change no number of ours.
         required: Of `fixed`, those whose default in diffusers is another value.
+        choices: Their name -> the values that it may have.
+        check: Says of our values what cannot be used, where each alone could be.
     """
 
     folder: str
@@ -33,6 +37,26 @@ class Part(NamedTuple):
     fixed: dict[str, Any]
     unread: tuple[str, ...] = ()
     required: dict[str, Any] = {}  # noqa: RUF012 (never changed)
+    choices: dict[str, tuple[str, ...]] = {}  # noqa: RUF012
+    check: Callable[[dict[str, Any]], list[str]] = lambda values: []
+
+
+def _vae_faults(values: dict[str, Any]) -> list[str]:
+    groups, channels = values["norm_groups"], values["channels"]
+    if not any(width % groups for width in channels):
+        return []
+    return [f"norm_num_groups {groups} must divide all of block_out_channels {channels}"]
+
+
+def _schedule_faults(values: dict[str, Any]) -> list[str]:
+    faults = [
+        f"{name} is {values[name]}; it must be below 1"
+        for name in ("beta_start", "beta_end")
+        if values[name] >= 1
+    ]
+    if values["num_steps"] < 2:
+        faults.append(f"num_train_timesteps is {values['num_steps']}; it must be 2 or more")
+    return faults
 
 
 TRANSFORMER = Part(
@@ -98,6 +122,7 @@ VAE = Part(
         "use_post_quant_conv": False,
     },
     unread=("down_block_types", "up_block_types", "force_upcast"),
+    check=_vae_faults,
 )
 SCHEDULER = Part(
     "scheduler",
@@ -114,6 +139,8 @@ SCHEDULER = Part(
     {"beta_schedule": "scaled_linear", "trained_betas": None, "set_alpha_to_one": True},
     unread=("clip_sample", "clip_sample_range", "sample_max_value"),  # no step reads them
     required={"prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
+    choices={"timestep_spacing": diffusion.SPACINGS},
+    check=_schedule_faults,
 )
 TEXT = Part(
     "text_encoder",
@@ -264,19 +291,22 @@ def _read(part: Part, data: Mapping[str, Any], problems: list[str]) -> dict[str,
             for name in data
             if name not in known and not name.startswith("_")
         ]
-    values = {}
+    values, usable = {}, True
     for theirs, (mine, default) in part.settings.items():
         value = data.get(theirs, default)
         whole = isinstance(default, int) and isinstance(value, float) and value.is_integer()
         values[mine] = int(value) if whole else value
-        if not _alike(values[mine], default):
-            problems.append(f"{where}: {theirs} cannot be {values[mine]!r}")
-            values[mine] = default
+        choices = part.choices.get(theirs)
+        if not _alike(values[mine], default) or (choices and values[mine] not in choices):
+            advice = f"; it must be {', '.join(choices)}" if choices else ""
+            problems.append(f"{where}: {theirs} cannot be {values[mine]!r}{advice}")
+            values[mine], usable = default, False
+    problems += [f"{where}: {fault}" for fault in part.check(values)] if usable else []
     return values
 
 
 def _alike(value: Any, default: Any) -> bool:
-    """Whether a value can stand where this default stands."""
+    """Whether a value can stand where this default stands; real numbers are all above zero."""
     if isinstance(default, list):
         return isinstance(value, list) and bool(value) and all(_alike(item, 1) for item in value)
     if isinstance(default, bool | str):
@@ -285,7 +315,8 @@ def _alike(value: Any, default: Any) -> bool:
     whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
     if default is None:
         return value is None or whole
-    return whole or (isinstance(default, float) and isinstance(value, float))
+    real = isinstance(default, float) and isinstance(value, float)
+    return whole or (real and 0 < value < math.inf)
 
 
 def _write(part: Part, settings: Any, derived: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -4,8 +4,9 @@ import errno
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 _MARGIN = 1.05  # of the disk space that weights take, for indices and metadata
@@ -26,6 +27,8 @@ class FolderError(ValueError):
 def new_folder(path: str | Path, size: int) -> Iterator[Path]:
     """A folder to fill, beside `path`; it takes the name `path` only when the block ends well.
 
+    Until then it lies in a hidden folder of its own, so that nothing else is touched.
+
     Args:
         path: Must not exist, or be empty.
         size: Bytes that will be written.
@@ -34,28 +37,45 @@ def new_folder(path: str | Path, size: int) -> Iterator[Path]:
         FolderError: the path is taken, cannot be made, or the disk has or gets no room.
     """
     path = Path(path).absolute()
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise FolderError(f"{path} exists already; remove it or name another folder")
-    aside = path.with_name(path.name + ".partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(aside, ignore_errors=True)  # what an interrupted run has left
-        free = shutil.disk_usage(path.parent).free
-        if free < size * _MARGIN:
-            raise FolderError(
-                f"{path}: the disk has {free / 1e9:.1f} GB free, but {size / 1e9:.1f} GB are needed"
-            )
-        aside.mkdir()
-        yield aside
-        if path.is_dir():
-            path.rmdir()
-        aside.rename(path)
+        _refuse_taken(path)
+        with _parents(path), TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as own:
+            free = shutil.disk_usage(path.parent).free
+            if free < size * _MARGIN:
+                raise FolderError(
+                    f"{path}: the disk has {free / 1e9:.1f} GB free, "
+                    f"but {size / 1e9:.1f} GB are needed"
+                )
+            aside = Path(own) / path.name  # a temporary folder itself is its owner's alone
+            aside.mkdir()
+            yield aside
+            _refuse_taken(path)
+            aside.rename(path)
     except BaseException as error:
-        shutil.rmtree(aside, ignore_errors=True)
         if disk_full(error):
             raise FolderError(f"{path}: the disk is full; nothing was written") from error
         if isinstance(error, OSError):
             raise FolderError(f"{path} cannot be written: {error}") from error
+        raise
+
+
+def _refuse_taken(path: Path) -> None:
+    """Raises FolderError if there is something that a new folder would replace."""
+    if path.is_symlink() or path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise FolderError(f"{path} exists already; remove it or name another folder")
+
+
+@contextmanager
+def _parents(path: Path) -> Iterator[None]:
+    """Makes the folders above a path, and removes them if the block fails."""
+    made = [parent for parent in path.parents if not parent.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for folder in made:
+            with suppress(OSError):  # somebody else put something there
+                folder.rmdir()
         raise
 
 

@@ -1,6 +1,7 @@
 """Files of PyTorch tensors as people hold them: safetensors, sharded or not, and safe pickles."""
 
 import json
+import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -166,7 +167,8 @@ def _unpickle(file: Path, key: str | None) -> dict[str, Any]:
     except ImportError as error:
         raise SourceError([f'{file}: needs PyTorch; install "tora2_jax[convert]"']) from error
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        mapped = zipfile.is_zipfile(file)  # torch's older format can only be read whole
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch raises bare errors of many kinds for a damaged file
         reason = (str(error) or repr(error)).splitlines()[0][:200]
         raise SourceError(
@@ -176,11 +178,28 @@ def _unpickle(file: Path, key: str | None) -> dict[str, Any]:
         if not isinstance(content, dict) or key not in content:
             raise SourceError([f"{file}: has no entry {key!r}, which holds the tensors"])
         content = content[key]
-    if not isinstance(content, dict) or not all(
-        isinstance(v, torch.Tensor) for v in content.values()
-    ):
+    if not isinstance(content, dict):
         raise SourceError([f"{file}: is no dictionary of tensors"])
+    faults = {name: _fault(name, value) for name, value in content.items()}
+    if problems := [f"{file}: {name!r} {fault}" for name, fault in faults.items() if fault]:
+        raise SourceError(problems)
     return content
+
+
+def _fault(name: Any, value: Any) -> str | None:
+    """Why an entry of a pickle cannot be a weight."""
+    import torch
+
+    if not isinstance(name, str):
+        return f"is a key of type {type(name).__name__}; tensors have names"
+    if not isinstance(value, torch.Tensor):
+        return f"is of type {type(value).__name__}, no tensor"
+    if value.layout != torch.strided or value.is_nested or value.is_meta:
+        return "is sparse, nested or without values; save it as a plain tensor"
+    kind = str(value.dtype).removeprefix("torch.")
+    if kind not in {dtype.name for dtype in _DTYPES.values()}:
+        return f"holds values of type {kind}; save it as bfloat16, float16 or float32"
+    return None
 
 
 def _as_numpy(tensor: Any) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Component files and the strict merge into a model."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -168,3 +170,20 @@ def test_only_the_last_checkpoints_are_kept(tmp_path):
     assert restored["average"] == {}
     saved.close()
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["2", "3"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"arrays": []},
+        {"arrays": {"kernel": 5}},
+        {"arrays": {"kernel": {"shape": "12", "dtype": "float32", "item": "kernel"}}},
+        {"arrays": {"kernel": {"shape": [1], "dtype": "float32", "item": 5}}},
+        {"arrays": {"kernel": {"shape": [1], "dtype": "magic", "item": "kernel"}}},
+        {"metadata": []},
+    ],
+)
+def test_damaged_metadata_of_a_weight_folder_is_refused(change, tmp_path):
+    (tmp_path / "metadata.json").write_text(json.dumps({"arrays": {}, "metadata": {}} | change))
+    with pytest.raises(checkpoint.CheckpointError, match=r"metadata.json is damaged"):
+        checkpoint.component_specs(tmp_path)

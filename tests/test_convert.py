@@ -14,9 +14,11 @@ import torch
 from flax import nnx
 
 from convert import export as export_room
+from convert import folders
 from convert.__main__ import main
 from convert.export import export_folder
-from convert.tensor_files import TensorFiles
+from convert.folders import FolderError
+from convert.tensor_files import SourceError, TensorFiles
 from tests import cogvideox_twins as twins
 from tests.parity import BLOCK_TOLERANCE, relative_error
 from tora2_jax import (
@@ -205,6 +207,19 @@ def _pickle_code(folder):
     )
 
 
+def _pickle_unusable(folder):
+    for file in (folder / "text_encoder").glob("*.safetensors*"):
+        file.unlink()
+    entries = {
+        3: torch.ones(1),
+        "tiny": torch.ones(2).to(torch.float8_e4m3fn),
+        "sparse": torch.eye(2).to_sparse(),
+        "meta": torch.empty(2, device="meta"),
+        "step": 5,
+    }
+    torch.save(entries, folder / "text_encoder/pytorch_model.bin")
+
+
 class _Trap:
     def __init__(self, path):
         self.path = path
@@ -226,6 +241,16 @@ BAD_SOURCES = {
     "web page": (_web_page, ["text_encoder/model-00001", "not a whole safetensors"]),
     "missing shard": (_lose_shard, ["transformer/diffusion_pytorch_model-00001", "is missing"]),
     "pickle with code": (_pickle_code, ["pytorch_model.bin", "was not run"]),
+    "unusable pickle": (
+        _pickle_unusable,
+        [
+            "3 is a key of type int",
+            "'tiny' holds values of type float8_e4m3fn",
+            "'sparse' is sparse",
+            "'meta' is sparse, nested or without values",
+            "'step' is of type int, no tensor",
+        ],
+    ),
     "no tokenizer": (lambda folder: shutil.rmtree(folder / "tokenizer"), ["spiece.model"]),
     "no config": (lambda folder: (folder / "vae/config.json").unlink(), ["vae/config.json"]),
     "another model": (
@@ -241,6 +266,17 @@ BAD_SOURCES = {
         ["missing: blocks.attention.query.kernel, layers 2", "misshapen: time_embedding"],
     ),
     "wrong value": (_change("vae/config.json", norm_num_groups="four"), ["norm_num_groups"]),
+    "wrong groups": (_change("vae/config.json", norm_num_groups=7), ["norm_num_groups 7 must"]),
+    "zero": (_change("vae/config.json", scaling_factor=0.0), ["scaling_factor cannot be 0.0"]),
+    "wrong schedule": (
+        _change("scheduler/scheduler_config.json", timestep_spacing="foo", beta_start=float("nan")),
+        ["timestep_spacing cannot be 'foo'; it must be trailing", "beta_start cannot be nan"],
+    ),
+    "no share": (
+        _change("scheduler/scheduler_config.json", beta_end=1.5, num_train_timesteps=1),
+        ["beta_end is 1.5", "num_train_timesteps is 1"],
+    ),
+    "no list": (_change("text_encoder/config.json", architectures=5), ["architectures is 5"]),
     "unknown setting": (_change("vae/config.json", use_magic=True), ["use_magic is not known"]),
 }
 
@@ -256,6 +292,21 @@ def test_bad_sources_are_refused_in_words(half, case, tmp_path, capsys):
     assert "Traceback" not in message
     assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
     assert not (source / "trap").exists()
+
+
+def test_older_pickles_are_read(tmp_path):
+    tensors = {"whole": torch.arange(3), "half": torch.ones(2, dtype=torch.bfloat16)}
+    file = tmp_path / "model.bin"
+    torch.save(tensors, file, _use_new_zipfile_serialization=False)
+    files = TensorFiles(file)
+    assert files.specs["half"].dtype == jnp.bfloat16
+    assert {name: array.tolist() for name, array in files.read(tensors)} == {
+        "whole": [0, 1, 2],
+        "half": [1, 1],
+    }
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(SourceError, match="is damaged"):
+        TensorFiles(file)
 
 
 @pytest.mark.parametrize("config", ["another objective", "another model"])
@@ -300,6 +351,24 @@ def test_a_destination_is_never_overwritten(half, tmp_path, capsys):
     assert main(["cogvideox", "--src", str(half[0]), "--dst", str(tmp_path)]) == 2
     assert "exists already" in capsys.readouterr().err
     assert [entry.name for entry in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_nothing_beside_the_destination_is_touched(tmp_path):
+    precious = tmp_path / "mine.partial/precious"
+    precious.parent.mkdir()
+    precious.write_text("precious")
+    refused = pytest.raises(FolderError, match="mine exists already")
+    with refused, folders.new_folder(tmp_path / "mine", 1) as slower:
+        (slower / "name").write_text("slower")
+        with folders.new_folder(tmp_path / "mine", 1) as faster:
+            (faster / "name").write_text("faster")
+    assert (tmp_path / "mine/name").read_text() == "faster"
+    refused = pytest.raises(FolderError, match="cannot be written")
+    with refused, folders.new_folder(tmp_path / "above/new", 1) as folder:
+        (folder / "missing/name").write_text("")
+    assert precious.read_text() == "precious"
+    assert {entry.name for entry in tmp_path.iterdir()} == {"mine", "mine.partial"}
+    assert (tmp_path / "mine").stat().st_mode == precious.parent.stat().st_mode
 
 
 def test_export_refuses_what_diffusers_cannot_hold(capsys, tmp_path):

@@ -147,3 +147,5 @@ def test_impossible_step_counts_and_names_are_refused():
         diffusion.timesteps(DiffusionConfig(), 0)
     with pytest.raises(ValueError, match="dpm or ddim"):
         diffusion.step_coefficients(DiffusionConfig(), 50, "euler")
+    with pytest.raises(ValueError, match="'foo'; it must be trailing, linspace, leading"):
+        diffusion.timesteps(DiffusionConfig(timestep_spacing="foo"), 50)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from tora2_jax.config import DiffusionConfig
 
 Scheduler = Literal["dpm", "ddim"]
+SPACINGS = ("trailing", "linspace", "leading")
 
 
 def cumulative_alphas(config: DiffusionConfig) -> np.ndarray:
@@ -32,9 +33,13 @@ def timesteps(config: DiffusionConfig, num_inference_steps: int) -> np.ndarray:
     """Descending training timesteps visited by a sampler, `[num_inference_steps]`.
 
     Raises:
-        ValueError: if there are more inference steps than training steps, or none, or if the
-            offset leads beyond the last training step.
+        ValueError: if there are more inference steps than training steps, or none, if the
+            offset leads beyond the last training step, or for an unknown spacing.
     """
+    if config.timestep_spacing not in SPACINGS:
+        raise ValueError(
+            f"timestep_spacing is {config.timestep_spacing!r}; it must be {', '.join(SPACINGS)}"
+        )
     total, count = config.num_steps, num_inference_steps
     if not 1 <= count <= total:
         raise ValueError(f"steps is {count}; it must lie between 1 and {total}")
@@ -96,7 +101,7 @@ def step_coefficients(
     not the next timestep visited.
 
     Raises:
-        ValueError: for an unknown scheduler or an impossible number of steps.
+        ValueError: for an unknown scheduler or spacing, or an impossible number of steps.
     """
     if scheduler not in ("dpm", "ddim"):
         raise ValueError(f"scheduler is {scheduler!r}; it must be dpm or ddim")

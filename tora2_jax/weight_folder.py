@@ -88,13 +88,26 @@ def describe(folder: str | Path) -> tuple[dict[str, ArraySpec], dict[str, Any]]:
         raise ValueError(f"{folder} holds no complete set of weights (no {_METADATA})")
     try:
         content = json.loads(path.read_text())
-        specs = {
-            name: ArraySpec(tuple(entry["shape"]), jnp.dtype(entry["dtype"]), entry["item"])
-            for name, entry in content["arrays"].items()
-        }
+        specs = {name: _spec(entry) for name, entry in content["arrays"].items()}
+        if not isinstance(content["metadata"], dict):
+            raise TypeError("metadata is no JSON object")
         return specs, content["metadata"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: {error!r}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}; convert it again") from error
+
+
+def _spec(entry: Mapping[str, Any]) -> ArraySpec:
+    """One entry of `arrays`.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is none.
+    """
+    shape, item = entry["shape"], entry["item"]
+    if not isinstance(shape, list) or not all(type(length) is int for length in shape):
+        raise TypeError(f"shape is {shape!r}")
+    if not isinstance(item, str):
+        raise TypeError(f"item is {item!r}")
+    return ArraySpec(tuple(shape), jnp.dtype(entry["dtype"]), item)
 
 
 def restore(
