@@ -1,7 +1,7 @@
 """Train the toy checkpoint: the whole chain of stages, or its tail.
 
 python scripts/toy_checkpoint.py --from-stage vae      (the whole chain)
-python scripts/toy_checkpoint.py --from-stage joint    (the last stage only)
+python scripts/toy_checkpoint.py --from-stage joint    (the last two stages)
 """
 
 import argparse
@@ -27,6 +27,7 @@ STAGES = {
     "base_fine": "configs/toy_base_fine.py",
     "motion": "configs/toy_motion.py",
     "joint": "configs/toy.py",
+    "joint_fine": "configs/toy_fine.py",
 }
 
 # A step's large buffers stay with the process. By default they go back to the kernel after every

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tora2_jax import bundle, checkpoint, sampling, train
+from tora2_jax.config import to_dict
 from tora2_jax.data import pool
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -15,24 +16,29 @@ TOY = ROOT / "checkpoints" / "toy"
 FROZEN = ("vae", "face", "object", "dino")
 
 
+def moved(place: str, folder: Path) -> str:
+    """A place that a config of the chain names, below `folder`."""
+    below = place.replace("checkpoints/toy", str(folder / "made"))
+    return below.replace("workdirs", str(folder / "parts"))
+
+
 def small(name: str, folder: Path):
     """A config of the chain with few clips and steps, reading and writing below `folder`."""
     config = importlib.import_module(f"configs.{name}").get_config()
     config.steps, config.batch_size, config.data_size = 2, 2, 16
     config.cache_dir, config.tokenizer = str(folder / "cache"), str(TOY / "tokenizer")
-    for part in FROZEN:
-        setattr(config.weights, part, str(TOY / f"{part}.safetensors"))
-    made = folder / "made"
-    for part, place in (("transformer", ""), ("text", ""), ("motion", "stages")):
-        if getattr(config.weights, part):
-            setattr(config.weights, part, str(made / place / f"{part}.safetensors"))
-    config.export = config.export.replace("checkpoints/toy", str(made))
+    for part, place in to_dict(config.weights).items():
+        if part in FROZEN:
+            setattr(config.weights, part, str(TOY / f"{part}.safetensors"))
+        elif place is not None:
+            setattr(config.weights, part, moved(place, folder))
+    config.export = moved(config.export, folder)
     return config
 
 
 @pytest.mark.long
 def test_base_motion_and_joint_stage_end_in_a_checkpoint_that_samples(tmp_path):
-    for name in ("toy_base", "toy_motion", "toy"):
+    for name in ("toy_base", "toy_base_fine", "toy_motion", "toy", "toy_fine"):
         train.train(small(name, tmp_path), tmp_path / name)
     clips = pool.Pool(next((tmp_path / "cache").iterdir()))
     assert len(clips) == 16
@@ -48,7 +54,7 @@ def test_base_motion_and_joint_stage_end_in_a_checkpoint_that_samples(tmp_path):
     shutil.copytree(TOY / "tokenizer", made / "tokenizer")
     assert bundle.load_config(made).vae.scaling_factor != 0.7  # the measured one
 
-    for folder in (made, tmp_path / "toy"):
+    for folder in (made, tmp_path / "toy_fine"):
         options = sampling.Options(
             checkpoint=folder,
             request=ROOT / "examples" / "request.json",
