@@ -172,7 +172,7 @@ def test_a_file_that_cannot_be_written_after_all_is_told(tmp_path):
     job = sampling.Job(None, [Request("A cat", height=16, width=16, frames=5, fps=8)], None, None)
     (tmp_path / "file").touch()
     late = options(tmp_path, tmp_path / "a.json", save_latents=tmp_path / "file" / "l.npz")
-    with pytest.raises(sampling.SamplingError, match=r"only .*out\.mp4, .*out\.png was written"):
+    with pytest.raises(sampling.SamplingError, match=r"only .*out\.mp4, .*out\.png:"):
         sampling.write(late, job, result)
     with pytest.raises(sampling.SamplingError, match="nothing was written"):
         sampling.write(late._replace(output=tmp_path / "file" / "o.mp4"), job, result)

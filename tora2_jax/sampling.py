@@ -33,8 +33,10 @@ class SamplingError(ValueError):
 
     def __init__(self, problems: list[str], written: Sequence[Path] = ()):
         self.problems = problems
-        done = f"only {', '.join(map(str, written))}" if written else "nothing"
-        super().__init__(f"{done} was written:\n  " + "\n  ".join(problems))
+        done = "nothing was written"
+        if written:
+            done = f"not everything was written, only {', '.join(map(str, written))}"
+        super().__init__(f"{done}:\n  " + "\n  ".join(problems))
 
 
 class Options(NamedTuple):
