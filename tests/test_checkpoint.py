@@ -187,3 +187,19 @@ def test_damaged_metadata_of_a_weight_folder_is_refused(change, tmp_path):
     (tmp_path / "metadata.json").write_text(json.dumps({"arrays": {}, "metadata": {}} | change))
     with pytest.raises(checkpoint.CheckpointError, match=r"metadata.json is damaged"):
         checkpoint.component_specs(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [1000, 100_000])
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_lost_data_of_a_weight_folder_is_one_message(kept, tmp_path):
+    writer = weight_folder.Writer(tmp_path / "part")
+    for index in range(300):
+        writer.write(f"{index}", np.random.default_rng(index).random((64, 64), np.float32))
+    writer.finish({})
+    for file in (tmp_path / "part/_small").glob("ocdbt.process_0/d/*"):
+        file.write_bytes(file.read_bytes()[:kept])
+    wanted = {f"{index}": jax.ShapeDtypeStruct((64, 64), np.float32) for index in range(300)}
+    with pytest.raises(ValueError, match="_small cannot be read; convert it again"):
+        weight_folder.restore(tmp_path / "part", wanted)
+    with pytest.raises(ValueError, match="_small cannot be read; convert it again"):
+        list(weight_folder.read(tmp_path / "part"))
