@@ -269,9 +269,7 @@ def _constrain(
     return jax.lax.with_sharding_constraint(array, P(*axes))
 
 
-def windows(
-    array: Float[Array, "b m u"], length: int, margin: int
-) -> Float[Array, "b shards n u"]:
+def windows(array: Float[Array, "b m u"], length: int, margin: int) -> Float[Array, "b shards n u"]:
     """What every part of the stream sees of a small array that each device has whole.
 
     Args:

@@ -7,25 +7,24 @@ function of the config and s alone. The folder holds `config.json`, `checkpoints
 
 import json
 import sys
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from absl import app, flags, logging
 from flax import nnx
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from tora2_jax import checkpoint
+from tora2_jax import checkpoint, parallel
 from tora2_jax.config import to_dict
 from tora2_jax.data.loader import Source, batches
 from tora2_jax.metric_log import MetricLog
 from tora2_jax.train_config import TrainConfig, TrainError, differences
 from tora2_jax.train_export import export, export_paths, shown_model, trained_components
-from tora2_jax.train_state import TrainState, find_stage, init_state, train_step
+from tora2_jax.train_state import TrainState, compiled_step, find_stage, init_state, mesh_of
 
 _CHANGING = ("trainable", "statistics", "optimizer", "average")  # saved at every checkpoint
 
@@ -41,13 +40,15 @@ def train(config: TrainConfig, workdir: str | Path) -> TrainState:
     stage = find_stage(config)
     _claim(workdir, config)
     source = stage.source(config)  # first: what it may encode needs the memory of the model
-    graph, state = init_state(config, stage)
+    mesh = mesh_of(config, stage)
+    graph, state = init_state(config, stage, mesh)
     if config.export:
         export_paths(config.export, list(trained_components(stage, state)))  # fails early
     saved = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints)
     try:
         state = _resume(saved, state)
-        state = _loop(config, stage, source, graph, state, saved, workdir)
+        with parallel.use(mesh):
+            state = _loop(config, stage, source, graph, state, saved, workdir)
     finally:
         saved.close()
     if config.export:
@@ -84,9 +85,8 @@ def _resume(saved: checkpoint.Checkpoints, state: TrainState) -> TrainState:
         saved.save_frozen(state.frozen)
         return state
     restored = saved.restore(step, _changing(state))
-    return state._replace(
-        step=jnp.asarray(step, jnp.int32), frozen=saved.restore_frozen(state.frozen), **restored
-    )
+    position = jax.device_put(np.int32(step), state.step.sharding)
+    return state._replace(step=position, frozen=saved.restore_frozen(state.frozen), **restored)
 
 
 def _changing(state: TrainState) -> dict[str, Any]:
@@ -102,13 +102,16 @@ def _loop(
     saved: checkpoint.Checkpoints,
     workdir: Path,
 ) -> TrainState:
-    update = jax.jit(partial(train_step, config, stage, graph), donate_argnums=0)
-    start = int(state.step)
+    update = compiled_step(config, stage, graph, state)
+    start, mesh = int(state.step), state.step.sharding.mesh
+    share = parallel.batch_share(mesh)
     log = MetricLog(workdir / "metrics", start)
-    data = batches(source, config.batch_size, config.seed, start, config.steps, config.workers)
+    data = batches(
+        source, config.batch_size, config.seed, start, config.steps, config.workers, *share
+    )
     with tqdm(data, initial=start, total=config.steps, desc=config.stage, unit="step") as bar:
         for step, batch in enumerate(bar, start + 1):
-            state, metrics = update(state, batch)
+            state, metrics = update(state, parallel.global_batch(mesh, batch))
             log.add(step, metrics)
             last = step == config.steps
             save = last or step % config.checkpoint_every == 0

@@ -146,6 +146,7 @@ def problems(config: TrainConfig) -> list[str]:
     checks = [
         ("steps", config.steps > 0, "must be positive"),
         ("batch_size", config.batch_size > 0, "must be positive"),
+        ("accumulate", config.accumulate > 0, "must be positive"),
         ("workers", config.workers >= 0, "must not be negative"),
         ("data_size", config.data_size is None or config.data_size > 0, "must be positive or None"),
         ("checkpoint_every", config.checkpoint_every > 0, "must be positive"),
