@@ -269,8 +269,7 @@ class CogVideoXTransformer(nnx.Module):
             ValueError: lists every input that does not fit the model.
         """
         grid = self._check(latents, timestep, text, motion_maps, keys_values)
-        embedding = self._embed_time(timestep)
-        layout = Layout.of(text.shape[1], grid)
+        layout, embedding = Layout.of(text.shape[1], grid), self._embed_time(timestep)
         shared = self._share(layout, embedding, motion_maps, has_motion, keys_values, key_mask)
         stream = self._embed(latents, text, shared.layout)
         stream = self._run_blocks(stream, shared, motion_maps, keys_values)
@@ -279,10 +278,8 @@ class CogVideoXTransformer(nnx.Module):
         stream = self.output_norm(self.final_norm(stream)) * (1 + scale) + shift
         # The last map makes it small enough for every device to have all of it.
         output = parallel.batch(self.output_projection(stream).astype(jnp.float32))
-        output = shared.layout.take_video(output)
-        return layers.unpatchify(
-            output, grid, self.config.patch_size, self.config.patch_size_t or 1
-        )
+        output, config = layout.take_video(output), self.config
+        return layers.unpatchify(output, grid, config.patch_size, config.patch_size_t or 1)
 
     def _check(self, latents, timestep, text, motion_maps, keys_values):
         """The token grid, after everything that must fit has been seen to fit."""
