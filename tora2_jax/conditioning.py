@@ -3,7 +3,8 @@
 `*_inputs` turn words, images and points into numbers on the host; `encode` runs the networks.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -15,16 +16,24 @@ from jaxtyping import Array, Bool, Float, Int
 from tora2_jax import text as text_room
 from tora2_jax import trajectory
 from tora2_jax.config import ModelConfig
+from tora2_jax.faces import FaceDetector
 from tora2_jax.first_frame import encode_first_frame, first_frame
 from tora2_jax.models.arcface import ArcFace
 from tora2_jax.models.dinov2 import DINOv2
 from tora2_jax.models.object_encoder import ObjectEncoder
 from tora2_jax.models.t5 import T5Encoder
 from tora2_jax.models.vae import CausalVAE
-from tora2_jax.reference_inputs import PreparedEntity, prepare_entity, reference_arrays
-from tora2_jax.references import FaceDetector, load_image
-from tora2_jax.request import EntityRequest, Request, RequestError, with_defaults
-from tora2_jax.types import Conditions, Inputs, Kind, Record
+from tora2_jax.reference_inputs import (
+    PreparedEntity,
+    prepare_entity,
+    prepare_request,
+    reference_arrays,
+)
+from tora2_jax.references import Reference
+from tora2_jax.request import EntityRequest, Request, with_defaults
+from tora2_jax.types import Conditions, Inputs, Record
+
+_LOG = logging.getLogger(__name__)
 
 
 class EntityInput(NamedTuple):
@@ -165,7 +174,7 @@ def record_inputs(
     entities = [
         EntityInput(
             entity.span,
-            prepare_entity(model, entity.kind, entity.images, detector),
+            prepare_entity(model, entity.kind, list(map(Reference, entity.images)), detector),
             entity.track,
             entity.visible & entity.has_trajectory,
         )
@@ -185,27 +194,31 @@ def inputs_from_records(
 
 
 def request_inputs(
-    model: ModelConfig, tokenizer, request: Request, detector: FaceDetector | None = None
+    model: ModelConfig,
+    tokenizer,
+    request: Request,
+    detector: FaceDetector | None = None,
+    say: Callable[[str], None] = _LOG.info,
 ) -> Inputs:
     """Unbatched `Inputs` of a checked request.
 
+    Args:
+        model: Sizes of everything.
+        tokenizer: From `text.load_tokenizer`.
+        request: From `request.load_request`.
+        detector: Finds faces where `model.face_detector` needs a network.
+        say: Told what was decided: kinds that the request leaves open, and the faces taken.
+
     Raises:
-        RequestError: an entity's kind is left open and cannot be told for this model.
+        RequestError: See `reference_inputs.prepare_request`.
     """
     request = with_defaults(request, model)
-    problems = [
-        f'entities[{index}].kind: {model.name} cannot tell; write "human" or "object"'
-        for index, entity in enumerate(request.entities)
-        if entity.kind == "auto" and entity.images and detector is None
-    ]
-    if problems:
-        raise RequestError(problems)
+    prepared = prepare_request(model, request, detector)
     entities = []
-    for entity in request.entities:
-        images = [load_image(path) for path in entity.images]
+    for index, (entity, appearance) in enumerate(zip(request.entities, prepared, strict=True)):
+        for note in appearance.notes:
+            say(f'entities[{index}] "{entity.word}": {note}')
         track, visible = request_track(entity, request, model)
-        kind = _kind(entity, images, detector)
-        appearance = prepare_entity(model, kind, images, detector)
         entities.append(EntityInput(entity.span, appearance, track, visible))
     size = (request.frames, request.height, request.width)
     inputs = entity_inputs(model, tokenizer, request.prompt, entities, size)
@@ -216,13 +229,6 @@ def request_inputs(
         ids = text_room.tokenize(tokenizer, [request.negative_prompt], length)[0]
         inputs = inputs._replace(negative_ids=ids)
     return inputs
-
-
-def _kind(entity: EntityRequest, images: list[np.ndarray], detector: FaceDetector | None) -> Kind:
-    if entity.kind != "auto":
-        return entity.kind
-    faces = (detector(image[..., :3]) is not None for image in images)
-    return "human" if any(faces) else "object"
 
 
 def request_track(
