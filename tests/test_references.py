@@ -19,7 +19,9 @@ from tora2_jax.image_file import load_image, load_mask
 from tora2_jax.reference_inputs import load_references, prepare_entity, prepare_request
 from tora2_jax.references import Reference, cut_out, prepare, visible_box, with_mask
 from tora2_jax.request import RequestError, load_request, parse_request, validate
+from tora2_jax.stages import diffusion
 from tora2_jax.text import load_tokenizer
+from tora2_jax.train_config import TrainConfig
 
 PROMPT = "A man walks on the grass with a cat."
 COLOUR = (200, 120, 40)
@@ -294,6 +296,19 @@ def test_without_face_models_the_error_says_what_to_fetch(folder, tmp_path):
         sampling.prepare(options._replace(face_models=tmp_path / "nowhere"))
     told = [text for text in error.value.problems if text.startswith("--face-models: there is no")]
     assert len(told) == 1 and len(error.value.problems) > 1
+
+
+def test_trainings_that_look_for_faces_name_their_models(folder, tmp_path):
+    config = TrainConfig(model=real_model())
+    (needed,) = diffusion.face_model_problems(config)
+    assert needed.startswith("config.face_models: is needed; fetch antelopev2")
+    config.face_models = str(tmp_path)
+    (useless,) = diffusion.face_model_problems(config)
+    assert "holds no face detector" in useless
+    config.face_models = str(folder / "models")
+    assert diffusion.face_model_problems(config) == []
+    config.face_models, config.model.face_detector = None, "mask_top"
+    assert diffusion.face_model_problems(config) == []
 
 
 def test_every_reference_counts(folder):
