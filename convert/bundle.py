@@ -9,6 +9,7 @@ from convert.engine import ConversionError
 from tora2_jax import checkpoint, conditioning
 from tora2_jax.config import ModelConfig, to_dict
 from tora2_jax.networks import misfits
+from tora2_jax.stages.diffusion import TRAINED
 from tora2_jax.text import load_tokenizer
 from tora2_jax.train_config import TrainConfig
 
@@ -16,11 +17,13 @@ from tora2_jax.train_config import TrainConfig
 def make_bundle(config: TrainConfig, destination: str | Path) -> None:
     """Copies every component that `config.weights` names, with config and tokenizer.
 
-    A component that the config leaves out is left out: without motion and personalization the
-    bundle is plain CogVideoX, without a motion VAE the video VAE serves as one.
+    What the config's stage trains is taken from where it is exported, if the config names a place:
+    so the bundle of a run's config is the run's result. A component that the config leaves out is
+    left out: without motion and personalization the bundle is plain CogVideoX, without a motion VAE
+    the video VAE serves as one.
 
     Args:
-        config: From a file of `configs/`; `weights` and `tokenizer` are read, and `model`.
+        config: From a file of `configs/`; its model, stage, weights, export and tokenizer are read.
         destination: Must not exist.
 
     Raises:
@@ -51,12 +54,11 @@ def make_bundle(config: TrainConfig, destination: str | Path) -> None:
 
 def _places(config: TrainConfig) -> tuple[dict[str, Path], list[str]]:
     """Where each component lies, and what is wrong with that."""
-    places, problems = {}, []
-    for name in to_dict(config.weights):
-        given = getattr(config.weights, name)
-        if given is None:
-            continue
-        path = places[name] = checkpoint.resolve(given, name)
+    places, problems = _exported(config)
+    for name, given in to_dict(config.weights).items():
+        if given is not None and name not in places:
+            places[name] = checkpoint.resolve(given, name)
+    for name, path in places.items():
         try:
             checkpoint.component_metadata(path)
         except checkpoint.CheckpointError as error:
@@ -67,6 +69,21 @@ def _places(config: TrainConfig) -> tuple[dict[str, Path], list[str]]:
         load_tokenizer(config.tokenizer)
     except (OSError, ValueError) as error:
         problems.append(f"config.tokenizer: {error}")
+    return places, problems
+
+
+def _exported(config: TrainConfig) -> tuple[dict[str, Path], list[str]]:
+    """Where the components lie that the config's stage trains, and which are not there yet."""
+    places, problems = {}, []
+    for name in TRAINED.get(config.stage, ()) if config.export else ():
+        if getattr(config.model, name, True) is None:
+            continue
+        path = Path(config.export)
+        path = path if path.suffix == ".safetensors" else path / f"{name}.safetensors"
+        if path.is_file():
+            places[name] = path
+        else:
+            problems.append(f"config.export: {path} is not there; train this config first")
     return places, problems
 
 
