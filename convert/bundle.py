@@ -54,11 +54,14 @@ def make_bundle(config: TrainConfig, destination: str | Path) -> None:
 
 def _places(config: TrainConfig) -> tuple[dict[str, Path], list[str]]:
     """Where each component lies, and what is wrong with that."""
-    places, problems = _exported(config)
-    for name, given in to_dict(config.weights).items():
-        if given is not None and name not in places:
-            places[name] = checkpoint.resolve(given, name)
+    exported, given = _exported(config), to_dict(config.weights)
+    places = {name: checkpoint.resolve(path, name) for name, path in given.items() if path}
+    places |= exported
+    problems = []
     for name, path in places.items():
+        if name in exported and not path.is_file():
+            problems.append(f"config.export: {path} is not there; train this config first")
+            continue
         try:
             checkpoint.component_metadata(path)
         except checkpoint.CheckpointError as error:
@@ -72,19 +75,15 @@ def _places(config: TrainConfig) -> tuple[dict[str, Path], list[str]]:
     return places, problems
 
 
-def _exported(config: TrainConfig) -> tuple[dict[str, Path], list[str]]:
-    """Where the components lie that the config's stage trains, and which are not there yet."""
-    places, problems = {}, []
+def _exported(config: TrainConfig) -> dict[str, Path]:
+    """Where the config's stage leaves what it trains, if the config names a place."""
+    places = {}
     for name in TRAINED.get(config.stage, ()) if config.export else ():
-        if getattr(config.model, name, True) is None:
-            continue
-        path = Path(config.export)
-        path = path if path.suffix == ".safetensors" else path / f"{name}.safetensors"
-        if path.is_file():
-            places[name] = path
-        else:
-            problems.append(f"config.export: {path} is not there; train this config first")
-    return places, problems
+        if getattr(config.model, name, True) is not None:
+            path = Path(config.export)
+            whole = path.suffix == ".safetensors"
+            places[name] = path if whole else path / f"{name}.safetensors"
+    return places
 
 
 def _absent(model: ModelConfig, places: dict[str, Path]) -> list[str]:

@@ -12,9 +12,11 @@ from flax import nnx
 from PIL import Image
 
 from convert.bundle import make_bundle
-from tora2_jax import bundle, sampling, train
+from convert.engine import ConversionError
+from tora2_jax import bundle, checkpoint, sampling, train
 from tora2_jax.config import to_dict
 from tora2_jax.models.layers import flat_variables
+from tora2_jax.models.tora2 import COMPONENTS, Tora2
 from tora2_jax.stages import diffusion
 from tora2_jax.train_config import differences
 
@@ -105,6 +107,31 @@ def test_the_page_tells_how_many_parameters_each_run_trains(parameters):
         for name, shapes in parameters.items()
     }
     assert {name: int(count.replace(",", "")) for name, count in rows} == counts
+
+
+def test_a_bundle_holds_what_was_trained_not_what_training_began_with(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)  # the configs name what they start from relative to it
+    config = config_of("dino")
+    config.export = str(tmp_path / "trained")
+    config.weights.personalization = "where it started"
+    with pytest.raises(ConversionError) as error:
+        make_bundle(config, tmp_path / "bundle")
+    assert "personalization.safetensors is not there; train this config" in str(error.value)
+    assert "where it started" not in str(error.value)
+
+    model = flat_variables(nnx.eval_shape(lambda: Tora2(config.model, rngs=nnx.Rngs(0))))
+    trained = {
+        path: np.full(value.shape, 0.5, np.float32)
+        for path, value in model.items()
+        if re.match(COMPONENTS["personalization"], path)
+    }
+    path = tmp_path / "trained" / "personalization.safetensors"
+    checkpoint.save_component(path, trained, {"model": to_dict(config.model)})
+    make_bundle(config, tmp_path / "bundle")
+    names = {entry.stem for entry in (tmp_path / "bundle").glob("*.safetensors")}
+    assert names == {"transformer", "text", "personalization", "vae", "dino", "face", "object"}
+    assert (tmp_path / "bundle" / path.name).read_bytes() == path.read_bytes()
+    assert bundle.load_config(tmp_path / "bundle").motion is None
 
 
 @pytest.fixture(scope="module")
