@@ -11,7 +11,8 @@ from tora2_jax.config import ModelConfig, to_dict
 from tora2_jax.networks import misfits
 from tora2_jax.stages.diffusion import TRAINED
 from tora2_jax.text import load_tokenizer
-from tora2_jax.train_config import TrainConfig
+from tora2_jax.train_config import TrainConfig, TrainError
+from tora2_jax.train_export import export_paths
 
 
 def make_bundle(config: TrainConfig, destination: str | Path) -> None:
@@ -77,13 +78,12 @@ def _places(config: TrainConfig) -> tuple[dict[str, Path], list[str]]:
 
 def _exported(config: TrainConfig) -> dict[str, Path]:
     """Where the config's stage leaves what it trains, if the config names a place."""
-    places = {}
-    for name in TRAINED.get(config.stage, ()) if config.export else ():
-        if getattr(config.model, name, True) is not None:
-            path = Path(config.export)
-            whole = path.suffix == ".safetensors"
-            places[name] = path if whole else path / f"{name}.safetensors"
-    return places
+    trained = TRAINED.get(config.stage, ()) if config.export else ()
+    names = [name for name in trained if getattr(config.model, name, True) is not None]
+    try:
+        return export_paths(config.export, names) if names else {}
+    except TrainError as error:
+        raise ConversionError(f"cannot be bundled:\n  {error}") from error
 
 
 def _absent(model: ModelConfig, places: dict[str, Path]) -> list[str]:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from convert.bundle import make_bundle
 from convert.engine import ConversionError
-from tora2_jax import bundle, checkpoint, sampling, train
+from tora2_jax import bundle, checkpoint, sampling, train, train_state
 from tora2_jax.config import to_dict
 from tora2_jax.models.layers import flat_variables
 from tora2_jax.models.tora2 import COMPONENTS, Tora2
@@ -39,7 +39,7 @@ def parameters() -> dict[str, dict[str, tuple[int, ...]]]:
 
     def trained(config):
         model = nnx.eval_shape(lambda: diffusion.build(config, nnx.Rngs(0)))
-        state = nnx.state(model, train.trainable_filter(config, diffusion))
+        state = nnx.state(model, train_state.trainable_filter(config, diffusion))
         return {path: value.shape for path, value in flat_variables(state).items()}
 
     return {name: trained(config_of(name)) for name in RUNS}
