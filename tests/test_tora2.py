@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 
 from tests.parity import relative_error
-from tests.random_conditions import crowded_conditions, padded, permuted, quick_jit, spoiled
-from tests.random_conditions import tiny_model as tiny_entity_model
+from tests.random_conditions import permuted, spoiled, tiny_model
+from tests.random_conditions import random_conditions as entity_conditions
 from tora2_jax import conditioning, config, diffusion
 from tora2_jax.models import binding
 from tora2_jax.models.layers import assign_variables, flat_variables
@@ -20,8 +20,9 @@ from tora2_jax.models.tora2 import COMPONENTS, Tora2
 LATENTS = (2, 3, 8, 10, 16)  # batch, then a token grid of 3 x 4 x 5
 
 
-def tiny_model(**personalization) -> config.ModelConfig:
-    model = tiny_entity_model(cross_heads=2, cross_head_dim=4, **personalization)
+@pytest.fixture(scope="module")
+def model_config() -> config.ModelConfig:
+    model = tiny_model(cross_heads=2, cross_head_dim=4)
     model.transformer = config.TransformerConfig(
         num_layers=2,
         num_heads=2,
@@ -37,14 +38,9 @@ def tiny_model(**personalization) -> config.ModelConfig:
     return model
 
 
-@pytest.fixture(scope="module", params=["motion_first", "personalization_first"])
-def model_config(request) -> config.ModelConfig:
-    return tiny_model(order=request.param)
-
-
 def conditions_for(model_config: config.ModelConfig, seed: int = 0):
     rng = np.random.default_rng(seed)
-    conditions = crowded_conditions(model_config, seed)
+    conditions = entity_conditions(model_config, seed)
     return conditions._replace(
         text=jnp.asarray(rng.standard_normal((2, 4, 12)), jnp.float32),
         motion_latents=jnp.asarray(rng.standard_normal(LATENTS), jnp.float32),
@@ -81,12 +77,12 @@ def forward(model, noisy, conditions):
         model = nnx.merge(graph, state)
         return model(noisy, TIMES, model.bind(conditions).conditions)
 
-    return quick_jit(run)(state, conditions)
+    return jax.jit(run)(state, conditions)
 
 
 def none_of(conditions):
     """Neither references nor trajectories."""
-    conditions = conditioning.keep_references(conditions, jnp.zeros((2, 8), bool))
+    conditions = conditioning.keep_references(conditions, jnp.zeros((2, 3), bool))
     return conditioning.keep_trajectories(conditions, jnp.zeros(2, bool))
 
 
@@ -94,7 +90,7 @@ def base_output(model, noisy, conditions):
     """The same transformer as plain CogVideoX."""
     graph, state = nnx.split(model.transformer)
 
-    @quick_jit
+    @jax.jit
     def run(state):
         transformer = nnx.merge(graph, state)
         return transformer(noisy, TIMES, transformer.project_text(conditions.text))
@@ -116,7 +112,7 @@ def test_at_the_start_the_model_is_tora_and_without_paths_cogvideox(model_config
         return model.transformer(noisy, TIMES, text, motion_maps=maps, has_motion=has_motion)
 
     full = forward(model, noisy, conditions)
-    assert relative_error(full, quick_jit(tora)(state)) < 1e-6
+    assert relative_error(full, jax.jit(tora)(state)) < 1e-6
     without_paths = conditioning.keep_trajectories(conditions, jnp.zeros(2, bool))
     expected = base_output(model, noisy, conditions)
     assert relative_error(forward(model, noisy, without_paths), expected) < 1e-6
@@ -142,7 +138,7 @@ def test_what_the_masks_hide_reaches_neither_output_nor_gradient(model_config, n
         output = model(noisy, TIMES, model.bind(conditions).conditions)
         return jnp.square(output).mean()
 
-    gradient = quick_jit(jax.value_and_grad(loss))
+    gradient = jax.jit(jax.value_and_grad(loss))
     value, clean = gradient(params, conditions)
     other_value, other = gradient(params, spoiled(conditions))
     assert value == other_value
@@ -155,32 +151,12 @@ def test_the_order_of_entities_changes_nothing(model_config, noisy):
     model = trained(model_config, list(COMPONENTS))
     conditions = conditions_for(model_config)
     one = forward(model, noisy, conditions)
-    two = forward(model, noisy, permuted(conditions, [5, 2, 7, 0, 1, 6, 4, 3]))
+    two = forward(model, noisy, permuted(conditions, [2, 0, 1]))
     assert relative_error(two, one) < 1e-5
 
 
-# How references are read, how they are bound, and in which order they enter.
-WAYS = [
-    ("dpe", "gated-sigmoid", "motion_first"),
-    *(
-        pytest.param(*way, marks=pytest.mark.long)
-        for way in (
-            ("dpe", "gated-tanh", "personalization_first"),
-            ("dino", "linear", "motion_first"),
-            ("dino_reid", "none", "personalization_first"),
-            ("dino_decoupled", "gated-sigmoid", "personalization_first"),
-        )
-    ),
-]
-
-
-@pytest.mark.parametrize(("variant", "binds", "order"), WAYS)
-def test_every_trainable_array_has_a_gradient_at_step_three(variant, binds, order, noisy):
-    """One zero per path: with the diffusion loss alone, each array learns from there on."""
-    model_config = tiny_model(variant=variant, order=order)
-    model_config.binding.variant, _, gate = binds.partition("-")
-    model_config.binding.gate = gate or "sigmoid"
-    model_config.binding.contrast_on = "none"  # its heads learn from its own loss
+def test_every_trainable_array_has_a_gradient_at_step_three(model_config, noisy):
+    """With the diffusion loss alone; the contrastive heads are the exception."""
     model = trained(model_config, ["transformer"])
     conditions = conditions_for(model_config)
     pattern = re.compile(f"{COMPONENTS['motion']}|{COMPONENTS['personalization']}")
@@ -196,7 +172,7 @@ def test_every_trainable_array_has_a_gradient_at_step_three(variant, binds, orde
     optimizer = optax.adam(1e-3, eps=1e-12)
     state = optimizer.init(trainable)
 
-    @quick_jit
+    @jax.jit
     def step(trainable, state):
         gradient = jax.grad(loss)(trainable)
         updates, state = optimizer.update(gradient, state)
@@ -209,7 +185,7 @@ def test_every_trainable_array_has_a_gradient_at_step_three(variant, binds, orde
         for path, value in nnx.to_flat_state(gradient)
         if not np.abs(value.get_value()).max() > 0
     ]
-    assert silent == []
+    assert all("contrast" in path for path in silent), silent
 
 
 def test_padding_entities_leave_the_contrastive_loss_alone(model_config):
@@ -217,12 +193,19 @@ def test_padding_entities_leave_the_contrastive_loss_alone(model_config):
     conditions = conditions_for(model_config)
     graph, state = nnx.split(model)
 
-    @quick_jit
+    @jax.jit
     def contrast(conditions):
         bound = nnx.merge(graph, state).bind(conditions)
         return binding.contrastive_loss(bound.contrast, 0.07)[0]
 
-    assert relative_error(contrast(padded(conditions)), contrast(conditions)) < 1e-6
+    padded = conditions._replace(
+        **{
+            name: jnp.concatenate([getattr(conditions, name)] * 2, axis=1).at[:, 3:].set(0)
+            for name in conditions._fields
+            if name not in ("text", "motion_latents", "image_latents")
+        }
+    )
+    assert relative_error(contrast(padded), contrast(conditions)) < 1e-6
 
 
 @pytest.mark.parametrize("name", list(config.PRESETS))
