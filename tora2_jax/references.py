@@ -36,7 +36,10 @@ class FaceDetector(Protocol):
 
 
 class PreparedReference(NamedTuple):
-    """One reference image, float32 in [0, 1]; what its kind does not use is zero."""
+    """One reference image, float32 in [0, 1]; objects and faces not found have a face of zeros.
+
+    Humans have an object crop as well: Table 2's `dino_reid` shows it to the object encoder.
+    """
 
     dino: Float[np.ndarray, "dino_side dino_side 3"]
     face: Float[np.ndarray, "face_side face_side 3"]
@@ -85,15 +88,13 @@ def prepare(
         )
     cut = _on_white(picture[top : top + height, left : left + width])
     face = np.zeros((model.face.image_size,) * 2 + (3,), np.float32)
-    thing = np.zeros((model.object.image_size,) * 2 + (3,), np.float32)
     has_prior = True
-    if kind == "object":
-        thing = _fit(cut, model.object.image_size)
-    else:
+    if kind == "human":
         found = _face(picture, cut, model, detector)
         has_prior = found is not None
         face = face if found is None else found
-    return PreparedReference(_fit(cut, model.dino.image_size), face, thing, has_prior)
+    image, thing = (_fit(cut, part.image_size) for part in (model.dino, model.object))
+    return PreparedReference(image, face, thing, has_prior)
 
 
 def mask_top_face(
