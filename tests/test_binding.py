@@ -23,7 +23,8 @@ from tests.random_conditions import (
     tiny_model,
 )
 from tora2_jax.models import binding
-from tora2_jax.models.binding import Binder, contrastive_loss
+from tora2_jax.models.binding import Binder
+from tora2_jax.models.contrast import contrastive_loss
 from tora2_jax.models.layers import flat_variables
 from tora2_jax.types import ContrastEmbeddings
 

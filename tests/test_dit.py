@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -339,19 +338,26 @@ def test_groups_of_blocks_equal_a_loop(order, every):
         known = model.keys_values(tokens, mask)
         shared = model._share(grid, embedding, maps, None, known, None)
         text, video = model._embed(latents, model.project_text(text), grid)
-        scanned = model._run_blocks(text, video, shared, maps, known)
+        scanned, seen = model._run_blocks(
+            text, video, shared, maps, known, lambda cross, video, *_: video
+        )
+        observed = []
         for index in range(3):
             block = layers.map_arrays(lambda x, i=index: x[i], model.blocks)
             personalize = None
             if index % every == 0:
                 cross = layers.map_arrays(lambda x, i=index // every: x[i], model.cross_attention)
-                personalize = partial(
-                    cross, keys_values=cross.keys_values(tokens, mask), key_mask=mask
-                )
-            text, video = block(text, video, shared, maps[index], personalize)
-        return scanned, video
+                known = cross.keys_values(tokens, mask)
 
-    assert relative_error(*both_ways(model)) < BLOCK_TOLERANCE
+                def personalize(video, cross=cross, known=known):
+                    observed.append(video)
+                    return cross(video, known, mask)
+
+            text, video = block(text, video, shared, maps[index], personalize)
+        return (scanned, video), (seen, jnp.stack(observed))
+
+    for scanned, looped in both_ways(model):
+        assert relative_error(scanned, looped) < BLOCK_TOLERANCE
 
 
 def test_half_precision_is_close_and_returns_float32():

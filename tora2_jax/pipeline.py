@@ -219,6 +219,15 @@ class Tora2Pipeline:
         patch_t = self.config.transformer.patch_size_t or 1
         return batch, -(-t // patch_t) * patch_t, h, w, self.config.vae.latent_channels
 
+    @property
+    def model(self) -> Tora2:
+        """The network, with its weights."""
+        return nnx.merge(*self._model)
+
+    def conditions(self, inputs: Inputs) -> Conditions:
+        """What the network is given for a batch of inputs, beside noise and timestep."""
+        return self._encode(self._networks[1], inputs)[0]
+
     def _merge(self, state) -> Tora2:
         return nnx.merge(self._model[0], state)
 

@@ -214,7 +214,9 @@ def _option_problems(options: Options) -> list[str]:
     for name, suffix in suffixes.items():
         path = getattr(options, name)
         if path is not None:
-            problems += [f"--{name.replace('_', '-')}: {text}" for text in _faults(path, suffix)]
+            problems += [
+                f"--{name.replace('_', '-')}: {text}" for text in write_faults(path, suffix)
+            ]
     try:
         if options.face_models is not None:
             detector_file(options.face_models)
@@ -225,7 +227,7 @@ def _option_problems(options: Options) -> list[str]:
     return problems
 
 
-def _faults(path: Path, suffix: str) -> list[str]:
+def write_faults(path: Path, suffix: str) -> list[str]:
     """Why a file cannot be written there."""
     faults = [] if path.suffix == suffix else [f"{path} must end in {suffix}"]
     if os.path.isdir(path):

@@ -55,7 +55,7 @@ def write_video(path: str | Path, frames: Frames, fps: float = 8) -> None:
         raise VideoError(f"{path}: {fps} frames per second is not possible")
     height, width = frames.shape[1:3]
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    _write_aside(path, lambda partial: _encode(partial, frames, fps))
+    write_aside(path, lambda partial: _encode(partial, frames, fps))
 
 
 def _encode(path: Path, frames: Frames, fps: float) -> None:
@@ -168,7 +168,7 @@ def write_image(path: str | Path, image: UInt8[np.ndarray, "height width channel
     file_format = picture_format(path)
     if file_format is None:
         raise VideoError(f"{path}: the name must end in a picture format such as .png")
-    _write_aside(path, lambda partial: picture.save(partial, format=file_format))
+    write_aside(path, lambda partial: picture.save(partial, format=file_format))
 
 
 def picture_format(path: str | Path) -> str | None:
@@ -177,7 +177,7 @@ def picture_format(path: str | Path) -> str | None:
     return name if name in Image.SAVE else None
 
 
-def _write_aside(path: Path, write) -> None:
+def write_aside(path: Path, write) -> None:
     """Lets `write` fill a file beside `path`, then gives it the name."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:

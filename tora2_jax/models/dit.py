@@ -5,8 +5,7 @@ and 1.5 models. Blocks are stacked and scanned; there is no second, unscanned fo
 """
 
 from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -253,7 +252,8 @@ class CogVideoXTransformer(nnx.Module):
         has_motion: jax.Array | None = None,
         keys_values: KeysValues | None = None,
         key_mask: jax.Array | None = None,
-    ) -> jax.Array:
+        observe: Callable | None = None,
+    ) -> jax.Array | tuple[jax.Array, Any]:
         """The velocity, float32 `[b, t_lat, h_lat, w_lat, c_out]`.
 
         Args:
@@ -265,6 +265,8 @@ class CogVideoXTransformer(nnx.Module):
             has_motion: `[b]`, which samples the fusers change; None: all.
             keys_values: from the method of that name; None leaves the cross-attention out.
             key_mask: `[b, j]`, which keys are there; None: all.
+            observe: `(cross_attention, video, keys_values, key_mask) -> arrays`, called where each
+                cross-attention is; its results follow the velocity, along a leading axis x.
 
         Raises:
             ValueError: lists every input that does not fit the model.
@@ -273,14 +275,14 @@ class CogVideoXTransformer(nnx.Module):
         embedding = self._embed_time(timestep)
         shared = self._share(grid, embedding, motion_maps, has_motion, keys_values, key_mask)
         text, video = self._embed(latents, text, grid)
-        video = self._run_blocks(text, video, shared, motion_maps, keys_values)
+        video, seen = self._run_blocks(text, video, shared, motion_maps, keys_values, observe)
         modulation = self.output_modulation(jax.nn.silu(embedding)).astype(video.dtype)
         shift, scale = jnp.split(modulation[:, None], 2, axis=-1)
         video = self.output_norm(self.final_norm(video)) * (1 + scale) + shift
         output = self.output_projection(video).astype(jnp.float32)
-        return layers.unpatchify(
-            output, grid, self.config.patch_size, self.config.patch_size_t or 1
-        )
+        patch = (self.config.patch_size, self.config.patch_size_t or 1)
+        output = layers.unpatchify(output, grid, *patch)
+        return output if observe is None else (output, seen)
 
     def _check(self, latents, timestep, text, motion_maps, keys_values):
         """The token grid, after everything that must fit has been seen to fit."""
@@ -352,11 +354,11 @@ class CogVideoXTransformer(nnx.Module):
             video = video + positions.sincos(config, grid).astype(video.dtype)
         return text, video
 
-    def _run_blocks(self, text, video, shared, motion_maps, keys_values):
+    def _run_blocks(self, text, video, shared, motion_maps, keys_values, observe):
         """All blocks, scanned in groups whose first block has a cross-attention."""
         every = 1 if keys_values is None else self.every
         groups, rest = divmod(self.config.num_layers, every)
-        carry = (text, video)
+        carry, seen = (text, video), []
         for start, count, size in ((0, groups, every), (groups * every, 1, rest)):
             if count * size == 0:
                 continue
@@ -369,19 +371,27 @@ class CogVideoXTransformer(nnx.Module):
 
             def step(group, carry, inputs, size=size):
                 (blocks, cross), (maps, known) = group, inputs
-                personalize = None
+                personalize, found = None, []
+
+                def attend(video):
+                    if observe is not None:
+                        found.append(observe(cross, video, known, shared.key_mask))
+                    return cross(video, known, shared.key_mask)
+
                 if known is not None:
-                    personalize = partial(cross, keys_values=known, key_mask=shared.key_mask)
+                    personalize = attend
                 for index in range(size):
                     block = layers.map_arrays(lambda x, index=index: x[index], blocks)
                     motion_map = None if maps is None else maps[index]
                     carry = block(*carry, shared, motion_map, personalize if index == 0 else None)
-                return carry, None
+                return carry, found
 
             with_keys = keys_values is not None
             cross = layers.map_arrays(take, self.cross_attention) if with_keys else None
             maps = None if motion_maps is None else regroup(motion_maps)
             inputs = (maps, jax.tree.map(take, keys_values))
             group = (layers.map_arrays(regroup, self.blocks), cross)
-            carry, _ = layers.scan(step, group, carry, inputs, self.config.rematerialize)
-        return carry[1]
+            carry, found = layers.scan(step, group, carry, inputs, self.config.rematerialize)
+            seen += found
+        seen = jax.tree.map(lambda *parts: jnp.concatenate(parts), *seen) if seen else None
+        return carry[1], seen

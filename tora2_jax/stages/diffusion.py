@@ -19,7 +19,7 @@ from tora2_jax.config import ModelConfig, to_dict
 from tora2_jax.data import clip_folder, pool
 from tora2_jax.data.world import render_clip
 from tora2_jax.faces import GET_FACE_MODELS, FaceModelError, InsightFaceDetector, detector_file
-from tora2_jax.models import binding, tora2
+from tora2_jax.models import contrast, tora2
 from tora2_jax.models.t5 import T5Encoder
 from tora2_jax.networks import misfits
 from tora2_jax.text import load_tokenizer
@@ -286,7 +286,7 @@ def loss(config, model: DiffusionModel, batch: dict, key: jax.Array):
     total = per_sample.mean()
     metrics = {"diffusion": total, **bound.metrics, **_by_timestep(config, per_sample, draws)}
     if bound.contrast is not None and config.contrast_weight > 0:
-        contrastive, measures = binding.contrastive_loss(
+        contrastive, measures = contrast.contrastive_loss(
             bound.contrast, config.model.binding.contrast_temperature
         )
         total = total + config.contrast_weight * contrastive
