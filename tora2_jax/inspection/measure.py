@@ -48,7 +48,7 @@ class Binding(NamedTuple):
     bound: BoundEntities
     details: BindingDetails | None
     map_change: Float[Array, "b e t u"] | None  # W_out of the change of m
-    contrast: tuple[ContrastEmbeddings, ContrastEmbeddings]  # before and after
+    contrast: tuple[ContrastEmbeddings, ContrastEmbeddings] | None  # before and after
 
 
 class Passing(NamedTuple):
@@ -117,10 +117,12 @@ def look_at_binding(model: Tora2, conditions: Conditions) -> Binding:
         (bound.personalization_before, bound.motion_tokens_before),
         (bound.personalization, bound.motion_tokens),
     )
-    contrast = tuple(
-        binder.contrast_embeddings(p, bound.personalization_mask, m, conditions.on)
-        for p, m in pairs
-    )
+    contrast = None
+    if binder.contrast_motion is not None:
+        contrast = tuple(
+            binder.contrast_embeddings(p, bound.personalization_mask, m, conditions.on)
+            for p, m in pairs
+        )
     return Binding(encoded, bound, details, change, contrast)
 
 
@@ -190,7 +192,8 @@ def assemble(
                 blocks=_blocks_view(config, passing, path, index, len(request.entities)),
             )
         )
-    retrieval = None if binding is None else _retrieval(binding, len(views))
+    compares = binding is not None and binding.contrast is not None
+    retrieval = _retrieval(binding, len(views)) if compares else None
     flow = None if config.motion is None else _strongest(inputs.flow_video[0])
     return Inspection(name, checkpoint, config, request, tuple(views), retrieval, zeros, flow)
 
