@@ -24,8 +24,10 @@ def binding(inspection: Inspection, entity: EntityView) -> list[Image.Image]:
     """The binder's attention, coarse and fine, its gates and what it changes."""
     view = entity.binding
     if entity.change is None:
-        missing = "motion" if inspection.model.motion is None else "personalization"
-        reason = f"{inspection.model.name} has no {missing} part, so nothing is bound"
+        model = inspection.model
+        parts = {"motion": model.motion, "personalization": model.personalization}
+        missing = [name for name, part in parts.items() if part is None] or ["binding"]
+        reason = f"{model.name} has no {' and no '.join(missing)} part, so nothing is bound"
         return [drawing.panel("binding", "", drawing.nothing(420, 60, reason))]
     if view is None:
         reason = f"variant {inspection.model.binding.variant}: no attention, no gates"
