@@ -179,7 +179,9 @@ def _reference_inputs(model: ModelConfig, entities, detector) -> dict[str, np.nd
     }
 
 
-def record_inputs(model: ModelConfig, tokenizer, record: Record) -> Inputs:
+def record_inputs(
+    model: ModelConfig, tokenizer, record: Record, detector: FaceDetector | None = None
+) -> Inputs:
     """Unbatched `Inputs` of a record; paths that the record withholds are withheld here too."""
     entities = [
         EntityInput(
@@ -191,7 +193,8 @@ def record_inputs(model: ModelConfig, tokenizer, record: Record) -> Inputs:
         )
         for entity in record.entities
     ]
-    return entity_inputs(model, tokenizer, record.caption, entities, record.video.shape[:3])
+    size = record.video.shape[:3]
+    return entity_inputs(model, tokenizer, record.caption, entities, size, detector)
 
 
 def inputs_from_records(model: ModelConfig, tokenizer, records: Sequence[Record]) -> Inputs:

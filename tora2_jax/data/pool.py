@@ -17,6 +17,8 @@ from tqdm import tqdm
 
 from tora2_jax import conditioning, config
 from tora2_jax.data import world
+from tora2_jax.data.reference_augmentation import guard_record
+from tora2_jax.train_config import ReferenceGuardConfig
 from tora2_jax.types import Inputs
 
 
@@ -41,20 +43,35 @@ class WorldExamples:
         tokenizer: From `text.load_tokenizer`.
         world_config: Which world.
         size: Number of clips.
+        guards: How references are drawn and augmented; None: as the world renders them.
+        seed: Of the guards.
     """
 
     at_once = 16
 
-    def __init__(self, model: config.ModelConfig, tokenizer, world_config, size: int):
+    def __init__(
+        self,
+        model: config.ModelConfig,
+        tokenizer,
+        world_config,
+        size: int,
+        guards: ReferenceGuardConfig | None = None,
+        seed: int = 0,
+    ):
         self._model, self._tokenizer, self._world = model, tokenizer, world_config
-        self._size = size
+        self._size, self._guards, self._seed = size, guards, seed
         self.identity = {"world": config.to_dict(world_config), "size": size}
+        if guards is not None:
+            self.identity |= {"guards": config.to_dict(guards), "seed": seed}
 
     def __len__(self) -> int:
         return self._size
 
     def __getitem__(self, index: int) -> tuple[Inputs, UInt8[np.ndarray, "f height width 3"]]:
         record = world.render_clip(self._world, index)
+        if self._guards is not None:
+            limit = self._model.max_references
+            record = guard_record(record, self._guards, self._seed, draw=0, limit=limit)
         return conditioning.record_inputs(self._model, self._tokenizer, record), record.video
 
 

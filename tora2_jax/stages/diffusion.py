@@ -16,7 +16,7 @@ from flax import nnx
 from tora2_jax import checkpoint, conditioning, diffusion, pipeline, video
 from tora2_jax.conditioning import needed_networks
 from tora2_jax.config import ModelConfig, to_dict
-from tora2_jax.data import clip_folder, pool
+from tora2_jax.data import clip_folder, entity_clips, pool
 from tora2_jax.data.world import render_clip
 from tora2_jax.models import binding, tora2
 from tora2_jax.models.t5 import T5Encoder
@@ -68,6 +68,8 @@ def source(config) -> pool.Pool:
     _check(config, files)
     model = trained_model_config(config)
     examples = _examples(config, model)
+    if config.clips is not None:
+        examples.warn()
     key = pool.fingerprint(model, examples, list(files.values()))
     directory = Path(config.cache_dir) / f"pool-{key}"
     if not (directory / "pool.json").exists():
@@ -115,8 +117,13 @@ def _weight_problems(config) -> list[str]:
 def _examples(config, model: ModelConfig) -> pool.Examples:
     tokenizer = load_tokenizer(config.tokenizer)
     if config.clips is None:
-        return pool.WorldExamples(model, tokenizer, config.world, config.data_size)
-    return clip_folder.ClipExamples(config, model, tokenizer)
+        guards = config.reference_guards
+        return pool.WorldExamples(
+            model, tokenizer, config.world, config.data_size, guards, config.seed
+        )
+    if config.clips.entities is None:
+        return clip_folder.ClipExamples(config, model, tokenizer)
+    return entity_clips.EntityExamples(config, model, tokenizer, None)
 
 
 def _networks(config) -> tuple[str, ...]:
