@@ -199,19 +199,19 @@ class _AnnotationReader(RequestReader):
         if not files:
             self.note(field, f"{folder} holds no *.png")
         strange = [file for file in files if numbered.get(_number(file)) != file]
-        self.files(field, strange, f"are not named after one frame of the clip, 0 to {frames - 1}")
+        self.files(field, strange, f"not named after one frame of the clip, 0 to {frames - 1}")
         sizes = {file: _picture_size(file) for file in numbered.values()}
         broken = [file for file, found in sizes.items() if found is None]
         other = [file for file, found in sizes.items() if found not in (None, size)]
-        self.files(field, broken, "are damaged or no pictures")
-        self.files(field, other, f"are not as large as the clip, {size[0]} x {size[1]}")
+        self.files(field, broken, "damaged or no picture")
+        self.files(field, other, f"not as large as the clip, {size[0]} x {size[1]}")
         return numbered
 
     def files(self, field: str, files: Sequence[Path], problem: str) -> None:
         """Notes a problem that some files share."""
         if files:
             more = f" and {len(files) - 1} more" if len(files) > 1 else ""
-            self.note(field, f"{files[0]}{more} {problem}")
+            self.note(field, f"{files[0]}{more}: {problem}")
 
     def boxes(self, value: Any, field: str) -> dict[int, Box]:
         if isinstance(value, str):

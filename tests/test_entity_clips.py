@@ -1,0 +1,468 @@
+"""Folders of annotated clips: what is read of them, and what is wrong with them."""
+
+import dataclasses
+import importlib
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from scripts import world_to_clips
+from tests.test_chain import TOY
+from tora2_jax import conditioning, train
+from tora2_jax.config import ModelConfig, WorldConfig, cogvideox_5b, toy
+from tora2_jax.data import clip_folder, pool
+from tora2_jax.data.entity_clips import EntityClips, EntityExamples, frame_tiers
+from tora2_jax.data.record_files import write_record
+from tora2_jax.data.world import render_clip
+from tora2_jax.text import load_tokenizer
+from tora2_jax.train_config import (
+    ClipFolderConfig,
+    EntityClipConfig,
+    ReferenceGuardConfig,
+    TrainConfig,
+    TrainError,
+    problems,
+)
+from tora2_jax.types import EntityRecord, Record
+from tora2_jax.video import write_image, write_video
+
+WORLD = WorldConfig(seed=5, height=64, width=64, frames=9, references=2, min_entities=2)
+PLAIN = ReferenceGuardConfig(
+    smallest=10_000, blur=0, colour=0, brightness=0, flip=0, shear=0, rotate=0, crop=1
+)
+
+
+def model(**changes) -> ModelConfig:
+    return dataclasses.replace(toy(), **({"height": 64, "width": 64, "frames": 9} | changes))
+
+
+def config(folder: Path, guards: ReferenceGuardConfig | None = None, **changes) -> TrainConfig:
+    entities = EntityClipConfig(smallest_cut=8)
+    clips = ClipFolderConfig(**({"folder": str(folder), "entities": entities} | changes))
+    return TrainConfig(clips=clips, reference_guards=guards, model=model())
+
+
+def tokenizer():
+    return load_tokenizer(TOY / "tokenizer")
+
+
+def assert_same_inputs(mine, theirs, tolerance: float = 2e-3):
+    for name, left, right in zip(theirs._fields, mine, theirs, strict=True):
+        if left is None or right is None:
+            assert left is right, name
+        elif left.dtype == np.float32:
+            np.testing.assert_allclose(left, right, atol=tolerance, err_msg=name)
+        else:
+            np.testing.assert_array_equal(left, right, err_msg=name)
+
+
+def enlarged(record: Record) -> Record:
+    """Twice as large, with ten columns more on both sides, every frame twice, twice as fast."""
+
+    def large(array: np.ndarray) -> np.ndarray:
+        wide = array.repeat(2, 0).repeat(2, 1).repeat(2, 2)
+        return np.pad(wide, [(0, 0), (0, 0), (10, 10)] + [(0, 0)] * (array.ndim - 3))
+
+    entities = tuple(
+        entity._replace(
+            track=entity.track.repeat(2, 0) * 2 + (10, 0),
+            visible=entity.visible.repeat(2),
+            mask=large(entity.mask),
+        )
+        for entity in record.entities
+    )
+    return record._replace(video=large(record.video), fps=16, entities=entities)
+
+
+@pytest.mark.parametrize("change", [lambda record: record, enlarged])
+def test_a_written_world_clip_gives_the_same_inputs(tmp_path, change):
+    for index in range(3):
+        record = render_clip(dataclasses.replace(WORLD, trajectory_probability=0.7), index)
+        write_record(tmp_path, change(record))
+        read = EntityClips(config(tmp_path), model()).record(index)
+        for mine, theirs in zip(read.entities, record.entities, strict=True):
+            assert mine[:3] == theirs[:3] and mine.has_trajectory == theirs.has_trajectory
+            np.testing.assert_array_equal(mine.mask, theirs.mask)
+            if theirs.has_trajectory:
+                np.testing.assert_array_equal(mine.visible, theirs.visible)
+                seen = theirs.visible
+                np.testing.assert_allclose(mine.track[seen], theirs.track[seen], atol=1e-3)
+        assert read.caption == record.caption and read.fps == record.fps
+        difference = np.abs(read.video.astype(int) - record.video)
+        assert difference.mean() < 6  # what the codec loses
+        inputs = [conditioning.record_inputs(model(), tokenizer(), one) for one in (read, record)]
+        assert inputs[1].reference_mask.any() and inputs[1].word_mask.any()
+        assert_same_inputs(*inputs)
+
+
+def test_points_and_masks_move_as_the_picture_does(tmp_path):
+    for size, (height, width) in (((48, 64), (96, 200)), ((64, 48), (150, 90))):
+        frames = np.zeros((9, height, width, 3), np.uint8)
+        write_video(tmp_path / "videos" / "a.mp4", frames)
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        (tmp_path / "labels" / "a.txt").write_text("A dog.")
+        sizes = model(height=size[0], width=size[1])
+        folder = clip_folder.ClipFolder(ClipFolderConfig(folder=str(tmp_path)), sizes)
+        rows, columns = np.mgrid[:height, :width] + 0.5
+        ramps = np.stack([columns / width, rows / height, 0 * rows], -1)
+        seen = folder.fitted(np.uint8(ramps * 250))[size[0] // 2, size[1] // 3, :2] / 250
+        middle = np.array([size[1] // 3 + 0.5, size[0] // 2 + 0.5])
+        place = folder.fitted_points(seen * (width, height), height, width)
+        np.testing.assert_allclose(place, middle, atol=0.6)
+        edges = folder.fitted_points(np.array([[0.0, 0.0], [width, height]]), height, width)
+        assert (edges[0] <= 0).all() and (edges[1] >= size[::-1]).all()
+        assert np.isclose(edges[1] - size[::-1], -edges[0]).all()
+        assert np.isclose(edges[0], 0).any()
+
+
+def numbered(folder: Path, frames: int = 45, boxes: bool = False, fps: int = 8) -> None:
+    """A clip whose frames tell their number by their colour; one entity, everywhere."""
+    video = np.stack([np.full((64, 64, 3), 5 * number, np.uint8) for number in range(frames)])
+    mask = np.zeros((frames, 64, 64), bool)
+    mask[:, 8:56, 16:48] = True
+    entity = EntityRecord(
+        "dog", (2, 5), "object", (), np.full((frames, 2), 32.0), np.ones(frames, bool), mask
+    )
+    write_record(folder, Record("numbered", "A dog.", video, fps, (entity,)))
+    if boxes:
+        path = folder / "entities" / "numbered.json"
+        data = json.loads(path.read_text())
+        del data["entities"][0]["masks"]
+        data["entities"][0]["boxes"] = [[16, 8, 48, 56]] * frames
+        path.write_text(json.dumps(data))
+
+
+def numbers_of(record: Record) -> list[int]:
+    """Which frames the references were cut from."""
+    return [round(float(image[..., :3].mean()) / 5) for image in record.entities[0].images]
+
+
+@pytest.mark.parametrize("boxes", [False, True])
+def test_references_come_from_frames_that_are_not_shown(tmp_path, boxes):
+    numbered(tmp_path, boxes=boxes)
+    clips = EntityClips(config(tmp_path, PLAIN, skip_frames=9), model(max_references=4))
+    shown = clips.folder.clips[0].frames
+    assert shown == tuple(range(9, 18))
+    records = [clips.record(0, draw) for draw in range(40)]
+    for record in records:
+        assert all(image.shape == (48, 32, 4) for image in record.entities[0].images)
+    numbers = {number for record in records for number in numbers_of(record)}
+    # One second, 8 frames, from every frame shown.
+    assert numbers <= {0, 1, *range(25, 45)} and len(numbers) > 10
+    assert {len(numbers_of(record)) for record in records} == {1, 2, 3}
+    near = clips.record(0).entities[0].mask
+    assert near[:, 8:56, 16:48].all() and near.sum() == 9 * 48 * 32
+
+
+def test_the_first_frame_is_never_a_reference_where_another_exists(tmp_path):
+    numbered(tmp_path, frames=9)
+    for gap in (1.0, 0.0, 0.5):
+        guards = dataclasses.replace(PLAIN, frame_gap=gap)
+        clips = EntityClips(config(tmp_path, guards), model())
+        drawn = {n for draw in range(40) for n in numbers_of(clips.record(0, draw))}
+        assert clips.folder.clips[0].frames[0] == 0 and 0 not in drawn
+        assert drawn == {1.0: {8}, 0.0: set(range(1, 9)), 0.5: set(range(4, 9))}[gap]
+    for mask in sorted((tmp_path / "masks").rglob("*.png"))[1:]:
+        mask.unlink()
+    only = EntityClips(config(tmp_path, PLAIN), model()).record(0)
+    assert set(numbers_of(only)) == {0}
+
+
+def test_frames_are_ranked_by_how_far_they_are_from_what_is_shown():
+    tiers = frame_tiers(range(12), range(3, 8), 2)
+    assert tiers == [[0, 1, 9, 10, 11], [5, 6, 7, 8], [2, 4], [3]]
+    assert frame_tiers(range(3, 8), range(3, 8), 10) == [[], [], [4, 5, 6, 7], [3]]
+    assert frame_tiers([2, 3], [3, 5], 0) == [[2], [], [], [3]]
+
+
+def test_empty_and_small_masks_are_not_cut_from(tmp_path):
+    numbered(tmp_path, frames=17)
+    masks = sorted((tmp_path / "masks").rglob("*.png"))
+    for path in masks:
+        if path != masks[12]:
+            small = np.zeros((64, 64), np.uint8)
+            small[:5, :5] = 255 * (int(path.stem) % 2)
+            write_image(path, small)
+    for guards in (PLAIN, None):
+        clips = EntityClips(config(tmp_path, guards), model())
+        assert set(numbers_of(clips.record(0))) == {12}
+    masks[12].unlink()
+    with pytest.raises(TrainError, match=r"entities\[0\].masks: the entity is nowhere 8 pixels"):
+        EntityClips(config(tmp_path, PLAIN), model())
+
+
+def test_without_guards_frames_shown_are_spread_evenly(tmp_path):
+    numbered(tmp_path, frames=11)
+    clips = EntityClips(config(tmp_path), model(max_references=3))
+    assert numbers_of(clips.record(0)) == [1, 5, 9] == numbers_of(clips.record(0, 3))
+    assert (
+        not EntityClips(config(tmp_path), model(personalization=None)).record(0).entities[0].images
+    )
+
+
+def test_own_images_and_frames_take_turns(tmp_path):
+    numbered(tmp_path)
+    write_image(tmp_path / "own.png", np.full((40, 40, 3), 250, np.uint8))
+    path = tmp_path / "entities" / "numbered.json"
+    data = json.loads(path.read_text())
+    data["entities"][0]["images"] = ["own.png"]
+    path.write_text(json.dumps(data))
+    clips = EntityClips(config(tmp_path, PLAIN), model(max_references=4))
+    own = [n == 50 for draw in range(40) for n in numbers_of(clips.record(0, draw))]
+    assert 0.3 < np.mean(own) < 0.7
+    assert numbers_of(EntityClips(config(tmp_path), model()).record(0)) == [50]
+
+
+def test_examples_depend_on_seed_clip_and_draw_alone(tmp_path):
+    guards = ReferenceGuardConfig()
+    for index in (1, 2):
+        write_record(tmp_path / "one", render_clip(WORLD, index))
+    write_record(tmp_path / "two", render_clip(WORLD, 2))
+
+    def example(folder: str, index: int, **changes):
+        settings = config(tmp_path / folder, guards, draws=3)
+        settings = dataclasses.replace(settings, **changes)
+        return EntityExamples(settings, model(), tokenizer(), None)[index][0]
+
+    examples = EntityExamples(config(tmp_path / "one", guards, draws=3), model(), tokenizer(), None)
+    assert len(examples) == 6
+    draws = [examples[index][0] for index in (1, 3, 5)]
+    for other in draws[1:]:
+        assert (draws[0].dino_images != other.dino_images).any()
+        np.testing.assert_array_equal(draws[0].flow_video, other.flow_video)
+    assert_same_inputs(example("two", 1), draws[1], 0)  # without its neighbour
+    assert (example("one", 1, seed=7).dino_images != draws[0].dino_images).any()
+    keys = {
+        pool.fingerprint(model(), EntityExamples(settings, model(), tokenizer(), None), [])
+        for settings in (
+            config(tmp_path / "one", guards, draws=3),
+            config(tmp_path / "one", None, draws=3),
+            config(tmp_path / "one", PLAIN, draws=3),
+            config(tmp_path / "two", guards, draws=3),
+        )
+    }
+    assert len(keys) == 4
+    before = examples.identity
+    path = tmp_path / "one" / "entities" / "world-5-1.json"
+    path.write_text(path.read_text().replace('"object"', '"human"'))
+    after = EntityExamples(config(tmp_path / "one", guards, draws=3), model(), tokenizer(), None)
+    assert before != after.identity
+
+
+def test_more_entities_than_the_model_takes_are_drawn(tmp_path):
+    write_record(tmp_path, render_clip(dataclasses.replace(WORLD, min_entities=3), 0))
+    clips = EntityClips(config(tmp_path), model(max_entities=2))
+    shown = {tuple(one.word for one in clips.record(0, draw).entities) for draw in range(12)}
+    words = [
+        one.word for one in render_clip(dataclasses.replace(WORLD, min_entities=3), 0).entities
+    ]
+    assert shown == {(words[0], words[1]), (words[0], words[2]), (words[1], words[2])}
+
+
+ENTITY = {"word": "dog", "kind": "object", "trajectory": [[5, 5]] * 9}
+FAULTS = {
+    "entities": ([], "entities: must be a list of at least one"),
+    "list": (["dog"], r"entities[0]: must be an object"),
+    "field": ([ENTITY | {"trajectoy": 1}], 'trajectoy: unknown field; did you mean "trajectory"?'),
+    "word": ([ENTITY | {"word": "cat"}], 'word: "cat" is not in the caption'),
+    "twice": ([ENTITY, ENTITY], r'entities[1].word: "dog" is the word of entities[0] too'),
+    "second": ([ENTITY | {"word": "dog#3"}], 'there is no "dog#3"'),
+    "kind": ([ENTITY | {"kind": "auto"}], 'kind: must be "human" or "object", not "auto"'),
+    "nothing": ([{"word": "dog", "kind": "object"}], "has none of images, trajectory, masks"),
+    "image": ([ENTITY | {"images": ["no.png"]}], 'images[0]: there is no file "no.png"'),
+    "short": ([ENTITY | {"trajectory": [[5, 5]]}], "has 1 entries; the clip has 9 frames"),
+    "outside": ([ENTITY | {"trajectory": [[5, 5], [65, 5]]}], "point 2 is at (65, 5), outside"),
+    "times": ([ENTITY | {"trajectory": [[1, 1, k**2 / 64] for k in range(9)]}], "holds times"),
+    "unseen": ([ENTITY | {"trajectory": [None] * 9}], "trajectory: no point is visible"),
+    "file": ([ENTITY | {"trajectory": "no.txt"}], 'trajectory: there is no file "no.txt"'),
+    "folder": ([ENTITY | {"masks": "masks/no"}], 'masks: there is no folder "masks/no"'),
+    "path": ([ENTITY | {"masks": 3}], "masks: must be the path of a folder, not 3"),
+    "empty": ([ENTITY | {"masks": "masks/empty"}], "holds no *.png"),
+    "size": ([ENTITY | {"masks": "masks/small"}], "000000.png and 1 more: not as large as the"),
+    "name": ([ENTITY | {"masks": "masks/names"}], "000009.png and 1 more: not named after one"),
+    "broken": ([ENTITY | {"masks": "masks/broken"}], "000003.png: damaged or no picture"),
+    "cut off": ([ENTITY | {"masks": "masks/cut"}], "000003.png: is damaged or no picture"),
+    "boxes": ([ENTITY | {"boxes": [[1, 2, 3, 4]]}], "boxes: has 1 entries; the clip has 9"),
+    "box": ([ENTITY | {"boxes": [[9, 2, 3, 4]] * 9}], r"boxes[0]: is [9, 2, 3, 4]; so are 8 more"),
+    "boxfile": ([ENTITY | {"boxes": "no.json"}], 'boxes: there is no file "no.json"'),
+    "no box": ([ENTITY | {"boxes": [None] * 9}], "boxes: holds no box"),
+    "small box": ([ENTITY | {"boxes": [[1, 1, 5, 5]] * 9}], "is nowhere 8 pixels wide or high"),
+    "both": (
+        [ENTITY | {"boxes": [[1, 2, 30, 40]] * 9, "masks": "masks/good"}],
+        "boxes: must be left out where there are masks",
+    ),
+}  # fmt: skip
+
+
+def write_masks(folder: Path) -> None:
+    solid = np.full((64, 64), 255, np.uint8)
+    (folder / "masks" / "empty").mkdir(parents=True)
+    for frame in range(2):
+        write_image(folder / "masks" / "small" / f"{frame:06d}.png", solid[:32])
+        write_image(folder / "masks" / "good" / f"{frame}.png", solid)
+    for name in ("000009", "first"):
+        write_image(folder / "masks" / "names" / f"{name}.png", solid)
+    for name in ("broken", "cut"):
+        path = folder / "masks" / name / "000003.png"
+        noise = np.random.default_rng(0).integers(0, 255, (64, 64)).astype(np.uint8)
+        write_image(path, noise)
+        path.write_bytes(b"no picture" if name == "broken" else path.read_bytes()[:1000])
+
+
+@pytest.fixture
+def faulty(tmp_path):
+    """A folder with one good clip and one for every fault; the clip "all" has many at once."""
+    video = np.zeros((9, 64, 64, 3), np.uint8)
+    write_masks(tmp_path)
+    for name in ("labels", "entities"):
+        (tmp_path / name).mkdir()
+    many = [entities[0] for entities, _ in FAULTS.values() if entities]
+    clips = {name: entities for name, (entities, _) in FAULTS.items()}
+    for name, entities in (clips | {"all": many, "good": [ENTITY], "missing": []}).items():
+        write_video(tmp_path / "videos" / f"{name}.mp4", video)
+        (tmp_path / "labels" / f"{name}.txt").write_text("A dog sees a dog.")
+        text = json.dumps({"entities": entities})
+        (tmp_path / "entities" / f"{name}.json").write_text(text)
+    (tmp_path / "entities" / "missing.json").unlink()
+    (tmp_path / "entities" / "lonely.json").write_text("{}")
+    (tmp_path / "entities" / "good.json").write_text(
+        json.dumps({"entities": [ENTITY | {"masks": "masks/good"}]})
+    )
+    return tmp_path
+
+
+def test_every_fault_is_named_with_file_and_field(faulty):
+    found = clip_folder.problems(config(faulty).clips, model())
+    for name, (_, words) in FAULTS.items():
+        lines = [line for line in found if f"entities/{name}.json: " in line]
+        assert len(lines) == 1 and words in lines[0], (name, lines)
+    assert any("lonely.json: has no clip videos/lonely.mp4" in line for line in found)
+    assert any("missing.json: is missing" in line for line in found)
+    assert not any("good" in line for line in found if "all.json" not in line)
+    many = [line for line in found if "entities/all.json: " in line]
+    for words in ("kind: must", "word: ", "masks: there", "boxes[0]: is", "images[0]: there"):
+        assert any(words in line for line in many), words
+    assert len(many) > 15
+    for text, words in (("[]", "content: must be an object"), ("{", "is not valid JSON")):
+        (faulty / "entities" / "all.json").write_text(text)
+        found = clip_folder.problems(config(faulty).clips, model())
+        assert any("all.json" in line and words in line for line in found)
+
+
+def test_faulty_clips_are_refused_or_skipped_and_counted(faulty, monkeypatch):
+    told = []
+    monkeypatch.setattr(
+        clip_folder.logging, "warning", lambda text, *values: told.append(text % values)
+    )
+    with pytest.raises(TrainError, match=r"(?s)kind\.json.*\n.*lonely"):
+        EntityClips(config(faulty), model())
+    settings = config(faulty, faulty="skip")
+    assert not clip_folder.problems(settings.clips, model())
+    examples = EntityExamples(settings, model(), tokenizer(), None)
+    examples.warn()
+    assert len(examples) == 1 and len(told) == 1
+    count = len(FAULTS) + 3
+    assert told[0].startswith(f"{count} of {count + 1} clips are skipped:\n")
+    assert "all.json" in told[0] and "more" in told[0]
+    (faulty / "videos" / "good.mp4").unlink()
+    assert clip_folder.problems(settings.clips, model())
+    with pytest.raises(TrainError, match="is missing"):
+        EntityClips(settings, model())
+
+
+def test_the_next_clip_stands_in_for_one_that_is_damaged_inside(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(
+        clip_folder.logging, "warning", lambda text, *values: told.append(text % values)
+    )
+    for index in range(3):
+        write_record(tmp_path, render_clip(WORLD, index))
+
+    def examples(**changes) -> EntityExamples:
+        return EntityExamples(config(tmp_path, **changes), model(), tokenizer(), None)
+
+    strict, skipping = examples(), examples(faulty="skip")
+    whole = strict[2][0]
+    path = next((tmp_path / "references" / "world-5-1").rglob("*.png"))
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(TrainError, match=path.name):
+        strict[1]
+    assert_same_inputs(skipping[1][0], whole, 0)
+    assert_same_inputs(skipping[1][0], whole, 0)
+    assert len(told) == 1 and told[0].startswith("1 of 3 clips are skipped:")
+    assert path.name in told[0]
+
+
+def test_words_beyond_the_text_are_counted(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(
+        "tora2_jax.data.entity_clips.logging.warning",
+        lambda text, *values: told.append(text % values),
+    )
+    write_record(tmp_path, render_clip(WORLD, 0))
+    sizes = model()
+    sizes.transformer.max_text_length = 4
+    EntityExamples(config(tmp_path), sizes, tokenizer(), None).warn()
+    assert "after the first 3 tokens" in told[0] and "world-5-0: " in told[0]
+
+
+def test_settings_that_do_not_fit_are_named(tmp_path):
+    settings = config(tmp_path)
+    assert not problems(settings)
+    settings.clips.entities.smallest_cut = 0
+    assert any("clips.entities.smallest_cut must" in fault for fault in problems(settings))
+    settings.clips.entities = None
+    faults = "\n".join(problems(settings))
+    assert "config.clips.entities is needed" in faults
+    assert "config.model.personalization must be None" in faults
+    motion = dataclasses.replace(config(tmp_path), stage="motion")
+    assert not problems(motion)
+
+
+def test_the_script_writes_clips_that_can_be_read(tmp_path, capsys):
+    folder = str(tmp_path / "clips")
+    sizes = ["--frames=9", "--height=64", "--width=64"]
+    assert world_to_clips.main(["--output", folder, "--clips=2", *sizes]) == 0
+    clips = EntityClips(config(Path(folder)), model())
+    assert len(clips.folder) == 2 and all(one.mask.any() for one in clips.record(1).entities)
+    assert world_to_clips.main(["--output", folder, "--height=33"]) == 2
+    (tmp_path / "file").touch()
+    assert world_to_clips.main(["--output", str(tmp_path / "file"), "--clips=1", *sizes]) == 2
+    assert "--height: 33" in capsys.readouterr().err
+
+
+def test_full_size_settings_take_annotated_clips(tmp_path):
+    settings = dataclasses.replace(config(tmp_path), model=cogvideox_5b())
+    assert not problems(settings)
+
+
+@pytest.fixture
+def compiled_fast():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def test_the_joint_stage_trains_on_annotated_clips(tmp_path, compiled_fast):
+    for index in range(2):
+        write_record(tmp_path / "clips", render_clip(WORLD, index))
+    settings = importlib.import_module("configs.toy").get_config()
+    settings.steps, settings.batch_size, settings.data_size = 2, 2, None
+    settings.model = model()
+    settings.clips = config(tmp_path / "clips", draws=2).clips
+    settings.reference_guards = ReferenceGuardConfig()
+    settings.cache_dir, settings.export = str(tmp_path / "cache"), str(tmp_path / "made")
+    settings.tokenizer = str(TOY / "tokenizer")
+    for part in ("transformer", "text", "motion", "vae", "dino", "face", "object"):
+        setattr(settings.weights, part, str(TOY / f"{part}.safetensors"))
+    state = train.train(settings, tmp_path / "work")
+    assert int(state.step) == 2 and all(np.isfinite(v).all() for v in state.trainable.values())
+    assert (tmp_path / "made" / "personalization.safetensors").is_file()
+    rows = pool.Pool(next((tmp_path / "cache").iterdir()))
+    assert len(rows) == 4
+    np.testing.assert_array_equal(rows[0]["latents"], rows[2]["latents"])
+    assert (rows[0]["dino"] != rows[2]["dino"]).any()
+    assert rows[0]["reference_mask"].any() and rows[0]["on"].any()
