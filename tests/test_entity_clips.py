@@ -133,8 +133,8 @@ def numbered(folder: Path, frames: int = 45, boxes: bool = False, fps: int = 8) 
     if boxes:
         path = folder / "entities" / "numbered.json"
         data = json.loads(path.read_text())
-        del data["entities"][0]["masks"]
-        data["entities"][0]["boxes"] = [[16, 8, 48, 56]] * frames
+        del data["entities"][0]["frame_masks"]
+        data["entities"][0]["frame_boxes"] = [[16, 8, 48, 56]] * frames
         path.write_text(json.dumps(data))
 
 
@@ -193,7 +193,7 @@ def test_empty_and_small_masks_are_not_cut_from(tmp_path):
         clips = EntityClips(config(tmp_path, guards), model())
         assert set(numbers_of(clips.record(0))) == {12}
     masks[12].unlink()
-    with pytest.raises(TrainError, match=r"entities\[0\].masks: the entity is nowhere 8 pixels"):
+    with pytest.raises(TrainError, match=r"\[0\].frame_masks: the entity is nowhere 8 pixels"):
         EntityClips(config(tmp_path, PLAIN), model())
 
 
@@ -266,38 +266,46 @@ def test_more_entities_than_the_model_takes_are_drawn(tmp_path):
 
 
 ENTITY = {"word": "dog", "kind": "object", "trajectory": [[5, 5]] * 9}
+
+
+def one(**fields) -> list[dict]:
+    """A list of one entity, which has some other fields."""
+    return [ENTITY | fields]
+
+
 FAULTS = {
     "entities": ([], "entities: must be a list of at least one"),
-    "list": (["dog"], r"entities[0]: must be an object"),
-    "field": ([ENTITY | {"trajectoy": 1}], 'trajectoy: unknown field; did you mean "trajectory"?'),
-    "word": ([ENTITY | {"word": "cat"}], 'word: "cat" is not in the caption'),
-    "twice": ([ENTITY, ENTITY], r'entities[1].word: "dog" is the word of entities[0] too'),
-    "second": ([ENTITY | {"word": "dog#3"}], 'there is no "dog#3"'),
-    "kind": ([ENTITY | {"kind": "auto"}], 'kind: must be "human" or "object", not "auto"'),
-    "nothing": ([{"word": "dog", "kind": "object"}], "has none of images, trajectory, masks"),
-    "image": ([ENTITY | {"images": ["no.png"]}], 'images[0]: there is no file "no.png"'),
-    "short": ([ENTITY | {"trajectory": [[5, 5]]}], "has 1 entries; the clip has 9 frames"),
-    "outside": ([ENTITY | {"trajectory": [[5, 5], [65, 5]]}], "point 2 is at (65, 5), outside"),
-    "times": ([ENTITY | {"trajectory": [[1, 1, k**2 / 64] for k in range(9)]}], "holds times"),
-    "unseen": ([ENTITY | {"trajectory": [None] * 9}], "trajectory: no point is visible"),
-    "file": ([ENTITY | {"trajectory": "no.txt"}], 'trajectory: there is no file "no.txt"'),
-    "folder": ([ENTITY | {"masks": "masks/no"}], 'masks: there is no folder "masks/no"'),
-    "path": ([ENTITY | {"masks": 3}], "masks: must be the path of a folder, not 3"),
-    "empty": ([ENTITY | {"masks": "masks/empty"}], "holds no *.png"),
-    "size": ([ENTITY | {"masks": "masks/small"}], "000000.png and 1 more: not as large as the"),
-    "name": ([ENTITY | {"masks": "masks/names"}], "000009.png and 1 more: not named after one"),
-    "broken": ([ENTITY | {"masks": "masks/broken"}], "000003.png: damaged or no picture"),
-    "cut off": ([ENTITY | {"masks": "masks/cut"}], "000003.png: is damaged or no picture"),
-    "boxes": ([ENTITY | {"boxes": [[1, 2, 3, 4]]}], "boxes: has 1 entries; the clip has 9"),
-    "box": ([ENTITY | {"boxes": [[9, 2, 3, 4]] * 9}], r"boxes[0]: is [9, 2, 3, 4]; so are 8 more"),
-    "boxfile": ([ENTITY | {"boxes": "no.json"}], 'boxes: there is no file "no.json"'),
-    "no box": ([ENTITY | {"boxes": [None] * 9}], "boxes: holds no box"),
-    "small box": ([ENTITY | {"boxes": [[1, 1, 5, 5]] * 9}], "is nowhere 8 pixels wide or high"),
+    "list": (["dog"], "entities[0]: must be an object"),
+    "field": (one(trajectoy=1), 'trajectoy: unknown field; did you mean "trajectory"?'),
+    "faces": (one(faces=[1]), "faces: unknown field"),
+    "word": (one(word="cat"), 'word: "cat" is not in the caption'),
+    "twice": ([ENTITY, ENTITY], 'entities[1].word: "dog" is the word of entities[0] too'),
+    "second": (one(word="dog#3"), 'there is no "dog#3"'),
+    "kind": (one(kind="auto"), 'kind: must be "human" or "object", not "auto"'),
+    "nothing": ([{"word": "dog", "kind": "object"}], "has none of images, trajectory, frame_masks"),
+    "image": (one(images=["no.png"]), 'images[0]: there is no file "no.png"'),
+    "short": (one(trajectory=[[5, 5]]), "has 1 entries; the clip has 9 frames"),
+    "outside": (one(trajectory=[[5, 5], [65, 5]]), "point 2 is at (65, 5), outside"),
+    "times": (one(trajectory=[[1, 1, k**2 / 64] for k in range(9)]), "holds times"),
+    "unseen": (one(trajectory=[None] * 9), "trajectory: no point is visible"),
+    "file": (one(trajectory="no.txt"), 'trajectory: there is no file "no.txt"'),
+    "folder": (one(frame_masks="masks/no"), 'frame_masks: there is no folder "masks/no"'),
+    "path": (one(frame_masks=3), "frame_masks: must be the path of a folder, not 3"),
+    "empty": (one(frame_masks="masks/empty"), "holds no *.png"),
+    "size": (one(frame_masks="masks/small"), "000000.png and 1 more: not as large as the"),
+    "name": (one(frame_masks="masks/names"), "000009.png and 1 more: not named after one"),
+    "broken": (one(frame_masks="masks/broken"), "000003.png: damaged or no picture"),
+    "cut off": (one(frame_masks="masks/cut"), "000003.png: image file is truncated"),
+    "boxes": (one(frame_boxes=[[1, 2, 3, 4]]), "frame_boxes: has 1 entries; the clip has 9"),
+    "box": (one(frame_boxes=[[9, 2, 3, 4]] * 9), "frame_boxes[0]: is [9, 2, 3, 4]; so are 8 more"),
+    "boxfile": (one(frame_boxes="no.json"), 'frame_boxes: there is no file "no.json"'),
+    "no box": (one(frame_boxes=[None] * 9), "frame_boxes: holds no box"),
+    "small box": (one(frame_boxes=[[1, 1, 5, 5]] * 9), "is nowhere 8 pixels wide or high"),
     "both": (
-        [ENTITY | {"boxes": [[1, 2, 30, 40]] * 9, "masks": "masks/good"}],
-        "boxes: must be left out where there are masks",
+        one(frame_boxes=[[1, 2, 30, 40]] * 9, frame_masks="masks/good"),
+        "frame_boxes: must be left out where there are frame_masks",
     ),
-}  # fmt: skip
+}
 
 
 def write_masks(folder: Path) -> None:
@@ -332,7 +340,7 @@ def faulty(tmp_path):
     (tmp_path / "entities" / "missing.json").unlink()
     (tmp_path / "entities" / "lonely.json").write_text("{}")
     (tmp_path / "entities" / "good.json").write_text(
-        json.dumps({"entities": [ENTITY | {"masks": "masks/good"}]})
+        json.dumps({"entities": [ENTITY | {"frame_masks": "masks/good"}]})
     )
     return tmp_path
 

@@ -43,17 +43,20 @@ class Findings(NamedTuple):
     faulty: dict[str, list[str]]  # faults of single clips, by name
 
     @property
-    def problems(self) -> list[str]:
-        """All faults, of single clips too."""
-        return [*self.faults, *(fault for found in self.faulty.values() for fault in found)]
+    def shows_humans(self) -> bool:
+        """Whether a usable clip has a human among its entities."""
+        return any(entity.kind == "human" for clip in self.clips for entity in clip.entities)
+
+    def problems(self, settings: ClipFolderConfig) -> list[str]:
+        """What keeps the folder from being used; clips with a fault only if they must not be
+        skipped, or if no other is left."""
+        told = settings.faulty == "refuse" or not self.clips
+        return [*self.faults, *(told * [line for lines in self.faulty.values() for line in lines])]
 
 
 def problems(clips: ClipFolderConfig, model: ModelConfig) -> list[str]:
     """Everything that keeps a folder of clips from being used in the sizes that are asked of it."""
-    found = look_through(clips, model)
-    if clips.faulty == "skip" and (found.clips or not found.faulty):
-        return found.faults
-    return found.problems
+    return look_through(clips, model).problems(clips)
 
 
 def look_through(clips: ClipFolderConfig, model: ModelConfig) -> Findings:
@@ -123,8 +126,8 @@ class ClipFolder:
 
     def __init__(self, clips: ClipFolderConfig, model: ModelConfig):
         found = look_through(clips, model)
-        if found.faults or (found.faulty and not (clips.faulty == "skip" and found.clips)):
-            raise TrainError("\n".join(found.problems))
+        if wrong := found.problems(clips):
+            raise TrainError("\n".join(wrong))
         self.clips, self.skipped = found.clips, found.faulty
         self._size = (model.width, model.height)
 

@@ -11,26 +11,28 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
-from tora2_jax.request_file import RequestError, RequestReader, read_json
+from tora2_jax.field_reader import is_number, name_of
+from tora2_jax.image_file import load_mask
+from tora2_jax.reference_fields import read_references
+from tora2_jax.reference_inputs import load_references
+from tora2_jax.references import Box, cut_out
+from tora2_jax.request_file import EntityRequest, RequestError, RequestReader, read_json
 from tora2_jax.types import Kind
 from tora2_jax.video import VideoInfo
 
-_FIELDS = ("word", "kind", "images", "trajectory", "masks", "boxes")
-_SOLID = 127  # a mask's grey above this belongs to the entity
-
-Box = tuple[float, float, float, float]  # left, top, right, bottom, continuous pixels
+_OWN = ("images", "masks", "boxes")  # as in a request: pictures, and what is theirs
+_FROM_CLIP = ("trajectory", "frame_masks", "frame_boxes")
+_FIELDS = ("word", "kind", *_OWN, *_FROM_CLIP)
+_SOLID = 127  # a mask above this belongs to the entity
 
 
 class Annotation(NamedTuple):
     """One entity of a clip, in the frames and pixels of its file."""
 
-    word: str  # as written, such as "man#2"
-    span: tuple[int, int]  # characters of the word in the caption
-    kind: Kind
-    images: tuple[Path, ...]  # references of its own
+    asked: EntityRequest  # word, kind and references of its own, as in a request
     track: Float[np.ndarray, "file_frames 2"] | None  # (x, y); None: not known
     visible: Bool[np.ndarray, "file_frames"]
     masks: dict[int, Path]  # by frame
@@ -48,34 +50,34 @@ class Annotation(NamedTuple):
             ValueError: The file of the mask is damaged.
         """
         if frame in self.masks:
-            return read_mask(self.masks[frame])
+            return load_mask(self.masks[frame]) > _SOLID
         mask = np.zeros((height, width), bool)
         if frame in self.boxes:
-            left, top, right, bottom = (math.floor(side + 0.5) for side in self.boxes[frame])
-            mask[top:bottom, left:right] = True
+            left, top, right, bottom = self.boxes[frame]
+            rows = slice(max(0, math.floor(top)), math.ceil(bottom))
+            mask[rows, max(0, math.floor(left)) : math.ceil(right)] = True
         return mask
+
+    def own_image(self, index: int) -> UInt8[np.ndarray, "height width 4"]:
+        """A reference of its own as RGBA, inside of its box; alpha is its mask.
+
+        Raises:
+            ValueError: A file is damaged.
+        """
+        one = {name: getattr(self.asked, name)[index : index + 1] for name in _OWN}
+        (reference,) = load_references(self.asked._replace(**one))
+        return reference.image if reference.box is None else cut_out(*reference[:2])
 
     @property
     def fingerprint(self) -> str:
         """Identifies the content; of a file its name, size and time stand for it."""
-        files = [*self.images, *self.masks.values()]
-        known = [self.word, self.kind, sorted(self.masks), sorted(self.boxes.items())]
+        asked = self.asked
+        files = [*asked.images, *filter(None, asked.masks), *self.masks.values()]
+        known = [asked.word, asked.kind, [mask is None for mask in asked.masks], asked.boxes]
+        known += [sorted(self.masks), sorted(self.boxes.items())]
         known += [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
         known += [None if self.track is None else self.track.tolist(), self.visible.tolist()]
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()
-
-
-def read_mask(path: Path) -> Bool[np.ndarray, "height width"]:
-    """A mask file as whether each pixel belongs to the entity.
-
-    Raises:
-        ValueError: The file is damaged.
-    """
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("L")) > _SOLID
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{path}: is damaged or no picture ({error})") from error
 
 
 def box_size(mask: Bool[np.ndarray, "height width"]) -> int:
@@ -119,43 +121,45 @@ class _AnnotationReader(RequestReader):
 
     def annotations(self, data: Any, caption: str) -> tuple[Annotation, ...]:
         if not isinstance(data, dict):
-            self.note("content", f'must be an object with "entities", not {_short(data)}')
+            self.note("content", f'must be an object with "entities", not {name_of(data)}')
             return ()
         self.fields(data, "", ("entities",))
         entities = data.get("entities")
         if not isinstance(entities, list) or not entities:
-            self.note("entities", f"must be a list of at least one entity, not {_short(entities)}")
+            self.note("entities", f"must be a list of at least one entity, not {name_of(entities)}")
             return ()
         found = [
             self.annotation(entity, f"entities[{index}]", caption)
             for index, entity in enumerate(entities)
         ]
         read = tuple(entity for entity in found if entity is not None)
-        self.same_words(read)
+        self.same_words(tuple(entity.asked for entity in read))
         return read
 
     def annotation(self, data: Any, field: str, caption: str) -> Annotation | None:
         if not isinstance(data, dict):
-            self.note(field, f"must be an object, not {_short(data)}")
+            self.note(field, f"must be an object, not {name_of(data)}")
             return None
         before = len(self.problems)
         self.fields(data, f"{field}.", _FIELDS)
         word, span = self.word(data.get("word"), f"{field}.word", caption)
         kind = data.get("kind")
         if kind not in get_args(Kind):
-            self.note(f"{field}.kind", f'must be "human" or "object", not {_short(kind)}')
-        images = self.images(data.get("images"), f"{field}.images")
+            self.note(f"{field}.kind", f'must be "human" or "object", not {name_of(kind)}')
+        own = read_references(self, {name: data.get(name) for name in _OWN}, field)
         track, visible = self.track(data.get("trajectory"), f"{field}.trajectory")
-        masks = self.masks(data.get("masks"), f"{field}.masks")
-        boxes = self.boxes(data.get("boxes"), f"{field}.boxes")
-        given = [name for name in _FIELDS[2:] if data.get(name)]
+        masks = self.masks(data.get("frame_masks"), f"{field}.frame_masks")
+        boxes = self.boxes(data.get("frame_boxes"), f"{field}.frame_boxes")
+        given = [name for name in ("images", *_FROM_CLIP) if data.get(name)]
         if not given:
-            self.note(field, f"has none of {', '.join(_FIELDS[2:])}; give at least one")
-        if "masks" in given and "boxes" in given:
-            self.note(f"{field}.boxes", "must be left out where there are masks")
-        found = Annotation(word, span, kind, images, track, visible, masks, boxes)
+            names = ", ".join(("images", *_FROM_CLIP))
+            self.note(field, f"has none of {names}; give at least one")
+        if "frame_masks" in given and "frame_boxes" in given:
+            self.note(f"{field}.frame_boxes", "must be left out where there are frame_masks")
+        asked = EntityRequest(word, span, kind, **own)
+        found = Annotation(asked, track, visible, masks, boxes)
         if (masks or boxes) and len(self.problems) == before:
-            self.can_be_cut(found, f"{field}.{'masks' if masks else 'boxes'}")
+            self.can_be_cut(found, f"{field}.{'frame_masks' if masks else 'frame_boxes'}")
         return found
 
     def track(self, value: Any, field: str) -> tuple[np.ndarray | None, np.ndarray]:
@@ -186,7 +190,7 @@ class _AnnotationReader(RequestReader):
         if value is None:
             return {}
         if not isinstance(value, str) or not value.strip() or "\0" in value:
-            self.note(field, f"must be the path of a folder, not {_short(value)}")
+            self.note(field, f"must be the path of a folder, not {name_of(value)}")
             return {}
         folder = self.directory / value
         if not folder.is_dir():
@@ -226,7 +230,7 @@ class _AnnotationReader(RequestReader):
         if value is None:
             return {}
         if not isinstance(value, list):
-            self.note(field, f"must be a list or the path of a JSON file, not {_short(value)}")
+            self.note(field, f"must be a list or the path of a JSON file, not {name_of(value)}")
             return {}
         self.per_frame(len(value), field)
         faulty = [
@@ -239,8 +243,8 @@ class _AnnotationReader(RequestReader):
             more = f"; so are {len(faulty) - 1} more" if len(faulty) > 1 else ""
             self.note(
                 f"{field}[{frame}]",
-                f"is {_short(box)}{more}; a box is [left, top, right, bottom] in pixels, rising, "
-                f"inside {self._video.width} x {self._video.height}, or null",
+                f"is {name_of(box)}{more}; a box is [left, top, right, bottom] in pixels of the "
+                f"clip, which is {self._video.width} x {self._video.height}, or null",
             )
             return {}
         found = {frame: tuple(box) for frame, box in enumerate(value) if box is not None}
@@ -249,11 +253,13 @@ class _AnnotationReader(RequestReader):
         return found
 
     def is_box(self, box: Any) -> bool:
-        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, box)):
+        if not isinstance(box, list) or len(box) != 4:
+            return False
+        if not all(is_number(side) and abs(side) < math.inf for side in box):
             return False
         left, top, right, bottom = box
-        video = self._video
-        return 0 <= left < right <= video.width and 0 <= top < bottom <= video.height
+        overlaps = left < self._video.width and top < self._video.height and min(box[2:]) > 0
+        return left < right and top < bottom and overlaps
 
     def can_be_cut(self, entity: Annotation, field: str) -> None:
         """Looks for one frame in which the entity is large enough; mostly the first will do."""
@@ -277,13 +283,3 @@ def _picture_size(path: Path) -> tuple[int, int] | None:
             return image.size
     except (OSError, SyntaxError, ValueError):
         return None
-
-
-def _is_finite(value: Any) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and abs(value) < math.inf
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 40 else text[:37] + "..."

@@ -8,14 +8,15 @@ from typing import NamedTuple
 
 import numpy as np
 from absl import logging
-from jaxtyping import Bool, UInt8
+from jaxtyping import UInt8
 
 from tora2_jax import conditioning
 from tora2_jax.config import ModelConfig, to_dict
 from tora2_jax.data.clip_folder import Clip, ClipExamples, ClipFolder
 from tora2_jax.data.entity_annotations import Annotation, box_size
 from tora2_jax.data.reference_augmentation import augment, draw_count, generator
-from tora2_jax.references import FaceDetector, load_image
+from tora2_jax.faces import FaceDetector
+from tora2_jax.references import cut_out
 from tora2_jax.text import word_tokens
 from tora2_jax.train_config import TrainConfig, TrainError
 from tora2_jax.types import EntityRecord, Inputs, Record
@@ -95,13 +96,15 @@ class EntityClips:
     def _entity(self, clip: Clip, choice: _Choice, frames: dict[int, np.ndarray]) -> EntityRecord:
         entity, used = choice.entity, list(clip.frames)
         images = [
-            cut_out(frames[source], entity.mask(source, *frames[source].shape[:2]))
+            _cut_from(frames[source], entity.mask(source, *frames[source].shape[:2]))
             if source >= 0
-            else load_image(entity.images[-1 - source])
+            else entity.own_image(-1 - source)
             for source in choice.sources
         ]
         if choice.rng is not None:
-            images = [augment(image, entity.kind, self._guards, choice.rng) for image in images]
+            images = [
+                augment(image, entity.asked.kind, self._guards, choice.rng) for image in images
+            ]
         height, width = frames[used[0]].shape[:2]
         masks = None
         if entity.seen:
@@ -109,9 +112,9 @@ class EntityClips:
             masks = np.stack([self.folder.fitted(np.uint8(mask) * 255) > 127 for mask in whole])
         track, visible = self._track(entity, used, height, width)
         return EntityRecord(
-            word=clip.caption[slice(*entity.span)],
-            span=entity.span,
-            kind=entity.kind,
+            word=clip.caption[slice(*entity.asked.span)],
+            span=entity.asked.span,
+            kind=entity.asked.kind,
             images=tuple(images),
             track=track,
             visible=visible,
@@ -152,7 +155,7 @@ def frame_tiers(seen: Sequence[int], shown: Sequence[int], gap: float) -> list[l
 
 def _draw_source(entity: Annotation, tiers, usable, rng: np.random.Generator) -> int | None:
     """An image of its own or a frame, by even chance where there are both."""
-    own = len(entity.images)
+    own = len(entity.asked.images)
     if own and (not entity.seen or rng.random() < 0.5):
         return -1 - int(rng.integers(own))
     for tier in tiers:
@@ -166,8 +169,8 @@ def _draw_source(entity: Annotation, tiers, usable, rng: np.random.Generator) ->
 
 def _plain_sources(entity: Annotation, shown: Sequence[int], most: int, usable) -> tuple[int, ...]:
     """Without guards: the entity's own images; if it has none, evenly spread frames shown."""
-    if entity.images:
-        return tuple(-1 - k for k in range(min(len(entity.images), most)))
+    if entity.asked.images:
+        return tuple(-1 - k for k in range(min(len(entity.asked.images), most)))
     seen = [frame for frame in entity.seen if frame in shown and usable(frame)]
     seen = seen or [frame for frame in entity.seen if usable(frame)]
     if not seen:
@@ -176,14 +179,8 @@ def _plain_sources(entity: Annotation, shown: Sequence[int], most: int, usable) 
     return tuple(seen[place] for place in places)
 
 
-def cut_out(
-    frame: UInt8[np.ndarray, "height width 3"], mask: Bool[np.ndarray, "height width"]
-) -> UInt8[np.ndarray, "box_height box_width 4"]:
-    """The box around a mask as RGBA; the mask is alpha."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-    alpha = np.uint8(mask[box])[..., None] * 255
-    return np.concatenate([frame[box], alpha], axis=-1)
+def _cut_from(frame: np.ndarray, mask: np.ndarray) -> UInt8[np.ndarray, "box_height box_width 4"]:
+    return cut_out(np.dstack([frame, np.uint8(mask) * 255]))
 
 
 class EntityExamples(ClipExamples):
@@ -220,10 +217,10 @@ class EntityExamples(ClipExamples):
         super().warn()
         length, limit = self._model.transformer.max_text_length, self._model.binding.word_tokens
         unseen = [
-            f"{clip.video.stem}: {entity.word}"
+            f"{clip.video.stem}: {entity.asked.word}"
             for clip in self._folder.clips
             for entity in clip.entities
-            if word_tokens(self._tokenizer, clip.caption, entity.span, length, limit) is None
+            if word_tokens(self._tokenizer, clip.caption, entity.asked.span, length, limit) is None
         ]
         if unseen:
             logging.warning(

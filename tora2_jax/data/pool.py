@@ -18,6 +18,7 @@ from tqdm import tqdm
 from tora2_jax import conditioning, config
 from tora2_jax.data import world
 from tora2_jax.data.reference_augmentation import guard_record
+from tora2_jax.faces import FaceDetector
 from tora2_jax.train_config import ReferenceGuardConfig
 from tora2_jax.types import Inputs
 
@@ -43,6 +44,7 @@ class WorldExamples:
         tokenizer: From `text.load_tokenizer`.
         world_config: Which world.
         size: Number of clips.
+        detector: Finds faces where `model.face_detector` needs a network.
         guards: How references are drawn and augmented; None: as the world renders them.
         seed: Of the guards.
     """
@@ -55,11 +57,13 @@ class WorldExamples:
         tokenizer,
         world_config,
         size: int,
+        detector: FaceDetector | None = None,
         guards: ReferenceGuardConfig | None = None,
         seed: int = 0,
     ):
         self._model, self._tokenizer, self._world = model, tokenizer, world_config
-        self._size, self._guards, self._seed = size, guards, seed
+        self._size, self._detector = size, detector
+        self._guards, self._seed = guards, seed
         self.identity = {"world": config.to_dict(world_config), "size": size}
         if guards is not None:
             self.identity |= {"guards": config.to_dict(guards), "seed": seed}
@@ -72,7 +76,8 @@ class WorldExamples:
         if self._guards is not None:
             limit = self._model.max_references
             record = guard_record(record, self._guards, self._seed, draw=0, limit=limit)
-        return conditioning.record_inputs(self._model, self._tokenizer, record), record.video
+        inputs = conditioning.record_inputs(self._model, self._tokenizer, record, self._detector)
+        return inputs, record.video
 
 
 def fingerprint(model: config.ModelConfig, examples: Examples, weights: list[str]) -> str:

@@ -51,9 +51,9 @@ def _entity(folder: Path, record: Record, slot: int, entity: EntityRecord) -> di
             place if seen else None for place, seen in zip(places, entity.visible, strict=True)
         ]
     if entity.mask is not None and entity.mask.any():
-        fields["masks"] = f"masks/{record.id}/{name}"
+        fields["frame_masks"] = f"masks/{record.id}/{name}"
         for frame in np.flatnonzero(entity.mask.any((1, 2))):
-            path = folder / fields["masks"] / f"{frame:06d}.png"
+            path = folder / fields["frame_masks"] / f"{frame:06d}.png"
             write_image(path, np.uint8(entity.mask[frame]) * 255)
     return fields
 
