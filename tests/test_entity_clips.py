@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flax import nnx
 
 from scripts import world_to_clips
-from tests.random_conditions import tiny_model
+from tests.random_conditions import random_module, tiny_model
 from tests.test_chain import TOY
 from tora2_jax import checkpoint, conditioning, train
 from tora2_jax.conditioning import FrozenNetworks
@@ -461,7 +460,7 @@ def tiny(folder: Path) -> tuple[ModelConfig, WeightsConfig]:
     sizes.vae.channels, sizes.vae.norm_groups, sizes.vae.latent_channels = (4, 4, 4), 2, 4
     sizes.dino.image_size, sizes.dino.num_layers, sizes.dino.num_heads = 28, 1, 2
     sizes.object.image_size, sizes.motion.norm_groups = 32, 1
-    networks = nnx.jit(lambda: FrozenNetworks(sizes, rngs=nnx.Rngs(0)))()
+    networks = random_module(lambda rngs: FrozenNetworks(sizes, rngs=rngs))
     weights = WeightsConfig()
     for name in ("vae", "dino", "face", "object"):
         path = folder / f"{name}.safetensors"
@@ -471,6 +470,7 @@ def tiny(folder: Path) -> tuple[ModelConfig, WeightsConfig]:
     return sizes, weights
 
 
+@pytest.mark.long
 def test_the_joint_stage_trains_on_annotated_clips(tmp_path):
     sizes, weights = tiny(tmp_path)
     for index in range(2):

@@ -45,7 +45,8 @@ class Findings(NamedTuple):
     @property
     def shows_humans(self) -> bool:
         """Whether a usable clip has a human among its entities."""
-        return any(entity.kind == "human" for clip in self.clips for entity in clip.entities)
+        kinds = {entity.asked.kind for clip in self.clips for entity in clip.entities}
+        return "human" in kinds
 
     def problems(self, settings: ClipFolderConfig) -> list[str]:
         """What keeps the folder from being used; clips with a fault only if they must not be
