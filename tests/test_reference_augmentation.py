@@ -133,13 +133,15 @@ def test_the_head_of_a_human_is_not_cropped():
 @pytest.mark.parametrize("kind", ["human", "object"])
 def test_something_of_the_entity_always_remains(kind):
     corners = np.zeros((300, 300, 4), np.uint8)
-    corners[:4, :4] = corners[-4:, -4:] = 255
+    corners[:4, :4] = corners[-4:, -4:] = (90, 0, 0, 255)
     line = np.zeros((300, 300, 4), np.uint8)
-    line[150] = 255  # vanishes when it is shrunk
+    line[150] = (90, 0, 0, 255)  # vanishes when it is shrunk
     rng = np.random.default_rng(0)
     for image in (corners, line):
         for _ in range(15):
-            prepare(augment(image, kind, GUARDS, rng), "object", toy())
+            changed = augment(image, kind, GUARDS, rng)
+            assert prepare(changed, "object", toy()).dino.min() < 1
+            assert (changed[..., 3] > 127).any()
 
 
 def test_chance_depends_on_seed_clip_and_draw():
@@ -180,15 +182,15 @@ def test_references_of_a_record_are_drawn_with_replacement():
 def test_the_toy_worlds_pool_is_as_before_unless_it_is_switched_on():
     model, tokenizer = toy(), load_tokenizer(TOY / "tokenizer")
     off = pool.WorldExamples(model, tokenizer, WORLD, 4)
-    on = pool.WorldExamples(model, tokenizer, WORLD, 4, GUARDS, seed=1)
+    on = pool.WorldExamples(model, tokenizer, WORLD, 4, guards=GUARDS, seed=1)
     assert off.identity == {"world": to_dict(WORLD), "size": 4}
     keys = {
         pool.fingerprint(model, examples, [])
         for examples in (
             off,
             on,
-            pool.WorldExamples(model, tokenizer, WORLD, 4, GUARDS, seed=2),
-            pool.WorldExamples(model, tokenizer, WORLD, 4, NONE, seed=1),
+            pool.WorldExamples(model, tokenizer, WORLD, 4, guards=GUARDS, seed=2),
+            pool.WorldExamples(model, tokenizer, WORLD, 4, guards=NONE, seed=1),
         )
     }
     assert len(keys) == 4

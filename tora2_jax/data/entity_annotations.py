@@ -156,7 +156,7 @@ class _AnnotationReader(RequestReader):
             self.note(field, f"has none of {names}; give at least one")
         if "frame_masks" in given and "frame_boxes" in given:
             self.note(f"{field}.frame_boxes", "must be left out where there are frame_masks")
-        asked = EntityRequest(word, span, kind, **own)
+        asked = EntityRequest(word, span, kind, **{name: own[name] for name in _OWN})
         found = Annotation(asked, track, visible, masks, boxes)
         if (masks or boxes) and len(self.problems) == before:
             self.can_be_cut(found, f"{field}.{'frame_masks' if masks else 'frame_boxes'}")

@@ -57,6 +57,7 @@ class WorldExamples:
         tokenizer,
         world_config,
         size: int,
+        *,
         detector: FaceDetector | None = None,
         guards: ReferenceGuardConfig | None = None,
         seed: int = 0,

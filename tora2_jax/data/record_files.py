@@ -9,7 +9,7 @@ from tora2_jax.text import find_word
 from tora2_jax.types import EntityRecord, Record
 from tora2_jax.video import write_image, write_video
 
-_DECIMALS = 4  # of a path, in pixels
+_DECIMALS = 6  # of a path, in pixels: more than float32 holds
 
 
 def write_record(folder: Path, record: Record) -> None:

@@ -145,9 +145,9 @@ def _examples(config, model: ModelConfig) -> pool.Examples:
             tokenizer,
             config.world,
             config.data_size,
-            _detector(config),
-            config.reference_guards,
-            config.seed,
+            detector=_detector(config),
+            guards=config.reference_guards,
+            seed=config.seed,
         )
     if config.clips.entities is None:
         return clip_folder.ClipExamples(config, model, tokenizer)
