@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from tests.test_entity_clips import (
+    PLAIN,
     WORLD,
     assert_same_inputs,
     config,
     model,
+    numbered,
     tokenizer,
 )
 from tora2_jax.data import clip_folder
@@ -160,6 +162,28 @@ def test_the_next_clip_stands_in_for_one_that_is_damaged_inside(tmp_path, monkey
     assert_same_inputs(skipping[1][0], whole, 0)
     assert len(told) == 1 and told[0].startswith("1 of 3 clips are skipped:")
     assert path.name in told[0]
+
+
+def test_masks_and_boxes_of_own_images_are_read_as_in_a_request(tmp_path):
+    numbered(tmp_path)
+    image = np.full((60, 80, 3), 250, np.uint8)
+    write_image(tmp_path / "own.png", image)
+    mask = np.zeros((60, 80), np.uint8)
+    mask[10:50, 20:70] = 255
+    write_image(tmp_path / "mask.png", mask)
+    path = tmp_path / "entities" / "numbered.json"
+    data = json.loads(path.read_text())
+    own = {"images": ["own.png"] * 2, "masks": ["mask.png"] * 2, "boxes": [None, [30, 0, 80, 60]]}
+    data["entities"][0] |= own
+    path.write_text(json.dumps(data))
+    images = EntityClips(config(tmp_path), model()).record(0).entities[0].images
+    np.testing.assert_array_equal(images[0][..., 3], mask)
+    assert images[1].shape == (40, 40, 4) and (images[1] == (250, 250, 250, 255)).all()
+    clips = EntityClips(config(tmp_path, PLAIN), model(max_references=4))
+    sizes = {
+        image.shape[:2] for draw in range(20) for image in clips.record(0, draw).entities[0].images
+    }
+    assert sizes == {(48, 32), (40, 50), (40, 40)}  # a frame's, the mask's and the box's
 
 
 def test_words_beyond_the_text_are_counted(tmp_path, monkeypatch):
