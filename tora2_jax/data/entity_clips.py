@@ -28,7 +28,6 @@ _TOLD = 20  # words that are not seen
 class _Choice(NamedTuple):
     """Where the references of one entity come from, before anything is decoded."""
 
-    slot: int  # of the entity in its file
     entity: Annotation
     sources: tuple[int, ...]  # numbers of frames; -1 - k is the entity's own image k
     rng: np.random.Generator | None  # for the augmentation; None: there is none
@@ -78,20 +77,20 @@ class EntityClips:
     def _choice(self, clip: Clip, slot: int, draw: int) -> _Choice:
         entity, most = clip.entities[slot], self._model.max_references
         if self._model.personalization is None:
-            return _Choice(slot, entity, (), None)
+            return _Choice(entity, (), None)
         size = (clip.info.height, clip.info.width)
 
         def usable(frame: int) -> bool:
             return box_size(entity.mask(frame, *size)) >= self._smallest
 
         if self._guards is None:
-            return _Choice(slot, entity, _plain_sources(entity, clip.frames, most, usable), None)
+            return _Choice(entity, _plain_sources(entity, clip.frames, most, usable), None)
         rng = generator(self._seed, clip.video.stem, draw, slot)
         gap = self._guards.frame_gap * clip.info.fps
         tiers = frame_tiers(entity.seen, clip.frames, gap)
         count = draw_count(self._guards, most, rng)
         drawn = [_draw_source(entity, tiers, usable, rng) for _ in range(count)]
-        return _Choice(slot, entity, tuple(source for source in drawn if source is not None), rng)
+        return _Choice(entity, tuple(source for source in drawn if source is not None), rng)
 
     def _entity(self, clip: Clip, choice: _Choice, frames: dict[int, np.ndarray]) -> EntityRecord:
         entity, used = choice.entity, list(clip.frames)
