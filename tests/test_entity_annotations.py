@@ -1,11 +1,13 @@
 """What may be wrong with annotated clips, and what becomes of those that are."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from scripts import world_to_clips
 from tests.test_entity_clips import (
     PLAIN,
     WORLD,
@@ -15,11 +17,12 @@ from tests.test_entity_clips import (
     numbered,
     tokenizer,
 )
+from tora2_jax.config import cogvideox_5b
 from tora2_jax.data import clip_folder
 from tora2_jax.data.entity_clips import EntityClips, EntityExamples
 from tora2_jax.data.record_files import write_record
 from tora2_jax.data.world import render_clip
-from tora2_jax.train_config import TrainError
+from tora2_jax.train_config import TrainError, problems
 from tora2_jax.video import write_image, write_video
 
 ENTITY = {"word": "dog", "kind": "object", "trajectory": [[5, 5]] * 9}
@@ -197,3 +200,33 @@ def test_words_beyond_the_text_are_counted(tmp_path, monkeypatch):
     sizes.transformer.max_text_length = 4
     EntityExamples(config(tmp_path), sizes, tokenizer(), None).warn()
     assert "after the first 3 tokens" in told[0] and "world-5-0: " in told[0]
+
+
+def test_settings_that_do_not_fit_are_named(tmp_path):
+    settings = config(tmp_path)
+    assert not problems(settings)
+    settings.clips.entities.smallest_cut = 0
+    assert any("clips.entities.smallest_cut must" in fault for fault in problems(settings))
+    settings.clips.entities = None
+    faults = "\n".join(problems(settings))
+    assert "config.clips.entities is needed" in faults
+    assert "config.model.personalization must be None" in faults
+    motion = dataclasses.replace(config(tmp_path), stage="motion")
+    assert not problems(motion)
+
+
+def test_the_script_writes_clips_that_can_be_read(tmp_path, capsys):
+    folder = str(tmp_path / "clips")
+    sizes = ["--frames=9", "--height=64", "--width=64"]
+    assert world_to_clips.main(["--output", folder, "--clips=2", *sizes]) == 0
+    clips = EntityClips(config(Path(folder)), model())
+    assert len(clips.folder) == 2 and all(one.mask.any() for one in clips.record(1).entities)
+    assert world_to_clips.main(["--output", folder, "--height=33"]) == 2
+    (tmp_path / "file").touch()
+    assert world_to_clips.main(["--output", str(tmp_path / "file"), "--clips=1", *sizes]) == 2
+    assert "--height: 33" in capsys.readouterr().err
+
+
+def test_full_size_settings_take_annotated_clips(tmp_path):
+    settings = dataclasses.replace(config(tmp_path), model=cogvideox_5b())
+    assert not problems(settings)

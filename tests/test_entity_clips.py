@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts import world_to_clips
 from tests.random_conditions import random_module, tiny_model
 from tests.test_chain import TOY
 from tora2_jax import checkpoint, conditioning, train
 from tora2_jax.conditioning import FrozenNetworks
-from tora2_jax.config import ModelConfig, WorldConfig, cogvideox_5b, to_dict, toy
+from tora2_jax.config import ModelConfig, WorldConfig, to_dict, toy
 from tora2_jax.data import clip_folder, pool
 from tora2_jax.data.entity_clips import EntityClips, EntityExamples, frame_tiers
 from tora2_jax.data.record_files import write_record
@@ -27,7 +26,6 @@ from tora2_jax.train_config import (
     TrainConfig,
     TrainError,
     WeightsConfig,
-    problems,
 )
 from tora2_jax.types import EntityRecord, Record
 from tora2_jax.video import write_image, write_video
@@ -197,6 +195,23 @@ def test_empty_and_small_masks_are_not_cut_from(tmp_path):
         EntityClips(config(tmp_path, PLAIN), model())
 
 
+def test_frames_in_which_the_entity_is_in_sight_go_first(tmp_path):
+    numbered(tmp_path)
+    path = tmp_path / "entities" / "numbered.json"
+    data = json.loads(path.read_text())
+    places = data["entities"][0]["trajectory"]
+    data["entities"][0]["trajectory"] = [
+        p if k in (11, 30, 33) else None for k, p in enumerate(places)
+    ]
+    path.write_text(json.dumps(data))
+    settings = config(tmp_path, PLAIN, skip_frames=9)
+    drawn = {
+        n for draw in range(12) for n in numbers_of(EntityClips(settings, model()).record(0, draw))
+    }
+    assert drawn == {30, 33}
+    assert numbers_of(EntityClips(config(tmp_path, skip_frames=9), model()).record(0)) == [11]
+
+
 def test_without_guards_frames_shown_are_spread_evenly(tmp_path):
     numbered(tmp_path, frames=11)
     clips = EntityClips(config(tmp_path), model(max_references=3))
@@ -317,36 +332,6 @@ def test_more_entities_than_the_model_takes_are_drawn(tmp_path):
         one.word for one in render_clip(dataclasses.replace(WORLD, min_entities=3), 0).entities
     ]
     assert shown == {(words[0], words[1]), (words[0], words[2]), (words[1], words[2])}
-
-
-def test_settings_that_do_not_fit_are_named(tmp_path):
-    settings = config(tmp_path)
-    assert not problems(settings)
-    settings.clips.entities.smallest_cut = 0
-    assert any("clips.entities.smallest_cut must" in fault for fault in problems(settings))
-    settings.clips.entities = None
-    faults = "\n".join(problems(settings))
-    assert "config.clips.entities is needed" in faults
-    assert "config.model.personalization must be None" in faults
-    motion = dataclasses.replace(config(tmp_path), stage="motion")
-    assert not problems(motion)
-
-
-def test_the_script_writes_clips_that_can_be_read(tmp_path, capsys):
-    folder = str(tmp_path / "clips")
-    sizes = ["--frames=9", "--height=64", "--width=64"]
-    assert world_to_clips.main(["--output", folder, "--clips=2", *sizes]) == 0
-    clips = EntityClips(config(Path(folder)), model())
-    assert len(clips.folder) == 2 and all(one.mask.any() for one in clips.record(1).entities)
-    assert world_to_clips.main(["--output", folder, "--height=33"]) == 2
-    (tmp_path / "file").touch()
-    assert world_to_clips.main(["--output", str(tmp_path / "file"), "--clips=1", *sizes]) == 2
-    assert "--height: 33" in capsys.readouterr().err
-
-
-def test_full_size_settings_take_annotated_clips(tmp_path):
-    settings = dataclasses.replace(config(tmp_path), model=cogvideox_5b())
-    assert not problems(settings)
 
 
 def tiny(folder: Path) -> tuple[ModelConfig, WeightsConfig]:

@@ -87,7 +87,7 @@ class EntityClips:
             return _Choice(entity, _plain_sources(entity, clip.frames, most, usable), None)
         rng = generator(self._seed, clip.video.stem, draw, slot)
         gap = self._guards.frame_gap * clip.info.fps
-        tiers = frame_tiers(entity.seen, clip.frames, gap)
+        tiers = _all_tiers(entity, clip.frames, gap)
         count = draw_count(self._guards, most, rng)
         drawn = [_draw_source(entity, tiers, usable, rng) for _ in range(count)]
         return _Choice(entity, tuple(source for source in drawn if source is not None), rng)
@@ -152,6 +152,16 @@ def frame_tiers(seen: Sequence[int], shown: Sequence[int], gap: float) -> list[l
     return [outside, away, near, [frame for frame in seen if frame == first]]
 
 
+def _all_tiers(entity: Annotation, shown: Sequence[int], gap: float) -> list[list[int]]:
+    """Frames in which the path says that the entity is in sight, then those in which it may hide;
+    the first frame shown comes last."""
+    hidden = [frame for frame in entity.seen if not entity.visible[frame]]
+    visible = [frame for frame in entity.seen if entity.visible[frame]]
+    *best, first = frame_tiers(visible, shown, gap)
+    *rest, hidden_first = frame_tiers(hidden, shown, gap)
+    return [*best, *rest, first, hidden_first]
+
+
 def _draw_source(entity: Annotation, tiers, usable, rng: np.random.Generator) -> int | None:
     """An image of its own or a frame, by even chance where there are both."""
     own = len(entity.asked.images)
@@ -170,8 +180,9 @@ def _plain_sources(entity: Annotation, shown: Sequence[int], most: int, usable) 
     """Without guards: the entity's own images; if it has none, evenly spread frames shown."""
     if entity.asked.images:
         return tuple(-1 - k for k in range(min(len(entity.asked.images), most)))
-    seen = [frame for frame in entity.seen if frame in shown and usable(frame)]
-    seen = seen or [frame for frame in entity.seen if usable(frame)]
+    seen = [frame for frame in entity.seen if usable(frame)]
+    seen = [frame for frame in seen if frame in shown] or seen
+    seen = [frame for frame in seen if entity.visible[frame]] or seen
     if not seen:
         return ()
     places = np.unique(np.linspace(0, len(seen) - 1, most).round().astype(int))
