@@ -95,7 +95,7 @@ def _check(config, files: dict[str, str | None]) -> None:
         problems += found.problems(config.clips)
         looks_for_faces = config.model.personalization is not None and found.shows_humans
     if looks_for_faces:
-        problems += _face_model_problems(config)
+        problems += face_model_problems(config)
     if problems:
         raise TrainError(f"stage {config.stage} cannot start:\n  " + "\n  ".join(problems))
 
@@ -124,7 +124,7 @@ def _detector(config) -> InsightFaceDetector | None:
     return None if config.face_models is None else InsightFaceDetector(config.face_models)
 
 
-def _face_model_problems(config) -> list[str]:
+def face_model_problems(config) -> list[str]:
     """Why faces cannot be found; the toy world needs no network."""
     if config.model.face_detector == "mask_top":
         return []
