@@ -82,6 +82,7 @@ class DINOv2Config:
     num_layers: int = 24
     num_heads: int = 16
     mlp_ratio: int = 4
+    feed_forward: Literal["gelu", "swiglu"] = "gelu"  # swiglu in ViT-g
     num_registers: int = 0
     norm_eps: float = 1e-6
 
@@ -149,7 +150,8 @@ class BindingConfig:
     frequencies: int = 8
     contrast_width: int = 256
     contrast_temperature: float = 0.07
-    contrast_on: Literal["bound", "unbound"] = "bound"
+    # Tokens that the contrastive loss compares; "none": no heads for it (Table 4, first row).
+    contrast_on: Literal["bound", "unbound", "none"] = "bound"
 
 
 @dataclass(slots=True, kw_only=True)

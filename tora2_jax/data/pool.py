@@ -22,6 +22,8 @@ from tora2_jax.faces import FaceDetector
 from tora2_jax.train_config import ReferenceGuardConfig
 from tora2_jax.types import Inputs
 
+_FORMAT = 2  # to be raised when other numbers are kept of the same clips
+
 
 class Examples(Protocol):
     """What a pool encodes, by position: each a pure function of the settings and the index."""
@@ -87,7 +89,7 @@ def fingerprint(model: config.ModelConfig, examples: Examples, weights: list[str
     parts = {name: config.to_dict(getattr(model, name)) for name in ("vae", "dino", "face")}
     parts |= {"object": config.to_dict(model.object), "binding": model.binding.word_tokens}
     parts |= examples.identity
-    parts |= {"padding": [model.max_entities, model.max_references]}
+    parts |= {"padding": [model.max_entities, model.max_references], "format": _FORMAT}
     digest.update(json.dumps(parts, sort_keys=True).encode())
     for path in map(Path, weights):
         files = [path] if path.is_file() else sorted(path.rglob("*"))
