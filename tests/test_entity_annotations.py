@@ -1,5 +1,6 @@
 """What may be wrong with annotated clips, and what becomes of those that are."""
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -17,12 +18,12 @@ from tests.test_entity_clips import (
     numbered,
     tokenizer,
 )
-from tora2_jax.config import cogvideox_5b
+from tora2_jax.config import cogvideox_5b, to_dict
 from tora2_jax.data import clip_folder
 from tora2_jax.data.entity_clips import EntityClips, EntityExamples
 from tora2_jax.data.record_files import write_record
 from tora2_jax.data.world import render_clip
-from tora2_jax.train_config import TrainError, problems
+from tora2_jax.train_config import TrainError, differences, problems
 from tora2_jax.video import write_image, write_video
 
 ENTITY = {"word": "dog", "kind": "object", "trajectory": [[5, 5]] * 9}
@@ -213,6 +214,16 @@ def test_settings_that_do_not_fit_are_named(tmp_path):
     assert "config.model.personalization must be None" in faults
     motion = dataclasses.replace(config(tmp_path), stage="motion")
     assert not problems(motion)
+
+
+def test_runs_that_began_before_these_settings_go_on(tmp_path):
+    new = to_dict(config(tmp_path))
+    new["clips"]["entities"] = None
+    old = copy.deepcopy(new)
+    del old["reference_guards"], old["clips"]["entities"], old["clips"]["faulty"]
+    assert not differences(old, new)
+    new["reference_guards"] = to_dict(PLAIN)
+    assert any("reference_guards.flip" in line for line in differences(old, new))
 
 
 def test_the_script_writes_clips_that_can_be_read(tmp_path, capsys):
