@@ -91,9 +91,8 @@ def prepare(
             outside = 0 if reference.image[..., 3].min() == 255 else 255
             picture = _on_white(reference.image)
             head = align(picture, search.landmarks, model.face.image_size, outside)
-    sides = (model.dino.image_size, model.object.image_size)
-    dino, thing = (_fit(cut, side, side) for side in sides)
-    return PreparedReference(dino, head, thing, has_prior, search)
+    image, thing = (_fit(cut, *(part.image_size,) * 2) for part in (model.dino, model.object))
+    return PreparedReference(image, head, thing, has_prior, search)
 
 
 def find_face(reference: Reference, detector: FaceDetector | None) -> FaceSearch:
