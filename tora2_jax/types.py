@@ -28,7 +28,7 @@ class EntityRecord(NamedTuple):
     images: tuple[UInt8[np.ndarray, "height width 4"], ...]  # references: RGBA, alpha is the mask
     track: Float[np.ndarray, "f 2"]  # centre, (x, y) in pixels of the clip
     visible: Bool[np.ndarray, "f"]  # whether the centre is inside the frame and seen
-    mask: Bool[np.ndarray, "f height width"]  # visible pixels of the entity
+    mask: Bool[np.ndarray, "f height width"] | None  # its visible pixels; None: not known
     has_trajectory: bool = True  # False: the path is withheld from the model
 
 
@@ -40,7 +40,8 @@ class Record(NamedTuple):
     video: UInt8[np.ndarray, "f height width 3"]
     fps: int
     entities: tuple[EntityRecord, ...]
-    flow: Float[np.ndarray, "f height width 2"]  # pixels from frame f to f+1; the last is zero
+    # Pixels from frame f to f+1, the last is zero; None: not known.
+    flow: Float[np.ndarray, "f height width 2"] | None = None
 
 
 class Inputs(NamedTuple):

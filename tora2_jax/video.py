@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -31,6 +32,15 @@ _GAP = 4
 
 class VideoError(ValueError):
     """A video or picture that cannot be read or written; says which file and why."""
+
+
+class VideoInfo(NamedTuple):
+    """What is known of a video before it is decoded."""
+
+    frames: int
+    fps: float
+    height: int  # pixels
+    width: int
 
 
 def write_video(path: str | Path, frames: Frames, fps: float = 8) -> None:
@@ -92,8 +102,8 @@ def read_video(path: str | Path) -> tuple[Frames, float]:
     return np.stack(frames), fps
 
 
-def video_length(path: str | Path) -> tuple[int, float]:
-    """How many frames a video has and shows per second; of the frames only the first is decoded.
+def video_info(path: str | Path) -> VideoInfo:
+    """Length, speed and size of a video; of its frames only the first is decoded.
 
     Raises:
         VideoError: as `read_video`, as far as it can be told without decoding.
@@ -108,8 +118,8 @@ def video_length(path: str | Path) -> tuple[int, float]:
         raise VideoError(f"{path}: is cut off; it holds {packets} of {expected} frames")
     if not fps:
         raise VideoError(f"{path}: does not say how many frames it shows per second")
-    next(frames_at(path, [0]))
-    return packets, fps
+    height, width = next(frames_at(path, [0])).shape[:2]
+    return VideoInfo(packets, fps, height, width)
 
 
 def frames_at(

@@ -17,7 +17,9 @@ from tqdm import tqdm
 
 from tora2_jax import conditioning, config
 from tora2_jax.data import world
+from tora2_jax.data.reference_augmentation import guard_record
 from tora2_jax.faces import FaceDetector
+from tora2_jax.train_config import ReferenceGuardConfig
 from tora2_jax.types import Inputs
 
 _FORMAT = 2  # to be raised when other numbers are kept of the same clips
@@ -45,6 +47,8 @@ class WorldExamples:
         world_config: Which world.
         size: Number of clips.
         detector: Finds faces where `model.face_detector` needs a network.
+        guards: How references are drawn and augmented; None: as the world renders them.
+        seed: Of the guards.
     """
 
     at_once = 16
@@ -55,17 +59,26 @@ class WorldExamples:
         tokenizer,
         world_config,
         size: int,
+        *,
         detector: FaceDetector | None = None,
+        guards: ReferenceGuardConfig | None = None,
+        seed: int = 0,
     ):
         self._model, self._tokenizer, self._world = model, tokenizer, world_config
         self._size, self._detector = size, detector
+        self._guards, self._seed = guards, seed
         self.identity = {"world": config.to_dict(world_config), "size": size}
+        if guards is not None:
+            self.identity |= {"guards": config.to_dict(guards), "seed": seed}
 
     def __len__(self) -> int:
         return self._size
 
     def __getitem__(self, index: int) -> tuple[Inputs, UInt8[np.ndarray, "f height width 3"]]:
         record = world.render_clip(self._world, index)
+        if self._guards is not None:
+            limit = self._model.max_references
+            record = guard_record(record, self._guards, self._seed, draw=0, limit=limit)
         inputs = conditioning.record_inputs(self._model, self._tokenizer, record, self._detector)
         return inputs, record.video
 

@@ -16,7 +16,7 @@ from flax import nnx
 from tora2_jax import checkpoint, conditioning, diffusion, pipeline, video
 from tora2_jax.conditioning import needed_networks
 from tora2_jax.config import ModelConfig, to_dict
-from tora2_jax.data import clip_folder, pool
+from tora2_jax.data import clip_folder, entity_clips, pool
 from tora2_jax.data.world import render_clip
 from tora2_jax.faces import GET_FACE_MODELS, FaceModelError, InsightFaceDetector, detector_file
 from tora2_jax.models import contrast, tora2
@@ -69,6 +69,8 @@ def source(config) -> pool.Pool:
     _check(config, files)
     model = trained_model_config(config)
     examples = _examples(config, model)
+    if config.clips is not None:
+        examples.warn()
     key = pool.fingerprint(model, examples, list(files.values()))
     directory = Path(config.cache_dir) / f"pool-{key}"
     if not (directory / "pool.json").exists():
@@ -86,9 +88,14 @@ def _check(config, files: dict[str, str | None]) -> None:
             load_tokenizer(config.tokenizer)
         except (OSError, ValueError) as error:
             problems.append(f"config.tokenizer: {error}")
-    problems += _weight_problems(config) + face_model_problems(config)
+    problems += _weight_problems(config)
+    looks_for_faces = config.clips is None
     if config.clips is not None:
-        problems += clip_folder.problems(config.clips, config.model)
+        found = clip_folder.look_through(config.clips, config.model)
+        problems += found.problems(config.clips)
+        looks_for_faces = config.model.personalization is not None and found.shows_humans
+    if looks_for_faces:
+        problems += face_model_problems(config)
     if problems:
         raise TrainError(f"stage {config.stage} cannot start:\n  " + "\n  ".join(problems))
 
@@ -118,8 +125,8 @@ def _detector(config) -> InsightFaceDetector | None:
 
 
 def face_model_problems(config) -> list[str]:
-    """Why faces cannot be found; clips have no entities, and the toy world needs no network."""
-    if config.clips is not None or config.model.face_detector == "mask_top":
+    """Why faces cannot be found; the toy world needs no network."""
+    if config.model.face_detector == "mask_top":
         return []
     if config.face_models is None:
         return [f"config.face_models: is needed; {GET_FACE_MODELS}"]
@@ -133,9 +140,18 @@ def face_model_problems(config) -> list[str]:
 def _examples(config, model: ModelConfig) -> pool.Examples:
     tokenizer = load_tokenizer(config.tokenizer)
     if config.clips is None:
-        detector = _detector(config)
-        return pool.WorldExamples(model, tokenizer, config.world, config.data_size, detector)
-    return clip_folder.ClipExamples(config, model, tokenizer)
+        return pool.WorldExamples(
+            model,
+            tokenizer,
+            config.world,
+            config.data_size,
+            detector=_detector(config),
+            guards=config.reference_guards,
+            seed=config.seed,
+        )
+    if config.clips.entities is None:
+        return clip_folder.ClipExamples(config, model, tokenizer)
+    return entity_clips.EntityExamples(config, model, tokenizer, _detector(config))
 
 
 def _networks(config) -> tuple[str, ...]:
