@@ -71,8 +71,14 @@ NETWORKS = ("vae", "motion_vae", "dino", "face", "object")
 def needed_networks(model: ModelConfig) -> tuple[str, ...]:
     """Which frozen networks a model looks through: plain CogVideoX only its VAE."""
     motion = ("motion_vae",) if model.motion else ()
-    appearance = ("dino", "face", "object") if model.personalization else ()
+    appearance = ("dino", *_prior_networks(model)) if model.personalization else ()
     return ("vae", *motion, *appearance)
+
+
+def _prior_networks(model: ModelConfig) -> list[str]:
+    """The priors that networks give, not files alone."""
+    configs = prior_configs(model).items()
+    return [name for name, config in configs if not isinstance(config, StoredPriorConfig)]
 
 
 class FrozenNetworks(nnx.Module):

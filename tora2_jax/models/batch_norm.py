@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+EPSILON = 1e-5  # PyTorch's default, added to every variance
+
 
 class BatchNorm(nnx.Module):
     """Normalises the last axis over all others; float32 inside, whatever the input is.
@@ -14,7 +16,7 @@ class BatchNorm(nnx.Module):
     """
 
     def __init__(
-        self, features: int, eps: float = 1e-5, *, momentum: float = 0.1, rngs: nnx.Rngs
+        self, features: int, eps: float = EPSILON, *, momentum: float = 0.1, rngs: nnx.Rngs
     ) -> None:
         """`momentum` is the share of the new batch in the running averages; needs no keys."""
         self.scale = nnx.Param(jnp.ones(features))
