@@ -3,11 +3,14 @@
 python -m convert cogvideox --src DIFFUSERS_DIR --dst DIR    a CogVideoX download -> a checkpoint
 python -m convert tora --src DIFFUSERS_DIR|SAT_PT --dst DIR [--base DIR]
                                                              a Tora download -> a checkpoint
+python -m convert dinov2|clip|t5 --src FILE|DIR --dst DIR     a Hugging Face encoder -> its weights
 python -m convert export --src DIR --dst DIFFUSERS_DIR       a checkpoint -> what diffusers loads
 python -m convert bundle --config configs/C.py --dst DIR     several checkpoints -> one
 """
 
 import argparse
+import functools
+import importlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -16,6 +19,14 @@ from convert.engine import ConversionError
 from convert.folders import FolderError
 from tora2_jax.checkpoint import CheckpointError
 from tora2_jax.train_config import TrainConfig
+
+# Encoders by command: the module whose `convert_encoder(source, destination)` does it and returns
+# what the user should know, and what SRC is.
+_ENCODERS = {
+    "dinov2": ("convert.dinov2", "folder of a DINOv2 model, as transformers saves it"),
+    "clip": ("convert.clip", "folder of a CLIP model with both towers, as transformers saves it"),
+    "t5": ("convert.t5", "folder of a T5 v1.1 model or encoder, as transformers saves it"),
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,6 +56,10 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name)
         command.add_argument("--src", type=Path, required=True, help=source)
         command.set_defaults(run=run)
+    for name, (module, source) in _ENCODERS.items():
+        command = commands.add_parser(name)
+        command.add_argument("--src", type=Path, required=True, help=source)
+        command.set_defaults(run=functools.partial(_encoder, module))
     commands.choices["tora"].add_argument(
         "--base",
         type=Path,
@@ -85,6 +100,10 @@ def _export(options: argparse.Namespace) -> None:
     from convert.export import export_folder
 
     _tell(export_folder(options.src, options.dst, accept_differences=options.accept_differences))
+
+
+def _encoder(module: str, options: argparse.Namespace) -> None:
+    _tell(importlib.import_module(module).convert_encoder(options.src, options.dst))
 
 
 def _tell(notes: list[str]) -> None:

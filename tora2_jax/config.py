@@ -82,6 +82,7 @@ class DINOv2Config:
     num_layers: int = 24
     num_heads: int = 16
     mlp_ratio: int = 4
+    feed_forward: Literal["gelu", "swiglu"] = "gelu"  # swiglu in ViT-g
     num_registers: int = 0
     norm_eps: float = 1e-6
 

@@ -34,17 +34,28 @@ class SelfAttention(nnx.Module):
         return self.output(rearrange(attention(query, key, value), "b n heads d -> b n (heads d)"))
 
 
+def hidden_width(config: DINOv2Config) -> int:
+    """Channels inside the feed-forward layer; SwiGLU has two thirds, rounded up to a multiple of 8.
+
+    Two thirds, because it has three maps where the other has two.
+    """
+    hidden = config.width * config.mlp_ratio
+    return hidden if config.feed_forward == "gelu" else -(-(hidden * 2 // 3) // 8) * 8
+
+
 class Block(nnx.Module):
-    """Attention and MLP, each behind a norm and scaled per channel."""
+    """Attention and feed-forward layer, each behind a norm and scaled per channel."""
 
     def __init__(self, config: DINOv2Config, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
         """Layer scales start at 1."""
-        width, hidden = config.width, config.width * config.mlp_ratio
+        width, hidden = config.width, hidden_width(config)
+        gated = config.feed_forward == "swiglu"
         norm = functools.partial(LayerNorm, width, eps=config.norm_eps, dtype=dtype, rngs=rngs)
         self.norm_attention = norm()
         self.attention = SelfAttention(width, config.num_heads, dtype=dtype, rngs=rngs)
         self.scale_attention = nnx.Param(jnp.ones(width))
         self.norm_mlp = norm()
+        self.mlp_gate = Linear(width, hidden, dtype=dtype, rngs=rngs) if gated else None
         self.mlp_in = Linear(width, hidden, dtype=dtype, rngs=rngs)
         self.mlp_out = Linear(hidden, width, dtype=dtype, rngs=rngs)
         self.scale_mlp = nnx.Param(jnp.ones(width))
@@ -52,8 +63,12 @@ class Block(nnx.Module):
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         """One layer."""
         x = x + self.attention(self.norm_attention(x)) * self.scale_attention[...].astype(x.dtype)
-        hidden = jax.nn.gelu(self.mlp_in(self.norm_mlp(x)), approximate=False)
-        return x + self.mlp_out(hidden) * self.scale_mlp[...].astype(x.dtype)
+        return x + self._feed_forward(self.norm_mlp(x)) * self.scale_mlp[...].astype(x.dtype)
+
+    def _feed_forward(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        if self.mlp_gate is None:
+            return self.mlp_out(jax.nn.gelu(self.mlp_in(x), approximate=False))
+        return self.mlp_out(jax.nn.silu(self.mlp_gate(x)) * self.mlp_in(x))
 
 
 class DINOv2(nnx.Module):
