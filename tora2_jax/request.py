@@ -151,6 +151,13 @@ def validate(request: Request, model: ModelConfig, tokenizer=None) -> None:
         for index, entity in enumerate(request.entities)
         if entity.span is None
     ]
+    problems += [
+        f"entities[{index}].{name}: {len(values)} for {len(entity.images)} images; give one for "
+        "each image, or none"
+        for index, entity in enumerate(request.entities)
+        for name in ("masks", "boxes", "faces")
+        if len(values := getattr(entity, name)) not in (0, len(entity.images))
+    ]
     problems += _model_problems(with_defaults(request, model), model, tokenizer)
     if problems:
         raise RequestError(problems)
@@ -215,6 +222,8 @@ def _entity_problems(
         )
     if entity.images and model.personalization is None:
         problems.append(f"{field}.images: {model.name} takes no reference images")
+    if any(face is not None for face in entity.faces) and model.face_detector == "mask_top":
+        problems.append(f"{field}.faces: {model.name} takes heads from the mask; remove it")
     if entity.points is not None and model.motion is None:
         problems.append(f"{field}.trajectory: {model.name} takes no trajectories")
     if tokenizer is not None and entity.span is not None:
