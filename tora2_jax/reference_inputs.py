@@ -178,8 +178,9 @@ def reference_arrays(
 ) -> dict[str, np.ndarray]:
     """The fields of `Inputs` that come from references, unbatched; absent ones are zero."""
     shape = (model.max_entities, model.max_references)
-    sides = {name: getattr(model, name).image_size for name in ("dino", "face", "object")}
-    images = {name: np.zeros((*shape, side, side, 3), np.float32) for name, side in sides.items()}
+    sizes = {name: (getattr(model, name).image_size,) * 2 for name in ("dino", "face")}
+    sizes["object"] = model.object.image_shape
+    images = {name: np.zeros((*shape, *size, 3), np.float32) for name, size in sizes.items()}
     reference_mask, prior_mask = np.zeros(shape, bool), np.zeros(shape, bool)
     is_human = np.zeros(shape[0], bool)
     for row, entity in enumerate(entities):

@@ -76,7 +76,7 @@ def prepare(
     reference = Reference(_as_rgba(image), box, face)
     cut = _on_white(cut_out(reference.image, box))
     head = np.zeros((model.face.image_size,) * 2 + (3,), np.float32)
-    thing = np.zeros((model.object.image_size,) * 2 + (3,), np.float32)
+    thing = np.zeros((*model.object.image_shape, 3), np.float32)
     has_prior = True
     if kind == "object":
         thing, search = _fit(cut, *thing.shape[:2]), None
