@@ -78,7 +78,7 @@ class Tora2Pipeline:
             ValueError: if the VAE's picture cannot be cut into tiles and `vae_memory` asks for it.
         """
         self.config, self.tokenizer = config, tokenizer
-        self.vae_memory, self._detector = vae_memory, detector
+        self.vae_memory, self.detector = vae_memory, detector
         self._vae = networks.vae
         self._tiles = vae_tiling.DEFAULT_TILES
         if vae_memory == "tiled":
@@ -170,7 +170,7 @@ class Tora2Pipeline:
                 self.config,
                 self.tokenizer,
                 request,
-                self._detector,
+                self.detector,
                 lambda note: say(f"{name}: {note}"),
             )
 

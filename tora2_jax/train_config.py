@@ -105,6 +105,7 @@ class TrainConfig:
     data_size: int | None = None  # examples in the pool; None: never the same example twice
     cache_dir: str | None = None  # folder for computed features of the pool
     tokenizer: str | None = None  # folder of the text encoder's tokenizer
+    face_models: str | None = None  # folder of a face detector, for models that look for faces
     model: ModelConfig = field(default_factory=ModelConfig)
     world: WorldConfig = field(default_factory=WorldConfig)
     clips: ClipFolderConfig | None = None  # where examples come from; None: the toy world

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from tora2_jax import conditioning, config
 from tora2_jax.data import world
+from tora2_jax.faces import FaceDetector
 from tora2_jax.types import Inputs
 
 
@@ -41,13 +42,21 @@ class WorldExamples:
         tokenizer: From `text.load_tokenizer`.
         world_config: Which world.
         size: Number of clips.
+        detector: Finds faces where `model.face_detector` needs a network.
     """
 
     at_once = 16
 
-    def __init__(self, model: config.ModelConfig, tokenizer, world_config, size: int):
+    def __init__(
+        self,
+        model: config.ModelConfig,
+        tokenizer,
+        world_config,
+        size: int,
+        detector: FaceDetector | None = None,
+    ):
         self._model, self._tokenizer, self._world = model, tokenizer, world_config
-        self._size = size
+        self._size, self._detector = size, detector
         self.identity = {"world": config.to_dict(world_config), "size": size}
 
     def __len__(self) -> int:
@@ -55,7 +64,8 @@ class WorldExamples:
 
     def __getitem__(self, index: int) -> tuple[Inputs, UInt8[np.ndarray, "f height width 3"]]:
         record = world.render_clip(self._world, index)
-        return conditioning.record_inputs(self._model, self._tokenizer, record), record.video
+        inputs = conditioning.record_inputs(self._model, self._tokenizer, record, self._detector)
+        return inputs, record.video
 
 
 def fingerprint(model: config.ModelConfig, examples: Examples, weights: list[str]) -> str:

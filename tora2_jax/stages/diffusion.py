@@ -18,6 +18,7 @@ from tora2_jax.conditioning import needed_networks
 from tora2_jax.config import ModelConfig, to_dict
 from tora2_jax.data import clip_folder, pool
 from tora2_jax.data.world import render_clip
+from tora2_jax.faces import GET_FACE_MODELS, FaceModelError, InsightFaceDetector, detector_file
 from tora2_jax.models import binding, tora2
 from tora2_jax.models.t5 import T5Encoder
 from tora2_jax.networks import misfits
@@ -85,7 +86,7 @@ def _check(config, files: dict[str, str | None]) -> None:
             load_tokenizer(config.tokenizer)
         except (OSError, ValueError) as error:
             problems.append(f"config.tokenizer: {error}")
-    problems += _weight_problems(config)
+    problems += _weight_problems(config) + _face_model_problems(config)
     if config.clips is not None:
         problems += clip_folder.problems(config.clips, config.model)
     if problems:
@@ -112,10 +113,28 @@ def _weight_problems(config) -> list[str]:
     return problems + misfits(model, places, _networks(config))
 
 
+def _detector(config) -> InsightFaceDetector | None:
+    return None if config.face_models is None else InsightFaceDetector(config.face_models)
+
+
+def _face_model_problems(config) -> list[str]:
+    """Why faces cannot be found; clips have no entities, and the toy world needs no network."""
+    if config.clips is not None or config.model.face_detector == "mask_top":
+        return []
+    if config.face_models is None:
+        return [f"config.face_models: is needed; {GET_FACE_MODELS}"]
+    try:
+        detector_file(config.face_models)
+    except FaceModelError as error:
+        return [f"config.face_models: {error}"]
+    return []
+
+
 def _examples(config, model: ModelConfig) -> pool.Examples:
     tokenizer = load_tokenizer(config.tokenizer)
     if config.clips is None:
-        return pool.WorldExamples(model, tokenizer, config.world, config.data_size)
+        detector = _detector(config)
+        return pool.WorldExamples(model, tokenizer, config.world, config.data_size, detector)
     return clip_folder.ClipExamples(config, model, tokenizer)
 
 
@@ -162,7 +181,7 @@ def sample(config, model: DiffusionModel, step: int) -> np.ndarray:
         return pipeline.to_uint8(np.concatenate([inputs.flow_video[0] / 2 + 0.5, frames], axis=2))
     world = dataclasses.replace(config.world, min_entities=2, max_entities=2)
     record = render_clip(world, SAMPLED_CLIP)
-    inputs = conditioning.inputs_from_records(sizes, sampler.tokenizer, [record])
+    inputs = conditioning.inputs_from_records(sizes, sampler.tokenizer, [record], _detector(config))
     frames = pipeline.to_uint8(sampler.generate_batch(inputs, seeds=[0]).video[0])
     entities = record.entities
     return video.overlay(
