@@ -94,8 +94,7 @@ def convert_encoder(source: str | Path, destination: str | Path) -> list[str]:
     tensors = encoders.open_tensors(source, problems)
     encoder = None if settings is None else _encoder(settings)
     encoders.write(source, destination, encoder, tensors, problems)
-    note = encoders.settings_note("dino", settings, encoder_presets.DINOV2, FREE)
-    return [f"{note}; image_size is free"]
+    return [f"{encoders.settings_note(encoder, encoder_presets.DINOV2)}; image_size is free"]
 
 
 def read_settings(data: Mapping[str, Any], problems: list[str]) -> DINOv2Config | None:

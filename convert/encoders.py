@@ -15,7 +15,7 @@ one. `config.weights.NAME` takes it.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -90,8 +90,11 @@ class Encoder(NamedTuple):
 
 def read_config(source: Path, problems: list[str]) -> dict[str, Any]:
     """`config.json` of a model's folder, or beside its file; empty if it cannot be used."""
-    folder = source if source.is_dir() else source.parent
-    return folders.read_json(folder / CONFIG, problems)
+    path, before = (source if source.is_dir() else source.parent) / CONFIG, len(problems)
+    content = folders.read_json(path, problems)
+    if not content and len(problems) == before:
+        problems.append(f"{path}: is empty")
+    return content
 
 
 def open_tensors(source: Path, problems: list[str], key: str | None = None) -> TensorFiles | None:
@@ -172,28 +175,35 @@ def write(
             folders.copy_tokenizer(tokenizer, folder / "tokenizer")
 
 
-def settings_note(
-    component: str,
+def preset_name(
     settings: Any,
     presets: Mapping[str, Callable[[], Any]],
-    free: tuple[str, ...] = (),
-) -> str:
-    """What `config.model` must say for these weights: a preset, or each setting that is its own.
+    free: Callable[[Any], Any] = lambda settings: settings,
+) -> str | None:
+    """The published model that has these settings, if there is one.
 
     Args:
-        component: Its name in `config.model`.
         settings: Of the weights.
         presets: Functions that give published settings, by name.
-        free: Settings that do not count.
+        free: Gives settings with those made equal that do not count.
     """
-    names = [field.name for field in fields(settings) if field.name not in free]
+    wanted = free(settings)
+    return next((name for name, preset in presets.items() if free(preset()) == wanted), None)
 
-    def own(other: Any) -> dict[str, Any]:
-        values = {name: getattr(settings, name) for name in names}
-        return {name: value for name, value in values.items() if value != getattr(other, name)}
 
-    for name, preset in presets.items():
-        if not own(preset()):
-            return f"config.model.{component} must be encoder_presets.{name}()"
-    listed = ", ".join(f"{name}={value!r}" for name, value in own(type(settings)()).items())
-    return f"config.model.{component} must have {listed or 'its default settings'}"
+def settings_note(encoder: Encoder, presets: Mapping[str, Callable[[], Any]]) -> str:
+    """What `config.model` must say for these weights: a preset, or each setting that is its own."""
+    settings, default = encoder.settings, type(encoder.settings)()
+
+    def free(other: Any) -> Any:
+        return replace(other, **{name: getattr(default, name) for name in encoder.free})
+
+    if name := preset_name(settings, presets, free):
+        return f"config.model.{encoder.component} must be encoder_presets.{name}()"
+    own = {
+        name: value
+        for name, value in to_dict(free(settings)).items()
+        if value != getattr(default, name)
+    }
+    listed = ", ".join(f"{name}={value!r}" for name, value in own.items())
+    return f"config.model.{encoder.component} must have {listed or 'its default settings'}"

@@ -63,19 +63,3 @@ def insensitive(
         if relative_error(forward(changed), expected) <= tolerance:
             unnoticed.append(path)
     return unnoticed
-
-
-def compiled(module, call):
-    """`call(module, images)` as a function of all variables by path."""
-    import jax
-    from flax import nnx
-
-    from tora2_jax.models.layers import assign_variables
-
-    @jax.jit
-    def forward(variables, images):
-        copy = nnx.clone(module)
-        assign_variables(copy, variables)
-        return call(copy, images)
-
-    return forward

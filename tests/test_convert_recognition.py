@@ -8,18 +8,17 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from flax import nnx
 from onnx import helper, numpy_helper
 from safetensors.torch import save_file
 
 from convert.__main__ import main
 from tests import recognition_twins as twins
 from tests import weights_rule
-from tests.parity import BLOCK_TOLERANCE, compiled, insensitive, relative_error
-from tora2_jax import checkpoint, networks
-from tora2_jax.config import ArcFaceConfig, ModelConfig, ObjectEncoderConfig, from_dict, toy
+from tests.encoder_twins import compiled
+from tests.parity import BLOCK_TOLERANCE, insensitive, relative_error
+from tora2_jax import checkpoint
+from tora2_jax.config import ArcFaceConfig, ModelConfig, ObjectEncoderConfig, from_dict
 from tora2_jax.models.arcface import ArcFace
-from tora2_jax.models.layers import assign_variables
 from tora2_jax.models.object_encoder import ObjectEncoder
 from tora2_jax.weight_settings import setting_differences
 
@@ -43,18 +42,16 @@ def refused(capsys, command, source, tmp_path, *options):
 
 
 def loaded(folder, component, config_class, network):
-    """The converted network, its arrays, and its settings from beside them."""
+    """What makes the network, its converted arrays, and its settings from beside them."""
     found = checkpoint.component_metadata(folder / component)["model"][component]
     settings = from_dict(config_class, found)
-    module = nnx.eval_shape(lambda: network(settings, rngs=nnx.Rngs(0)))
     arrays = dict(checkpoint.read_component(folder / component))
-    assign_variables(module, arrays)
-    return module, arrays, settings
+    return lambda rngs: network(settings, rngs=rngs), arrays, settings
 
 
 def face_features(folder, images=IMAGES):
-    module, _, _ = loaded(folder, "face", ArcFaceConfig, ArcFace)
-    return nnx.jit(lambda module, images: module(images))(module, images)
+    make, arrays, _ = loaded(folder, "face", ArcFaceConfig, ArcFace)
+    return compiled(make, lambda copy, images: copy(images))(arrays, images)
 
 
 def channels_first(images):
@@ -94,8 +91,8 @@ def test_arcface_of_pytorch(face, form, tmp_path, capsys):
 def test_arcface_parity_sees_every_array(face, tmp_path):
     torch.save(face[0].state_dict(), tmp_path / "backbone.pth")
     folder = convert("arcface", tmp_path / "backbone.pth", tmp_path / "face")
-    module, arrays, _ = loaded(folder, "face", ArcFaceConfig, ArcFace)
-    forward = compiled(module, lambda copy, images: copy(images).vector)
+    make, arrays, _ = loaded(folder, "face", ArcFaceConfig, ArcFace)
+    forward = compiled(make, lambda copy, images: copy(images).vector)
     assert insensitive(lambda variables: forward(variables, IMAGES), arrays, face[2]) == []
 
 
@@ -309,10 +306,10 @@ def test_object_encoders(name, tmp_path, capsys):
     cls, options, wanted = REID[name]
     twin = twins.reid_twin(cls)
     folder = convert("reid", save_reid(name, twin, tmp_path), tmp_path / "object", *options)
-    module, arrays, settings = loaded(folder, "object", ObjectEncoderConfig, ObjectEncoder)
+    make, arrays, settings = loaded(folder, "object", ObjectEncoderConfig, ObjectEncoder)
     assert settings.image_shape == (72, 40)
     assert {key: getattr(settings, key) for key in wanted} == wanted
-    forward = compiled(module, lambda copy, images: copy(images))
+    forward = compiled(make, lambda copy, images: copy(images))
     features = forward(arrays, TALL)
     with torch.no_grad():
         expected, vector = twin.features(channels_first(TALL))
@@ -375,14 +372,14 @@ def test_other_residual_networks_are_told(tmp_path, capsys):
 def test_what_no_shape_shows_is_compared_with_the_model(tmp_path):
     torch.save(twins.reid_twin(twins.Torchvision).state_dict(), tmp_path / "m.pth")
     folder = convert("reid", tmp_path / "m.pth", tmp_path / "object", "--size", "64x32")
-    model = toy()
+    metadata = checkpoint.component_metadata(folder / "object")
+    model = ModelConfig()
     model.object = ObjectEncoderConfig(
         image_size=64, image_width=32, base_width=4, layers=(2, 1, 1, 1)
     )
-    places = {"object": folder / "object"}
-    assert networks.misfits(model, places, ["object"]) == []
+    assert setting_differences("object", model, metadata) == []
     model.object.last_stride, model.object.image_width = 1, None
-    assert networks.misfits(model, places, ["object"]) == [
-        "config.weights.object: model.object.image_width is None; the weights want 32",
-        "config.weights.object: model.object.last_stride is 1; the weights want 2",
+    assert setting_differences("object", model, metadata) == [
+        "model.object.image_width is None; the weights want 32",
+        "model.object.last_stride is 1; the weights want 2",
     ]

@@ -10,28 +10,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from tora2_jax.config import DINOv2Config
-from tora2_jax.models.attention import attention
 from tora2_jax.models.layers import LayerNorm, Linear, scan, stack
 from tora2_jax.models.object_encoder import imagenet_normalise
-
-
-class SelfAttention(nnx.Module):
-    """Multi-head attention of all tokens to all tokens."""
-
-    def __init__(self, width: int, num_heads: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
-        """Four square maps with bias."""
-        make = functools.partial(Linear, width, width, dtype=dtype, rngs=rngs)
-        self.query, self.key, self.value, self.output = make(), make(), make(), make()
-        self.num_heads = num_heads
-
-    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
-        """Attention and output projection."""
-        split = functools.partial(rearrange, pattern="b n (heads d) -> b n heads d")
-        query, key, value = (
-            split(project(x), heads=self.num_heads)
-            for project in (self.query, self.key, self.value)
-        )
-        return self.output(rearrange(attention(query, key, value), "b n heads d -> b n (heads d)"))
+from tora2_jax.models.vit import SelfAttention, image_patches, small_normal
 
 
 def hidden_width(config: DINOv2Config) -> int:
@@ -79,7 +60,7 @@ class DINOv2(nnx.Module):
     ) -> None:
         """Random weights; `convert/dinov2.py` brings published ones."""
         width, registers = config.width, config.num_registers
-        normal = functools.partial(_small_normal, rngs)
+        normal = functools.partial(small_normal, rngs)
         self.patch_embedding = Linear(config.patch_size**2 * 3, width, dtype=dtype, rngs=rngs)
         self.class_token = nnx.Param(normal(1, width))
         self.positions = nnx.Param(normal(1 + config.position_grid**2, width))
@@ -122,10 +103,7 @@ class DINOv2(nnx.Module):
                 f"DINOv2 cuts images into patches of {patch} x {patch} pixels and got images of "
                 f"{images.shape[1]} x {images.shape[2]}; resize them to multiples of {patch}."
             )
-        patches = rearrange(
-            images, "b (h p) (w r) channel -> b h w (p r channel)", p=patch, r=patch
-        )
-        tokens = self.patch_embedding(patches.astype(self.dtype))
+        tokens = self.patch_embedding(image_patches(images, patch).astype(self.dtype))
         tokens = tokens + self._positions(*tokens.shape[1:3]).astype(self.dtype)
         first = [self.class_token[...] + self.positions[...][:1]]
         if self.registers is not None:
@@ -170,7 +148,3 @@ def _keys_cubic(distance: Float[np.ndarray, "..."], a: float) -> Float[np.ndarra
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = (((x - 5) * x + 8) * x - 4) * a
     return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
-
-
-def _small_normal(rngs: nnx.Rngs, *shape: int) -> Float[Array, "..."]:
-    return 0.02 * jax.random.normal(rngs.params(), shape)
