@@ -7,6 +7,7 @@ is: `kind`, an array of one text in npz, metadata in safetensors. Nothing in the
 
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -22,10 +23,9 @@ from tora2_jax.types import Kind
 FORMATS = (".npz", ".safetensors")
 _AXES = {"dino": 2, "prior_tokens": 2, "prior_vector": 1}
 _KIND = "kind"
-_DAMAGE = (
-    *(OSError, EOFError, ValueError, KeyError, TypeError, NotImplementedError),
-    *(zipfile.BadZipFile, zlib.error, SafetensorError),
-)  # what reading raises for broken files
+# What reading raises for files that are damaged or of another kind.
+_DAMAGE = (OSError, EOFError, ValueError, KeyError, TypeError, NotImplementedError)
+_DAMAGE += (zipfile.BadZipFile, zlib.error, SafetensorError)
 
 
 class FeatureFileError(ValueError):
@@ -124,6 +124,27 @@ def _content_problems(content: dict[str, np.ndarray], kind: Any) -> list[str]:
         elif not np.isfinite(array.astype(np.float32)).all():
             problems.append(f"{name} holds numbers that are not finite")
     return problems
+
+
+def load_fitting(
+    paths: Sequence[Path], kind: Kind, model: ModelConfig
+) -> tuple[ReferenceFeatures, ...]:
+    """The features of an entity's files.
+
+    Raises:
+        FeatureFileError: lists, as `features[i]: ...`, all that cannot be read or does not fit.
+    """
+    found, problems = [], []
+    for index, path in enumerate(paths):
+        try:
+            found.append(load_features(path))
+            faults = [f"{path.name} {fault}" for fault in misfits(found[-1], kind, model)]
+        except FeatureFileError as error:
+            faults = error.problems
+        problems += [f"features[{index}]: {fault}" for fault in faults]
+    if problems:
+        raise FeatureFileError(problems)
+    return tuple(found)
 
 
 def misfits(features: ReferenceFeatures, kind: Kind, model: ModelConfig) -> list[str]:

@@ -11,7 +11,9 @@ import numpy as np
 
 from tora2_jax.config import ModelConfig
 from tora2_jax.faces import GET_FACE_MODELS, FaceChoiceError, FaceDetector, is_landmarks
+from tora2_jax.feature_files import FeatureFileError, ReferenceFeatures, load_fitting
 from tora2_jax.image_file import load_image, load_mask
+from tora2_jax.models.prior import prior_of, stored_priors
 from tora2_jax.references import (
     FaceSearch,
     PreparedReference,
@@ -21,6 +23,7 @@ from tora2_jax.references import (
     with_mask,
 )
 from tora2_jax.request_file import EntityRequest, Request, RequestedKind, RequestError
+from tora2_jax.stored_features import stored_arrays
 from tora2_jax.types import Kind
 
 
@@ -30,6 +33,7 @@ class PreparedEntity(NamedTuple):
     kind: Kind
     references: tuple[PreparedReference, ...]  # each with its face search
     notes: tuple[str, ...] = ()  # what was decided here, in words
+    features: tuple[ReferenceFeatures, ...] = ()  # of more references, which files bring
 
 
 def prepare_entity(
@@ -122,8 +126,10 @@ def prepare_request(
     for index, entity in enumerate(request.entities):
         try:
             references = load_references(entity)
-            prepared.append(prepare_entity(model, entity.kind, references, detector))
-        except RequestError as error:
+            appearance = prepare_entity(model, entity.kind, references, detector)
+            features = load_fitting(entity.features, appearance.kind, model)
+            prepared.append(appearance._replace(features=features))
+        except (RequestError, FeatureFileError) as error:
             problems += [f"entities[{index}].{problem}" for problem in error.problems]
     if problems:
         raise RequestError(problems)
@@ -185,14 +191,20 @@ def reference_arrays(
     is_human = np.zeros(shape[0], bool)
     for row, entity in enumerate(entities):
         is_human[row] = entity.kind == "human"
+        only_stored = prior_of(model, entity.kind) in stored_priors(model)
         for column, prepared in enumerate(entity.references):
             for name, array in images.items():
                 array[row, column] = getattr(prepared, name)
             reference_mask[row, column] = True
-            prior_mask[row, column] = prepared.has_prior
+            prior_mask[row, column] = prepared.has_prior and not only_stored
+        for column, features in enumerate(entity.features, start=len(entity.references)):
+            reference_mask[row, column] = True
+            prior_mask[row, column] = features.prior_tokens is not None
+    stored = [(entity.kind, len(entity.references), entity.features) for entity in entities]
     return {
         "is_human": is_human,
         "reference_mask": reference_mask,
         "prior_mask": prior_mask,
+        "stored": stored_arrays(model, stored),
         **{f"{name}_images": array for name, array in images.items()},
     }

@@ -5,14 +5,13 @@ after the encoders its features stand where theirs would.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from tora2_jax.config import ModelConfig, StoredPriorConfig
+from tora2_jax.config import ModelConfig
 from tora2_jax.feature_files import ReferenceFeatures, dino_shape
-from tora2_jax.models.prior import PriorName, prior_configs, prior_of, prior_sizes
+from tora2_jax.models.prior import prior_configs, prior_of, prior_sizes, stored_priors
 from tora2_jax.types import Array, Inputs, Kind, StoredFeatures
 
 
@@ -24,11 +23,6 @@ def shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
         found[f"{name}_tokens"] = (sizes.tokens, sizes.width)
         found[f"{name}_vector"] = (sizes.vector_width,)
     return found
-
-
-def is_stored(model: ModelConfig, kind: Kind) -> bool:
-    """Whether only files bring the prior of entities of this kind."""
-    return isinstance(prior_configs(model)[prior_of(model, kind)], StoredPriorConfig)
 
 
 def stored_arrays(
@@ -71,10 +65,9 @@ def with_stored(
     if model.personalization is None:
         return found
     slots = inputs.reference_mask.shape
-    for name, config in prior_configs(model).items():
-        if isinstance(config, StoredPriorConfig):
-            parts = (f"{name}_tokens", f"{name}_vector")
-            found |= {part: jnp.zeros((*slots, *shapes(model)[part])) for part in parts}
+    for name in stored_priors(model):
+        for part in (f"{name}_tokens", f"{name}_vector"):
+            found[part] = jnp.zeros((*slots, *shapes(model)[part]))
     if inputs.stored is None:
         return found
     for name, values in found.items():
@@ -85,13 +78,10 @@ def with_stored(
     return found
 
 
-def _places(name: str, model: ModelConfig, inputs: Inputs) -> Any:
+def _places(name: str, model: ModelConfig, inputs: Inputs) -> Array:
     """The references `[b, e, r]` whose features of that name a file brings."""
     if name == "dino":
         return inputs.stored.given
-    own: PriorName = "face" if name.startswith("face") else "object"
-    belongs = {"human": inputs.is_human, "object": ~inputs.is_human}
-    kinds = [mask for kind, mask in belongs.items() if prior_of(model, kind) == own]
-    if not kinds:
-        return jnp.zeros_like(inputs.prior_mask)
-    return inputs.stored.given & inputs.prior_mask & np.logical_or.reduce(kinds)[..., None]
+    face = inputs.is_human & (prior_of(model, "human") == "face")
+    own = face if name.startswith("face") else ~face
+    return inputs.stored.given & inputs.prior_mask & own[..., None]

@@ -74,3 +74,9 @@ def prior_of(model: ModelConfig, kind: Kind) -> PriorName:
     """Which prior describes an entity; Table 2's `dino_reid` has the object's for all."""
     one_for_all = model.personalization and model.personalization.variant == "dino_reid"
     return "face" if kind == "human" and not one_for_all else "object"
+
+
+def stored_priors(model: ModelConfig) -> set[PriorName]:
+    """The priors that only files bring."""
+    configs = prior_configs(model).items()
+    return {name for name, config in configs if isinstance(config, StoredPriorConfig)}
