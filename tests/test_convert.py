@@ -24,8 +24,8 @@ from tests.parity import BLOCK_TOLERANCE, relative_error
 from tora2_jax import (
     bundle,
     checkpoint,
-    train,
     train_config,
+    train_state,
     types,
     weight_folder,
 )
@@ -126,8 +126,8 @@ def test_half_precision_weights_at_rest_change_no_number(half):
 def test_training_starts_from_a_converted_folder(half):
     source, converted = half
     config = _train_config(converted)
-    stage = train.find_stage(config)
-    _, state = train.init_state(config, stage)
+    stage = train_state.find_stage(config)
+    _, state = train_state.init_state(config, stage)
     tensor = _tensors(source)["transformer.transformer_blocks.1.ff.net.2.weight"]
     ours = state.frozen["tora2.transformer.blocks.feed_forward.project.kernel"][1]
     np.testing.assert_array_equal(ours, tensor.T.astype(np.float32))
@@ -135,7 +135,7 @@ def test_training_starts_from_a_converted_folder(half):
     with pytest.raises(
         train_config.TrainError, match=r"norm_eps is 0\.001; the weights want 1e-05"
     ):
-        train.init_state(config, stage)
+        train_state.init_state(config, stage)
 
 
 def _train_config(converted):

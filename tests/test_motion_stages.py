@@ -16,7 +16,7 @@ from convert.bundle import make_bundle
 from convert.cogvideox import convert_folder
 from tests import cogvideox_twins
 from tests.test_clip_folder import write_clips
-from tora2_jax import checkpoint, sampling, train
+from tora2_jax import checkpoint, sampling, train, train_state
 from tora2_jax.data.pool import Pool
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,7 +112,7 @@ def test_stage_2_goes_on_where_stage_1_has_ended(bases, clips, compiled, tmp_pat
 
     config = config_of("motion_stage2", base, clips, tmp_path)
     config.weights.motion = str(tmp_path / "stage1")
-    _, start = train.init_state(config, train.find_stage(config))
+    _, start = train_state.init_state(config, train_state.find_stage(config))
     made, metadata = checkpoint.load_component(tmp_path / "stage1" / "motion.safetensors")
     assert {path.removeprefix("tora2.") for path in start.trainable} <= made.keys()
     for path, value in start.trainable.items():
@@ -170,7 +170,7 @@ def test_the_motion_vae_learns_in_a_slot_of_its_own(bases, clips, tmp_path):
 
     stage = config_of("motion_stage1", base, clips, tmp_path)
     stage.weights.motion_vae = config.export
-    files = train.find_stage(stage).frozen_files(stage)
+    files = train_state.find_stage(stage).frozen_files(stage)
     assert files == {"vae": str(base / "vae"), "motion_vae": config.export}
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tora2_jax import checkpoint, optim, train
+from tora2_jax import checkpoint, optim, train, train_export, train_state
 from tora2_jax.config import from_dict, to_dict
 from tora2_jax.data.loader import ENDLESS
 from tora2_jax.train_config import OptimConfig, TrainConfig, differences
@@ -23,8 +23,8 @@ COMPONENTS = {"transformer": r"(?P<prefix>body\.)", "motion": r"(?P<prefix>head\
 _PROGRAM = """
 import sys
 sys.path[:0] = [{root!r}]
-from tora2_jax import train
-train.STAGES["base"] = "tests.test_train"
+from tora2_jax import train, train_state
+train_state.STAGES["base"] = "tests.test_train"
 train.run(sys.argv)
 """
 _CONFIG = """
@@ -77,7 +77,7 @@ def finish(config, model):
 
 @pytest.fixture(autouse=True)
 def _stage(monkeypatch):
-    monkeypatch.setitem(train.STAGES, "base", "tests.test_train")
+    monkeypatch.setitem(train_state.STAGES, "base", "tests.test_train")
 
 
 def _config(**changes) -> TrainConfig:
@@ -104,7 +104,7 @@ def test_resuming_is_exact_and_frozen_stays(tmp_path):
     assert _losses(tmp_path / "whole") == _losses(tmp_path / "parts")
     assert [row["step"] for row in _losses(tmp_path / "whole")] == [1, 2, 3, 4]
 
-    _, initial = train.init_state(_config(), sys.modules[__name__])
+    _, initial = train_state.init_state(_config(), sys.modules[__name__])
     _assert_equal(initial.frozen, whole.frozen)
     assert set(whole.frozen) == {"body.bias", "body.kernel"}
     moments = whole.optimizer[1][0]
@@ -123,7 +123,7 @@ def test_resuming_is_exact_and_frozen_stays(tmp_path):
 
     start = _config()
     start.weights.motion = str(tmp_path / "out.safetensors")
-    _, continued = train.init_state(start, sys.modules[__name__])
+    _, continued = train_state.init_state(start, sys.modules[__name__])
     np.testing.assert_array_equal(continued.statistics["head.0.var"], exported["0.var"])
     np.testing.assert_array_equal(
         continued.trainable["head.1.kernel"], exported["1.kernel"].astype(np.float32)
@@ -230,10 +230,10 @@ def test_a_way_to_sample_may_change_or_be_new_in_a_run_that_goes_on():
 
 
 def test_export_paths():
-    folder = train._export_paths("folder", ["text", "transformer"])
+    folder = train_export.export_paths("folder", ["text", "transformer"])
     assert folder["text"] == Path("folder/text.safetensors")
     with pytest.raises(train.TrainError, match="name a folder"):
-        train._export_paths("one.safetensors", ["text", "transformer"])
+        train_export.export_paths("one.safetensors", ["text", "transformer"])
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, monkeypatch):
