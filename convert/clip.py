@@ -149,7 +149,7 @@ def _read_tower(
         problems.append(f"{encoders.CONFIG}: {name}_config is missing or no object")
         return {}
     settings = dict(given or {})
-    if winning:
+    if winning is not None:
         settings |= {theirs: default for theirs, (_, default) in table.settings.items()} | winning
     return table.read(encoders.squares(settings), problems, f"{encoders.CONFIG}: {name}_config")
 

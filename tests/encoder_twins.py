@@ -16,10 +16,14 @@ from tora2_jax import checkpoint
 from tora2_jax.models.layers import assign_variables
 
 
-def save(twin, folder: Path, kind: str = "safetensors") -> Path:
-    """A twin with all tensors random; `kind` is safetensors, shards or pickle."""
-    randomise(twin, 2)
+def save(twin, folder: Path, kind: str = "safetensors", dtype=torch.float32) -> Path:
+    """A twin with all tensors random; `kind` is safetensors, shards or pickle.
+
+    In `dtype` on the disk, and with the same values in float32 here.
+    """
+    randomise(twin, 2).to(dtype)
     twin.save_pretrained(folder, max_shard_size="4KB" if kind == "shards" else "1GB")
+    twin.float()
     if kind == "pickle":
         from safetensors.torch import load_file
 
@@ -42,6 +46,7 @@ def convert(
 def refusal(capsys, command: str, source: Path, destination: Path) -> list[str]:
     """The lines of the message with which a command refuses; nothing may have been written."""
     before = sorted(destination.parent.iterdir())
+    capsys.readouterr()  # what making the source has said
     assert main([command, "--src", str(source), "--dst", str(destination)]) == 2
     assert sorted(destination.parent.iterdir()) == before
     out, error = capsys.readouterr()

@@ -94,7 +94,7 @@ def preprocess(
     The network itself subtracts the mean and divides by the deviation.
 
     Args:
-        picture: RGB; of other modes PIL's own conversion to RGB is taken, as in transformers.
+        picture: Any mode of PIL's; what is transparent becomes white, as in transformers.
         side: Pixels, `config.vision.image_size`.
 
     Returns:
@@ -102,6 +102,9 @@ def preprocess(
     """
     if not isinstance(picture, Image.Image):
         picture = Image.fromarray(picture)
+    if "A" in picture.getbands() or picture.info.get("transparency") is not None:
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture.convert("RGBA"))
     picture = picture.convert("RGB")
     shorter, longer = sorted(picture.size)
     scaled = int(side * longer / shorter)

@@ -189,7 +189,7 @@ class CLIP(nnx.Module):
         self, images: Float[Array, "m f"], texts: Float[Array, "n f"]
     ) -> Float[Array, "m n"]:
         """Cosines of two sets of embeddings, times the learned scale."""
-        return jnp.exp(self.log_scale[...]) * cosines(images, texts)
+        return jnp.exp(self.log_scale[...].astype(jnp.float32)) * cosines(images, texts)
 
 
 def cosines(first: Float[Array, "m f"], second: Float[Array, "n f"]) -> Float[Array, "m n"]:
