@@ -126,6 +126,8 @@ def test_insightface_finds_faces_with_local_models(models):
         assert 0.9 < face.score <= 1
     blue = people((400, 200, 80))[..., ::-1]
     assert not detector(np.ascontiguousarray(blue))
+    for height, width in ((1, 1000), (9, 1), (1, 1)):  # boxes may be like this
+        assert not detector(np.zeros((height, width, 3), np.uint8))
 
 
 def test_tight_crops_get_a_border_and_small_faces_a_larger_picture(models):

@@ -6,7 +6,7 @@ import re
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 from skimage import data
 
 from scripts.make_tokenizer import build, save
@@ -19,7 +19,9 @@ from tora2_jax.image_file import load_image, load_mask
 from tora2_jax.reference_inputs import load_references, prepare_entity, prepare_request
 from tora2_jax.references import Reference, cut_out, prepare, visible_box, with_mask
 from tora2_jax.request import RequestError, load_request, parse_request, validate
+from tora2_jax.stages import diffusion
 from tora2_jax.text import load_tokenizer
+from tora2_jax.train_config import TrainConfig
 
 PROMPT = "A man walks on the grass with a cat."
 COLOUR = (200, 120, 40)
@@ -31,48 +33,46 @@ def picture(mode: str, folder):
     rgb = np.zeros((8, 6, 3), np.uint8)
     rgb[:4] = COLOUR
     image = Image.fromarray(rgb)
-    if mode == "I;16":
-        grey = np.asarray(image.convert("L"))
-        Image.fromarray(grey.astype(np.uint16) * 257).save(path)
+    if mode.startswith("I;16"):
+        grey = np.asarray(image.convert("L")).astype(np.uint16) * 257
+        Image.fromarray(grey).save(path, **({"transparency": 0} if "clear" in mode else {}))
     elif mode == "RGB;16":
         cv2.imwrite(str(path), cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR).astype(np.uint16) * 257)
-    elif mode == "P":
-        image.quantize(4).save(path, transparency=image.quantize(4).getpixel((0, 7)))
+    elif mode.startswith("P"):
+        image = image.quantize(4)
+        black = image.getpixel((0, 7))
+        image.save(path, **({"transparency": black} if "clear" in mode else {}))
     elif mode == "CMYK":
         path = path.with_suffix(".tiff")
-        image.convert("CMYK").save(path)
-    elif mode in ("CMYK marked", "CMYK plain"):
+        image.convert(mode).save(path)
+    elif mode.startswith("CMYK"):
         path = path.with_suffix(".jpg")
-        image.resize((60, 80), Image.Resampling.NEAREST).convert("CMYK").save(path, quality=100)
-        if mode == "CMYK plain":  # not inverted, so not marked; Pillow writes the other kind only
+        large = image.resize((60, 80), Image.Resampling.NEAREST).convert("CMYK")
+        if mode == "CMYK marked":
+            large.save(path, quality=100)
+        else:  # Pillow writes inverted colours and marks them; here neither
+            ImageChops.invert(large).save(path, quality=100)
             content = path.read_bytes()
-            mark = content.index(b"\xff\xee")
-            assert b"Adobe" in content[mark : mark + 10]
-            inverted = Image.fromarray(255 - np.asarray(Image.open(path)), "CMYK")
-            inverted.save(path, quality=100)
-            content = path.read_bytes()
-            mark = content.index(b"\xff\xee")
+            mark = content.index(b"\xff\xee\x00\x0eAdobe")
             path.write_bytes(content[:mark] + content[mark + 16 :])
     else:
-        image.convert(mode).save(path)
+        image.convert(mode, dither=Image.Dither.NONE).save(path)
     return path
 
 
 @pytest.mark.parametrize(
     "mode",
-    ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "RGB;16", "CMYK", "CMYK marked", "CMYK plain"],
-)
+    ["1", "L", "LA", "P", "P clear", "RGB", "RGBA", "I;16", "I;16 clear", "RGB;16", "CMYK",
+     "CMYK marked", "CMYK plain"],
+)  # fmt: skip
 def test_images_of_every_mode_become_rgba(mode, tmp_path):
     image = load_image(picture(mode, tmp_path))
     assert image.dtype == np.uint8 and image.shape[2] == 4
-    grey = mode in ("1", "L", "LA", "I;16")
-    expected = (255,) * 3 if mode == "1" else (134,) * 3 if grey else COLOUR
-    upper, lower = image[1, 1], image[-2, 1]
-    if mode != "1":  # dithered
-        np.testing.assert_allclose(upper[:3], expected, atol=3)
-        np.testing.assert_allclose(lower[:3], 0, atol=3)
-    assert set(image[..., :3][:3].ravel().tolist()) <= {0, 255} or mode != "1"
-    assert upper[3] == 255 and lower[3] == (0 if mode == "P" else 255)
+    grey = int(np.dot(COLOUR, (0.299, 0.587, 0.114)))
+    greys = {"1": 255, "L": grey, "LA": grey, "I;16": grey, "I;16 clear": grey}
+    np.testing.assert_allclose(image[1, 1, :3], greys.get(mode, COLOUR), atol=3)
+    np.testing.assert_allclose(image[-2, 1, :3], 0, atol=3)
+    assert image[1, 1, 3] == 255 and image[-2, 1, 3] == (0 if "clear" in mode else 255)
 
 
 def test_photos_are_upright_and_animations_stand(tmp_path):
@@ -270,7 +270,8 @@ def test_a_human_whose_face_is_given_needs_no_models(folder):
     for kind in ("human", "auto"):
         entity = prepared(folder, None, kind=kind, images=["three.png"], faces=[points])
         assert entity.kind == "human" and entity.references[0].has_prior
-    assert prepared(folder, None, kind="object", images=["one.png"]).kind == "object"
+    thing = prepared(folder, None, kind="object", images=["one.png"])
+    assert thing.kind == "object" and thing.references[0].search is None and thing.notes == ()
 
 
 def test_without_face_models_the_error_says_what_to_fetch(folder, tmp_path):
@@ -294,6 +295,19 @@ def test_without_face_models_the_error_says_what_to_fetch(folder, tmp_path):
         sampling.prepare(options._replace(face_models=tmp_path / "nowhere"))
     told = [text for text in error.value.problems if text.startswith("--face-models: there is no")]
     assert len(told) == 1 and len(error.value.problems) > 1
+
+
+def test_trainings_that_look_for_faces_name_their_models(folder, tmp_path):
+    config = TrainConfig(model=real_model())
+    (needed,) = diffusion.face_model_problems(config)
+    assert needed.startswith("config.face_models: is needed; fetch antelopev2")
+    config.face_models = str(tmp_path)
+    (useless,) = diffusion.face_model_problems(config)
+    assert "holds no face detector" in useless
+    config.face_models = str(folder / "models")
+    assert diffusion.face_model_problems(config) == []
+    config.face_models, config.model.face_detector = None, "mask_top"
+    assert diffusion.face_model_problems(config) == []
 
 
 def test_every_reference_counts(folder):

@@ -28,6 +28,7 @@ _MIRRORED = [1, 0, 2, 4, 3]
 # Sides of the square that the detector sees; the small ones find faces that fill the picture.
 _SIDES = (640, 320, 160)
 _LARGE_SIDE = 1280  # for faces that are small in a large picture
+_THINNEST = 100  # times as long as wide: at the smallest side not a row of pixels would be left
 _BORDER = 0.5  # added around tight crops on every side, in longest sides of the picture
 _DETECTORS = ("scrfd_*bnkps*.onnx", "det_*.onnx", "scrfd_*.onnx")
 _OUTPUTS_WITH_LANDMARKS = (9, 15)
@@ -90,6 +91,8 @@ class InsightFaceDetector:
 
     def __call__(self, image: UInt8[np.ndarray, "height width 3"]) -> list[Face]:
         """See `FaceDetector`; looks again with a border, then larger, if nothing was found."""
+        if max(image.shape[:2]) > _THINNEST * min(image.shape[:2]):
+            return []
         sides = [(side, side) for side in _SIDES]
         border = round(_BORDER * max(image.shape[:2]))
         attempts = ((sides, 0), (sides, border), ([(_LARGE_SIDE, _LARGE_SIDE)], 0))

@@ -45,7 +45,7 @@ class PreparedReference(NamedTuple):
     face: Float[np.ndarray, "face_side face_side 3"]
     object: Float[np.ndarray, "object_side object_side 3"]
     has_prior: bool  # False: no face was found, only DINO tokens remain
-    search: FaceSearch | None = None  # None: no face was sought (objects, the toy world)
+    search: FaceSearch | None = None  # None: no face was sought
 
 
 def prepare(
@@ -79,7 +79,7 @@ def prepare(
     thing = np.zeros((*model.object.image_shape, 3), np.float32)
     has_prior = True
     if kind == "object":
-        thing, search = _fit(cut, *thing.shape[:2]), None
+        thing = _fit(cut, *thing.shape[:2])
     elif model.face_detector == "mask_top":
         crop = mask_top_face(reference.image if box is None else cut_out(reference.image, box))
         has_prior = crop is not None

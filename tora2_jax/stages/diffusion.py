@@ -87,7 +87,7 @@ def _check(config, files: dict[str, str | None]) -> None:
             load_tokenizer(config.tokenizer)
         except (OSError, ValueError) as error:
             problems.append(f"config.tokenizer: {error}")
-    problems += _weight_problems(config) + _face_model_problems(config)
+    problems += _weight_problems(config) + face_model_problems(config)
     if config.clips is not None:
         problems += clip_folder.problems(config.clips, config.model)
     if problems:
@@ -118,7 +118,7 @@ def _detector(config) -> InsightFaceDetector | None:
     return None if config.face_models is None else InsightFaceDetector(config.face_models)
 
 
-def _face_model_problems(config) -> list[str]:
+def face_model_problems(config) -> list[str]:
     """Why faces cannot be found; clips have no entities, and the toy world needs no network."""
     if config.clips is not None or config.model.face_detector == "mask_top":
         return []
