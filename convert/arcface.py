@@ -57,7 +57,7 @@ def convert_encoder(source: str | Path, destination: str | Path) -> list[str]:
         problems += error.problems
     encoder = None if settings is None else _encoder(settings)
     encoders.write(source, destination, encoder, encoders.Arrays(tensors), problems)
-    return [encoders.settings_note("face", settings, {})]
+    return [encoders.settings_note(encoder, {})]
 
 
 def _encoder(settings: ArcFaceConfig) -> encoders.Encoder:

@@ -54,7 +54,7 @@ def read_onnx(path: Path) -> tuple[Tensors, int | None]:
     graph = Graph.load(path)
     try:
         tensors = _network(graph)
-    except UnexpectedNode as error:
+    except (ValueError, IndexError) as error:  # UnexpectedNode, or shapes that do not go together
         raise SourceError([f"{path}: is no ArcFace iresnet: {error}; {_ADVICE}"]) from error
     (shape,) = graph.inputs.values()
     return tensors, shape[2] if len(shape) == 4 and shape[2] == shape[3] else None

@@ -125,7 +125,7 @@ def convert_encoder(source: str | Path, destination: str | Path, **given: Any) -
     encoders.write(source, destination, encoder, encoders.Arrays(tensors), problems)
     assumed = {name: getattr(settings, name) for name in UNTOLD if name not in given}
     told = ", ".join(f"{name}={value!r}" for name, value in assumed.items())
-    notes = [encoders.settings_note("object", settings, {})]
+    notes = [encoders.settings_note(encoder, {})]
     return [*notes, f"taken from {family.title}'s defaults: {told}"] if told else notes
 
 

@@ -60,7 +60,8 @@ class Graph:
             if proto.op_type in _RESHAPING and self._weight(proto.input[0]) is not None:
                 self._reshaped[proto.output[0]] = proto.input[0]
                 continue
-            node = Node(index, proto.op_type, tuple(proto.input), proto.output[0], attributes)
+            inputs = tuple(name for name in proto.input if name)  # optional ones may have no name
+            node = Node(index, proto.op_type, inputs, proto.output[0], attributes)
             for name in dict.fromkeys(node.inputs):
                 self._consumers.setdefault(name, []).append(node)
         self.inputs = {

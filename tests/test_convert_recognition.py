@@ -1,5 +1,6 @@
 """`python -m convert arcface` and `reid`: the forms in which people hold them; what is refused."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from tora2_jax.weight_settings import setting_differences
 
 GOLDEN = Path(__file__).parent / "golden"
 IMAGES = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
+_COMPILED = {}  # networks by their settings
 TALL = np.random.default_rng(1).random((2, 72, 40, 3), np.float32)
 
 
@@ -42,16 +44,20 @@ def refused(capsys, command, source, tmp_path, *options):
 
 
 def loaded(folder, component, config_class, network):
-    """What makes the network, its converted arrays, and its settings from beside them."""
+    """The network as a function of its arrays, these, and its settings from beside them."""
     found = checkpoint.component_metadata(folder / component)["model"][component]
     settings = from_dict(config_class, found)
     arrays = dict(checkpoint.read_component(folder / component))
-    return lambda rngs: network(settings, rngs=rngs), arrays, settings
+    key = repr(settings)
+    if key not in _COMPILED:
+        make = functools.partial(network, settings)
+        _COMPILED[key] = compiled(make, lambda copy, images: copy(images))
+    return _COMPILED[key], arrays, settings
 
 
 def face_features(folder, images=IMAGES):
-    make, arrays, _ = loaded(folder, "face", ArcFaceConfig, ArcFace)
-    return compiled(make, lambda copy, images: copy(images))(arrays, images)
+    forward, arrays, _ = loaded(folder, "face", ArcFaceConfig, ArcFace)
+    return forward(arrays, images)
 
 
 def channels_first(images):
@@ -91,9 +97,8 @@ def test_arcface_of_pytorch(face, form, tmp_path, capsys):
 def test_arcface_parity_sees_every_array(face, tmp_path):
     torch.save(face[0].state_dict(), tmp_path / "backbone.pth")
     folder = convert("arcface", tmp_path / "backbone.pth", tmp_path / "face")
-    make, arrays, _ = loaded(folder, "face", ArcFaceConfig, ArcFace)
-    forward = compiled(make, lambda copy, images: copy(images).vector)
-    assert insensitive(lambda variables: forward(variables, IMAGES), arrays, face[2]) == []
+    forward, arrays, _ = loaded(folder, "face", ArcFaceConfig, ArcFace)
+    assert insensitive(lambda values: forward(values, IMAGES).vector, arrays, face[2]) == []
 
 
 def export(twin, path, **options):
@@ -306,10 +311,9 @@ def test_object_encoders(name, tmp_path, capsys):
     cls, options, wanted = REID[name]
     twin = twins.reid_twin(cls)
     folder = convert("reid", save_reid(name, twin, tmp_path), tmp_path / "object", *options)
-    make, arrays, settings = loaded(folder, "object", ObjectEncoderConfig, ObjectEncoder)
+    forward, arrays, settings = loaded(folder, "object", ObjectEncoderConfig, ObjectEncoder)
     assert settings.image_shape == (72, 40)
     assert {key: getattr(settings, key) for key in wanted} == wanted
-    forward = compiled(make, lambda copy, images: copy(images))
     features = forward(arrays, TALL)
     with torch.no_grad():
         expected, vector = twin.features(channels_first(TALL))
