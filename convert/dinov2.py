@@ -4,6 +4,7 @@ The published files and newer in-memory models name the attention maps different
 models with a classifier on top, which is dropped.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tora2_jax import encoder_presets
 from tora2_jax.config import DINOv2Config
 from tora2_jax.models.dinov2 import DINOv2
 
+_ADVICE = "take the folder of the same model that transformers loads"
 FREE = ("image_size",)  # positions are interpolated, so any will do
 
 _LINEARS = {
@@ -92,6 +94,9 @@ def convert_encoder(source: str | Path, destination: str | Path) -> list[str]:
     source, problems = Path(source), []
     settings = read_settings(encoders.read_config(source, problems), problems)
     tensors = encoders.open_tensors(source, problems)
+    if tensors is not None and any(re.match(r"blocks\.\d", name) for name in tensors.specs):
+        problems.append(f"{source}: has the names of DINOv2's own release; {_ADVICE}")
+        tensors = None  # every tensor would be said to be wrong
     encoder = None if settings is None else _encoder(settings)
     encoders.write(source, destination, encoder, tensors, problems)
     return [f"{encoders.settings_note(encoder, encoder_presets.DINOV2)}; image_size is free"]

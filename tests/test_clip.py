@@ -3,6 +3,7 @@
 import json
 import string
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -299,6 +300,21 @@ def test_presets_have_the_published_parameters(name, count):
     config = encoder_presets.CLIP[name]()
     arrays = flat_variables(nnx.eval_shape(lambda: CLIP(config, rngs=nnx.Rngs(0))))
     assert sum(int(np.prod(value.shape)) for value in arrays.values()) == count
+
+
+def test_full_precision_is_asked_for_on_every_device():
+    config = table.read_settings(twin().config.to_dict(), [])
+    graph, state = nnx.split(nnx.eval_shape(lambda: CLIP(config, rngs=nnx.Rngs(0))))
+
+    def logits(state):
+        model = nnx.merge(graph, state)
+        seen = model.encode_images(jnp.zeros((1, SIDE, SIDE, 3)))
+        read = model.encode_texts(jnp.zeros((1, LENGTH), jnp.int32))
+        return model.logits(seen.embedding, read.embedding)
+
+    with jax.default_matmul_precision("bfloat16"):
+        text = str(jax.make_jaxpr(logits)(state))
+    assert text.count("dot_general[") == text.count("Precision.HIGHEST, Precision.HIGHEST") > 0
 
 
 def test_wrong_sizes_are_refused():

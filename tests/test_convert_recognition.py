@@ -4,11 +4,13 @@ import functools
 import json
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
+from flax import nnx
 from onnx import helper, numpy_helper
 from safetensors.torch import save_file
 
@@ -17,9 +19,10 @@ from tests import recognition_twins as twins
 from tests import weights_rule
 from tests.encoder_twins import compiled
 from tests.parity import BLOCK_TOLERANCE, insensitive, relative_error
-from tora2_jax import checkpoint
+from tora2_jax import checkpoint, conditioning
 from tora2_jax.config import ArcFaceConfig, ModelConfig, ObjectEncoderConfig, from_dict
 from tora2_jax.models.arcface import ArcFace
+from tora2_jax.models.layers import flat_variables
 from tora2_jax.models.object_encoder import ObjectEncoder
 from tora2_jax.weight_settings import setting_differences
 
@@ -387,3 +390,19 @@ def test_what_no_shape_shows_is_compared_with_the_model(tmp_path):
         "model.object.image_width is None; the weights want 32",
         "model.object.last_stride is 1; the weights want 2",
     ]
+
+
+def test_half_precision_files_compute_in_full(face, tmp_path):
+    """Resting as they came, or widened first, it is the same; also beside networks in bfloat16."""
+    state = {name: value.half() for name, value in face[0].state_dict().items()}
+    torch.save(state, tmp_path / "backbone.pth")
+    folder = convert("arcface", tmp_path / "backbone.pth", tmp_path / "face")
+    forward, arrays, settings = loaded(folder, "face", ArcFaceConfig, ArcFace)
+    resting = nnx.eval_shape(lambda: ArcFace(settings, rngs=nnx.Rngs(0)))
+    dtype = conditioning.computes_in("face", jnp.bfloat16)
+    checkpoint.restore_frozen(resting, folder / "face", dtype=dtype)
+    assert {str(value.dtype) for value in flat_variables(resting).values()} == {"float16"}
+    found = nnx.jit(lambda module, images: module(images))(resting, IMAGES).vector
+    expected = forward(arrays, IMAGES).vector  # float32 parameters
+    assert found.dtype == np.float32
+    assert relative_error(found, expected) <= 1e-6

@@ -124,7 +124,7 @@ def test_config_weights_dino_takes_the_folder(tmp_path, capsys):
     checkpoint.restore_frozen(module, place)
     restored = flat_variables(module)
     assert all(np.array_equal(restored[path], arrays[path]) for path in arrays)
-    model = dataclasses.replace(toy(), dino=config)
+    model = dataclasses.replace(toy(), dino=config, motion=None, personalization=None)
     assert setting_differences("dino", model, checkpoint.component_metadata(place)) == []
     model.dino = dataclasses.replace(config, norm_eps=1e-5, num_heads=4, width=32)
     found = misfits(model, {"dino": place}, ["dino"])
@@ -187,6 +187,10 @@ def test_other_models_and_places_are_refused(tmp_path, capsys):
     told = encoder_twins.refusal(capsys, "dinov2", tmp_path / "clip", tmp_path / "made")
     assert any("model_type is 'clip'" in line and "use `convert clip`" in line for line in told)
     assert any("holds no weights" in line for line in told)
+    release = tmp_path / "dinov2_vits14_pretrain.pth"
+    torch.save({"blocks.0.attn.qkv.weight": torch.zeros(3, 1)}, release)
+    told = encoder_twins.refusal(capsys, "dinov2", release, tmp_path / "made")
+    assert any("has the names of DINOv2's own release; take the folder" in line for line in told)
     told = encoder_twins.refusal(capsys, "dinov2", tmp_path / "nowhere", tmp_path / "made")
     assert any("there is no such file or folder" in line for line in told)
     (tmp_path / "clip" / "config.json").write_text("{}")

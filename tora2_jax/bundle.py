@@ -62,7 +62,8 @@ def load_bundle(
     for name in parts:
         own = checkpoint.component_path(directory, name)
         source = "vae" if name == "motion_vae" and own is None else name
-        _restore(getattr(networks, name), directory, source, name, problems, dtype)
+        own_dtype = conditioning.computes_in(name, dtype)
+        _restore(getattr(networks, name), directory, source, name, problems, own_dtype)
     if problems:
         raise CheckpointError(f"checkpoint {directory}:\n  " + "\n  ".join(problems))
     return model_config, model, text, networks, load_bundle_tokenizer(directory)
@@ -95,7 +96,8 @@ def load_reference_encoders(
             problems.append(f"{name}: neither {name}.safetensors nor a folder {name}/ is there")
             continue
         try:
-            checkpoint.restore_frozen(getattr(networks, name), path, dtype=dtype)
+            own_dtype = conditioning.computes_in(name, dtype)
+            checkpoint.restore_frozen(getattr(networks, name), path, dtype=own_dtype)
         except CheckpointError as error:
             problems.append(f"{name}: {error}")
     if problems:

@@ -5,7 +5,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +83,11 @@ def needed_networks(model: ModelConfig) -> tuple[str, ...]:
     appearance = ("dino", "face", "object") if model.personalization else ()
     names = ("vae", *motion, *appearance)
     return tuple(name for name in names if name not in stored_priors(model))
+
+
+def computes_in(name: str, dtype) -> Any:
+    """The type in which a frozen network computes, if the others compute in `dtype`."""
+    return jnp.float32 if name in ("face", "object") else dtype
 
 
 class FrozenNetworks(nnx.Module):

@@ -150,7 +150,11 @@ class TextTower(nnx.Module):
 
 
 class CLIP(nnx.Module):
-    """Both towers with their projections."""
+    """Both towers with their projections.
+
+    It measures, and a measure must not depend on the machine: in float32 the full precision of
+    products is asked for, which accelerators' defaults lack.
+    """
 
     def __init__(
         self, config: CLIPConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32
@@ -170,8 +174,9 @@ class CLIP(nnx.Module):
             ValueError: the images do not have the side the network was made for.
         """
         leading = images.shape[:-3]
-        tokens = self.vision(images.reshape(-1, *images.shape[-3:]))
-        embedding = self.vision_projection(self.vision.norm_after(tokens[:, 0]))
+        with jax.default_matmul_precision("highest"):
+            tokens = self.vision(images.reshape(-1, *images.shape[-3:]))
+            embedding = self.vision_projection(self.vision.norm_after(tokens[:, 0]))
         tokens = tokens.reshape(*leading, *tokens.shape[1:])
         return ImageFeatures(embedding.reshape(*leading, -1), tokens[..., 0, :], tokens[..., 1:, :])
 
@@ -181,9 +186,10 @@ class CLIP(nnx.Module):
         Raises:
             ValueError: there are more tokens than positions.
         """
-        tokens = self.text(token_ids)
-        pooled = jnp.take_along_axis(tokens, self.text.end(token_ids)[:, None, None], axis=1)
-        return TextFeatures(self.text_projection(pooled[:, 0]), tokens)
+        with jax.default_matmul_precision("highest"):
+            tokens = self.text(token_ids)
+            pooled = jnp.take_along_axis(tokens, self.text.end(token_ids)[:, None, None], axis=1)
+            return TextFeatures(self.text_projection(pooled[:, 0]), tokens)
 
     def logits(
         self, images: Float[Array, "m f"], texts: Float[Array, "n f"]
@@ -198,4 +204,4 @@ def cosines(first: Float[Array, "m f"], second: Float[Array, "n f"]) -> Float[Ar
         x.astype(jnp.float32) / jnp.linalg.norm(x.astype(jnp.float32), axis=-1, keepdims=True)
         for x in (first, second)
     )
-    return jnp.einsum("mf,nf->mn", first, second)
+    return jnp.einsum("mf,nf->mn", first, second, precision="highest")

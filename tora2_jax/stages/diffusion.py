@@ -163,7 +163,8 @@ def frozen_networks(config, model: ModelConfig, dtype=jnp.float32) -> conditioni
         lambda: conditioning.FrozenNetworks(model, _networks(config), rngs=nnx.Rngs(0), dtype=dtype)
     )
     for name, path in frozen_files(config).items():
-        checkpoint.restore_frozen(getattr(networks, name), path, dtype=dtype)
+        own_dtype = conditioning.computes_in(name, dtype)
+        checkpoint.restore_frozen(getattr(networks, name), path, dtype=own_dtype)
     return networks
 
 
