@@ -229,6 +229,16 @@ def test_a_prior_that_only_files_bring(tmp_path):
     assert not found["object_tokens"][0, 0, 0].any() and found["dino"] is None
 
 
+def test_without_a_face_network_no_face_is_sought(tmp_path):
+    model = tiny_model()
+    model.stored_face, model.face_detector = StoredPriorConfig(), "insightface"
+    write_images(tmp_path)
+    man = {"word": "man", "kind": "human", "images": ["man.png"]}
+    request = parse_request({"prompt": PROMPT, "entities": [man], **SIZE}, tmp_path, model)
+    inputs = conditioning.request_inputs(model, bundle.load_bundle_tokenizer(TOY), request)
+    assert inputs.reference_mask[0].tolist() == [True, False] and not inputs.prior_mask.any()
+
+
 def test_humans_have_the_prior_of_objects_where_a_variant_says_so(tmp_path):
     model = toy()
     model.personalization = PersonalizationConfig(variant="dino_reid", width=8)

@@ -62,7 +62,8 @@ def prepare_entity(
             ]
         )
     searches: list[FaceSearch | None] = [None] * len(references)
-    if kind == "auto" or (kind == "human" and model.face_detector == "insightface"):
+    seeks = model.face_detector == "insightface" and "face" not in stored_priors(model)
+    if kind == "auto" or (kind == "human" and seeks):
         searches = _find_faces(references, detector)
     decided, notes = _decide(kind, searches)
     prepared = [
@@ -163,7 +164,8 @@ def face_problems(model: ModelConfig, request: Request, has_detector: bool) -> l
     problems = []
     for index, entity in enumerate(request.entities):
         by_hand = entity.faces and all(map(is_landmarks, entity.faces))
-        if not entity.images or entity.kind == "object" or by_hand:
+        needless = entity.kind == "human" and "face" in stored_priors(model)
+        if not entity.images or entity.kind == "object" or by_hand or needless:
             continue
         if entity.kind == "auto" and model.face_detector == "mask_top":
             problem = f'{model.name} cannot tell; write "human" or "object"'

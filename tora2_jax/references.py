@@ -11,6 +11,7 @@ from PIL import Image
 from tora2_jax.config import ModelConfig
 from tora2_jax.faces import Face, FaceChoice, FaceDetector, align, choose, from_left, is_landmarks
 from tora2_jax.image_file import to_rgba
+from tora2_jax.models.prior import stored_priors
 from tora2_jax.types import Kind
 
 _SOLID = 127  # alpha above this belongs to the mask
@@ -80,6 +81,8 @@ def prepare(
     has_prior = True
     if kind == "object":
         thing = _fit(cut, *thing.shape[:2])
+    elif "face" in stored_priors(model):
+        has_prior = False
     elif model.face_detector == "mask_top":
         crop = mask_top_face(reference.image if box is None else cut_out(reference.image, box))
         has_prior = crop is not None
