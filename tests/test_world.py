@@ -171,7 +171,7 @@ def test_prepare(word, kind):
         assert array.shape == (size, size, 3) and array.dtype == np.float32
         assert array.min() >= 0 and array.max() <= 1
     assert ready.face.any() == (kind == "human")
-    assert ready.object.any() == (kind == "object")
+    assert ready.object.any()  # of humans too: one variant shows them to the object network
     other = image.copy()
     other[other[..., 3] == 0, :3] = 77  # what is outside of the mask does not matter
     np.testing.assert_array_equal(ready.dino, prepare(other, kind, model).dino)

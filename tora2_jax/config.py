@@ -171,7 +171,8 @@ class BindingConfig:
     frequencies: int = 8
     contrast_width: int = 256
     contrast_temperature: float = 0.07
-    contrast_on: Literal["bound", "unbound"] = "bound"
+    # Tokens that the contrastive loss compares; "none": no heads for it (Table 4, first row).
+    contrast_on: Literal["bound", "unbound", "none"] = "bound"
 
 
 @dataclass(slots=True, kw_only=True)

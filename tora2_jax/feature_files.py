@@ -153,6 +153,8 @@ def misfits(features: ReferenceFeatures, kind: Kind, model: ModelConfig) -> list
     if features.kind is not None and features.kind != kind:
         problems.append(f'has the prior of an entity of kind "{features.kind}", not "{kind}"')
     wanted = {"dino": dino_shape(model)}
+    if features.prior_tokens is None and kind == "human" and prior_of(model, kind) == "object":
+        problems.append("has no prior, but this variant of the model asks for one of every human")
     if features.prior_tokens is not None:
         prior = prior_sizes(prior_configs(model)[prior_of(model, kind)])
         wanted["prior_tokens"] = (prior.tokens, prior.width)

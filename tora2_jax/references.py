@@ -40,7 +40,10 @@ class FaceSearch(NamedTuple):
 
 
 class PreparedReference(NamedTuple):
-    """One reference image, float32 in [0, 1]; what its kind does not use is zero."""
+    """One reference image, float32 in [0, 1]; objects and faces not found have a face of zeros.
+
+    Humans have an object crop as well: Table 2's `dino_reid` shows it to the object encoder.
+    """
 
     dino: Float[np.ndarray, "dino_side dino_side 3"]
     face: Float[np.ndarray, "face_side face_side 3"]
@@ -77,25 +80,23 @@ def prepare(
     reference = Reference(_as_rgba(image), box, face)
     cut = _on_white(cut_out(reference.image, box))
     head = np.zeros((model.face.image_size,) * 2 + (3,), np.float32)
-    thing = np.zeros((*model.object.image_shape, 3), np.float32)
     has_prior = True
-    if kind == "object":
-        thing = _fit(cut, *thing.shape[:2])
-    elif "face" in stored_priors(model):
+    if kind == "human" and "face" in stored_priors(model):
         has_prior = False
-    elif model.face_detector == "mask_top":
+    elif kind == "human" and model.face_detector == "mask_top":
         crop = mask_top_face(reference.image if box is None else cut_out(reference.image, box))
         has_prior = crop is not None
         head = _fit(crop, *head.shape[:2]) if has_prior else head
-    else:
+    elif kind == "human":
         search = find_face(reference, detector) if search is None else search
         has_prior = search.landmarks is not None
         if has_prior:
             outside = 0 if reference.image[..., 3].min() == 255 else 255
             picture = _on_white(reference.image)
             head = align(picture, search.landmarks, model.face.image_size, outside)
-    dino = _fit(cut, model.dino.image_size, model.dino.image_size)
-    return PreparedReference(dino, head, thing, has_prior, search)
+    image = _fit(cut, model.dino.image_size, model.dino.image_size)
+    thing = _fit(cut, *model.object.image_shape)
+    return PreparedReference(image, head, thing, has_prior, search)
 
 
 def find_face(reference: Reference, detector: FaceDetector | None) -> FaceSearch:

@@ -69,7 +69,7 @@ class Inputs(NamedTuple):
     prior_mask: Bool[Array, "b e r"]  # False: no face was found, only DINO tokens remain
     dino_images: Float[Array, "b e r side side 3"]  # in [0, 1], background white
     face_images: Float[Array, "b e r side side 3"]  # in [0, 1], aligned; zeros for objects
-    object_images: Float[Array, "b e r height width 3"]  # in [0, 1]; zeros for humans
+    object_images: Float[Array, "b e r height width 3"]  # in [0, 1]; of humans too
     image: Float[Array, "b height width 3"] | None = None  # first frame in [-1, 1] (I2V)
     negative_ids: Int[Array, "b l"] | None = None  # negative prompts; a row of zeros has none
     stored: StoredFeatures | None = None  # references from files; their images are zeros

@@ -21,6 +21,8 @@ from tora2_jax.faces import FaceDetector
 from tora2_jax.models.prior import stored_priors
 from tora2_jax.types import Inputs
 
+_FORMAT = 2  # to be raised when other numbers are kept of the same clips
+
 
 class Examples(Protocol):
     """What a pool encodes, by position: each a pure function of the settings and the index."""
@@ -77,7 +79,7 @@ def fingerprint(model: config.ModelConfig, examples: Examples, weights: list[str
     for name in stored_priors(model):
         parts[f"stored_{name}"] = config.to_dict(getattr(model, f"stored_{name}"))
     parts |= examples.identity
-    parts |= {"padding": [model.max_entities, model.max_references]}
+    parts |= {"padding": [model.max_entities, model.max_references], "format": _FORMAT}
     digest.update(json.dumps(parts, sort_keys=True).encode())
     for path in map(Path, weights):
         files = [path] if path.is_file() else sorted(path.rglob("*"))

@@ -5,6 +5,7 @@ motion map are our decisions. Everything here is float32.
 """
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -178,24 +179,30 @@ class LinearBinding(nnx.Module):
         return keep(self.merge(jnp.concatenate([p, entity], -1)), p_mask), None, None
 
 
+def needs_binder(config: ModelConfig) -> bool:
+    """Whether references and paths are there, and are bound or at least contrasted."""
+    settings = config.binding
+    together = config.motion is not None and config.personalization is not None
+    return together and (settings.variant, settings.contrast_on) != ("none", "none")
+
+
 class Binder(nnx.Module):
     """Personalization tokens and motion map in, both bound to each other and to the words out."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
-        """`binding.variant` chooses (Table 3); needs the motion part and the personalization."""
+        """Only the parts that `binding.variant` (Table 3) and `binding.contrast_on` need."""
         width, settings = config.personalization.width, config.binding
+        kind = {"none": None, "linear": LinearBinding, "gated": GatedBinding}[settings.variant]
         self.motion_tokens = MotionTokens(
             config.motion.width, width, settings.frequencies, rngs=rngs
         )
-        self.words = Linear(config.text.width, width, rngs=rngs)
-        kinds = {"none": None, "linear": LinearBinding, "gated": GatedBinding}
-        kind = kinds[settings.variant]
+        self.words = None if kind is None else Linear(config.text.width, width, rngs=rngs)
         self.binding = None if kind is None else kind(config, rngs=rngs)
-        self.contrast_personalization = Linear(
-            width, settings.contrast_width, use_bias=False, rngs=rngs
-        )
-        self.contrast_motion = Linear(width, settings.contrast_width, use_bias=False, rngs=rngs)
         self.contrast_on = settings.contrast_on
+        head = partial(Linear, width, settings.contrast_width, use_bias=False, rngs=rngs)
+        compares = self.contrast_on != "none"
+        self.contrast_personalization = head() if compares else None
+        self.contrast_motion = head() if compares else None
 
     def __call__(
         self,
@@ -210,9 +217,10 @@ class Binder(nnx.Module):
         conditions = conditions._replace(splat=jnp.where(on, conditions.splat, 0.0))
         values = motion_map.astype(jnp.float32)
         m = self.motion_tokens(values, conditions)
-        words = keep(self.words(keep(conditions.words, conditions.word_mask)), conditions.word_mask)
         delta_p = delta_m = spread = None
         if self.binding is not None:
+            known = conditions.word_mask
+            words = keep(self.words(keep(conditions.words, known)), known)
             delta_p, delta_m, spread = self.binding(p, p_mask, m, words, conditions)
         bound_map = motion_map if spread is None else (values + spread).astype(motion_map.dtype)
         bound = BoundEntities(
@@ -229,8 +237,10 @@ class Binder(nnx.Module):
         )
         return bound._replace(metrics={**bound.metrics, **self._retrieval(bound, conditions)})
 
-    def contrast(self, bound: BoundEntities, conditions: Conditions) -> ContrastEmbeddings:
-        """Both sides of the contrastive loss, from the tokens that `contrast_on` names."""
+    def contrast(self, bound: BoundEntities, conditions: Conditions) -> ContrastEmbeddings | None:
+        """Both sides of the contrastive loss, from the tokens that `contrast_on` names, if any."""
+        if self.contrast_on == "none":
+            return None
         return self._contrast_on(self.contrast_on, bound, conditions)
 
     def contrast_embeddings(
@@ -261,7 +271,7 @@ class Binder(nnx.Module):
         """Accuracies before and after binding: only the first says whether p and m agree."""
         return {
             f"retrieval_{which}": retrieval_accuracy(self._contrast_on(which, bound, conditions))
-            for which in ("unbound", "bound")
+            for which in (() if self.contrast_on == "none" else ("unbound", "bound"))
         }
 
 

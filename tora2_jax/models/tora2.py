@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from tora2_jax.config import ModelConfig
-from tora2_jax.models.binding import Binder
+from tora2_jax.models.binding import Binder, needs_binder
 from tora2_jax.models.dit import CogVideoXTransformer
 from tora2_jax.models.motion import TrajectoryExtractor
 from tora2_jax.models.personalization import AppearanceExtractor
@@ -48,7 +48,7 @@ class Tora2(nnx.Module):
             else None
         )
         self.appearance = AppearanceExtractor(config, rngs=rngs) if personalization else None
-        self.binder = Binder(config, rngs=rngs) if motion and personalization else None
+        self.binder = Binder(config, rngs=rngs) if needs_binder(config) else None
 
     def bind(self, conditions: Conditions) -> Bound:
         """Trajectory extractor, personalization extractor and binding (eqs. 3 to 5).
