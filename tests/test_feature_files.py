@@ -254,3 +254,6 @@ def test_humans_have_the_prior_of_objects_where_a_variant_says_so(tmp_path):
     found = jax.tree.map(np.asarray, with_stored(zeros, model, inputs))
     np.testing.assert_array_equal(found["object_tokens"], inputs.stored.object_tokens)
     assert not found["face_tokens"].any()
+    save_features(tmp_path / "man.npz", ReferenceFeatures(random_features(model).dino))
+    told = problems_of(tmp_path, {**man, "kind": "human"}, model)
+    assert "man.npz has no prior, but this variant" in told[0]
