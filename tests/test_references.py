@@ -16,7 +16,12 @@ from tora2_jax import conditioning, sampling
 from tora2_jax.config import ModelConfig, toy
 from tora2_jax.faces import FACE_TEMPLATE, Face, InsightFaceDetector
 from tora2_jax.image_file import load_image, load_mask
-from tora2_jax.reference_inputs import load_references, prepare_entity, prepare_request
+from tora2_jax.reference_inputs import (
+    load_references,
+    prepare_entity,
+    prepare_request,
+    reference_arrays,
+)
 from tora2_jax.references import Reference, cut_out, prepare, visible_box, with_mask
 from tora2_jax.request import RequestError, load_request, parse_request, validate
 from tora2_jax.stages import diffusion
@@ -408,3 +413,15 @@ def test_photos_go_through(tmp_path):
     middle = cat.references[0].object[108:117, 108:117].mean((0, 1)) * 255
     np.testing.assert_allclose(middle, data.chelsea()[142:158, 193:209].mean((0, 1)), atol=8)
     assert (cat.references[0].object[60, -10] == 1).all()  # the background is white
+
+
+def test_object_images_need_not_be_square():
+    """As networks for people read them; the aspect ratio is kept, on white."""
+    model = toy()
+    model.object.image_width = 32
+    image = np.zeros((40, 40, 3), np.uint8)
+    found = prepare_entity(model, "object", [Reference(image)])
+    thing = found.references[0].object
+    assert thing.shape == (64, 32, 3)
+    np.testing.assert_array_equal(thing[:, 16, 0], np.repeat([1.0, 0.0, 1.0], [16, 32, 16]))
+    assert reference_arrays(model, [found])["object_images"].shape == (4, 2, 64, 32, 3)

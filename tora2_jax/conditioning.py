@@ -5,7 +5,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,8 @@ from tora2_jax import trajectory
 from tora2_jax.config import ModelConfig
 from tora2_jax.faces import FaceDetector
 from tora2_jax.first_frame import encode_first_frame, first_frame
-from tora2_jax.models.arcface import ArcFace
 from tora2_jax.models.dinov2 import DINOv2
-from tora2_jax.models.object_encoder import ObjectEncoder
+from tora2_jax.models.prior import build_prior, prior_configs, stored_priors
 from tora2_jax.models.t5 import T5Encoder
 from tora2_jax.models.vae import CausalVAE
 from tora2_jax.reference_inputs import (
@@ -31,6 +30,7 @@ from tora2_jax.reference_inputs import (
 )
 from tora2_jax.references import Reference
 from tora2_jax.request import EntityRequest, Request, with_defaults
+from tora2_jax.stored_features import with_stored
 from tora2_jax.types import Conditions, Inputs, Record
 
 _LOG = logging.getLogger(__name__)
@@ -81,7 +81,13 @@ def needed_networks(model: ModelConfig) -> tuple[str, ...]:
     """Which frozen networks a model looks through: plain CogVideoX only its VAE."""
     motion = ("motion_vae",) if model.motion else ()
     appearance = ("dino", "face", "object") if model.personalization else ()
-    return ("vae", *motion, *appearance)
+    names = ("vae", *motion, *appearance)
+    return tuple(name for name in names if name not in stored_priors(model))
+
+
+def computes_in(name: str, dtype) -> Any:
+    """The type in which a frozen network computes, if the others compute in `dtype`."""
+    return jnp.float32 if name in ("face", "object") else dtype
 
 
 class FrozenNetworks(nnx.Module):
@@ -105,11 +111,12 @@ class FrozenNetworks(nnx.Module):
         def vae() -> CausalVAE:
             return CausalVAE(config.vae, rngs=rngs, dtype=dtype)
 
-        self.vae = vae()
+        self.vae = vae() if "vae" in parts else None
         self.motion_vae = vae() if "motion_vae" in parts else None
         self.dino = DINOv2(config.dino, rngs=rngs, dtype=dtype) if "dino" in parts else None
-        self.face = ArcFace(config.face, rngs=rngs) if "face" in parts else None
-        self.object = ObjectEncoder(config.object, rngs=rngs) if "object" in parts else None
+        priors = prior_configs(config)
+        self.face = build_prior(priors["face"], rngs) if "face" in parts else None
+        self.object = build_prior(priors["object"], rngs) if "object" in parts else None
 
 
 def entity_inputs(
@@ -244,13 +251,18 @@ def request_track(
 
 
 def batch_inputs(samples: Sequence[Inputs]) -> Inputs:
-    """Stack unbatched inputs along a new leading axis; negative prompts may lack in some."""
-    if any(sample.negative_ids is not None for sample in samples):
-        none = np.zeros_like(samples[0].token_ids)
-        samples = [
-            sample if sample.negative_ids is not None else sample._replace(negative_ids=none)
-            for sample in samples
-        ]
+    """Stack unbatched inputs along a new leading axis.
+
+    Negative prompts and stored features may lack in some; zeros are none.
+    """
+    for name in ("negative_ids", "stored"):
+        present = [value for sample in samples if (value := getattr(sample, name)) is not None]
+        if present:
+            none = jax.tree.map(np.zeros_like, present[0])
+            samples = [
+                sample if getattr(sample, name) is not None else sample._replace(**{name: none})
+                for sample in samples
+            ]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *samples)
 
 
@@ -267,7 +279,8 @@ def without_paths(inputs: Inputs) -> Inputs:
 def without_references(inputs: Inputs) -> Inputs:
     """The same request with every reference image withheld."""
     names = ("reference_mask", "prior_mask", "dino_images", "face_images", "object_images")
-    return inputs._replace(**{name: np.zeros_like(getattr(inputs, name)) for name in names})
+    nothing = {name: np.zeros_like(getattr(inputs, name)) for name in names}
+    return inputs._replace(**nothing, stored=jax.tree.map(np.zeros_like, inputs.stored))
 
 
 def encode_visual(networks: FrozenNetworks, model: ModelConfig, inputs: Inputs) -> VisualFeatures:
@@ -284,18 +297,26 @@ def encode_visual(networks: FrozenNetworks, model: ModelConfig, inputs: Inputs) 
         motion = networks.motion_vae.encode_latents(inputs.flow_video)
         patch_t = model.transformer.patch_size_t or 1
         features = features._replace(motion_latents=pad_front(motion, patch_t))
-    if networks.dino is not None:
-        features = features._replace(dino=networks.dino(inputs.dino_images))
-    for name, images in (("face", inputs.face_images), ("object", inputs.object_images)):
-        if (encoder := getattr(networks, name)) is not None:
-            prior = encoder(images)
-            parts = {f"{name}_tokens": prior.tokens, f"{name}_vector": prior.vector}
-            features = features._replace(**parts)
+    features = features._replace(**encode_references(networks, model, inputs))
     if inputs.image is not None:
         frames, _, _ = model.latent_grid(*inputs.flow_video.shape[1:4])
         image_latents = encode_first_frame(networks.vae, model, inputs.image, frames)
         features = features._replace(image_latents=image_latents)
     return features
+
+
+def encode_references(
+    networks: FrozenNetworks, model: ModelConfig, inputs: Inputs
+) -> dict[str, Array | None]:
+    """What encoders and feature files say about the references, as `VisualFeatures` names it."""
+    names = ("dino", "face_tokens", "face_vector", "object_tokens", "object_vector")
+    found: dict[str, Array | None] = dict.fromkeys(names)
+    if networks.dino is not None:
+        found["dino"] = networks.dino(inputs.dino_images)
+    for name, images in (("face", inputs.face_images), ("object", inputs.object_images)):
+        if (encoder := getattr(networks, name)) is not None:
+            found[f"{name}_tokens"], found[f"{name}_vector"] = encoder(images)
+    return with_stored(found, model, inputs)
 
 
 def pad_front(latents: Float[Array, "b t_lat h w c"], multiple: int) -> Float[Array, "b t2 h w c"]:

@@ -6,16 +6,19 @@ from typing import Any
 import numpy as np
 
 from tora2_jax.faces import LANDMARKS, FaceChoice, landmark_fault
+from tora2_jax.feature_files import FeatureFileError, load_features
 from tora2_jax.field_reader import FieldReader, is_number, name_of
 from tora2_jax.image_file import load_mask
 from tora2_jax.references import Box, visible_box, with_mask
 
 _PER_IMAGE = ("masks", "boxes", "faces")
-REFERENCE_FIELDS = ("images", *_PER_IMAGE)
+REFERENCE_FIELDS = ("images", *_PER_IMAGE, "features")
 
 
 def read_references(reader: FieldReader, data: dict, field: str) -> dict[str, tuple]:
-    """`images`, and for each of them its mask, box and face, as `EntityRequest` holds them.
+    """`images`, and for each of them its mask, box and face, and `features`, as `EntityRequest`.
+
+    Beside them, under `kinds`, what each of the feature files says of the entity's kind.
 
     Args:
         reader: Notes the problems.
@@ -42,10 +45,31 @@ def read_references(reader: FieldReader, data: dict, field: str) -> dict[str, tu
         if pixels is not None:
             _check_visible(reader, field, index, pixels, boxes[-1])
     values = {"masks": masks, "boxes": boxes, "faces": faces}
+    features, kinds = _features(reader, data.get("features"), f"{field}.features")
     return {
+        "features": features,
+        "kinds": kinds,
         "images": tuple(path for path, _ in found if path is not None),
         **{name: tuple(values[name]) if given[name] else () for name in _PER_IMAGE},
     }
+
+
+def _features(reader: FieldReader, value: Any, field: str) -> tuple[tuple, tuple]:
+    """The feature files that can be read, and the kind that each says, or None."""
+    if value is not None and not isinstance(value, list):
+        reader.note(field, f"must be a list of feature files, not {name_of(value)}")
+    paths, kinds = [], []
+    for index, item in enumerate(value if isinstance(value, list) else ()):
+        path = reader.path(item, f"{field}[{index}]")
+        if path is None:
+            continue
+        try:
+            kinds.append(load_features(path).kind)
+            paths.append(path)
+        except FeatureFileError as error:
+            for problem in error.problems:
+                reader.note(f"{field}[{index}]", problem)
+    return tuple(paths), tuple(kinds)
 
 
 def _per_image(reader: FieldReader, data: dict, field: str, name: str, count: int) -> list:

@@ -11,7 +11,9 @@ import numpy as np
 
 from tora2_jax.config import ModelConfig
 from tora2_jax.faces import GET_FACE_MODELS, FaceChoiceError, FaceDetector, is_landmarks
+from tora2_jax.feature_files import FeatureFileError, ReferenceFeatures, load_fitting
 from tora2_jax.image_file import load_image, load_mask
+from tora2_jax.models.prior import prior_of, stored_priors
 from tora2_jax.references import (
     FaceSearch,
     PreparedReference,
@@ -21,6 +23,7 @@ from tora2_jax.references import (
     with_mask,
 )
 from tora2_jax.request_file import EntityRequest, Request, RequestedKind, RequestError
+from tora2_jax.stored_features import stored_arrays
 from tora2_jax.types import Kind
 
 
@@ -30,6 +33,7 @@ class PreparedEntity(NamedTuple):
     kind: Kind
     references: tuple[PreparedReference, ...]  # each with its face search
     notes: tuple[str, ...] = ()  # what was decided here, in words
+    features: tuple[ReferenceFeatures, ...] = ()  # of more references, which files bring
 
 
 def prepare_entity(
@@ -58,7 +62,8 @@ def prepare_entity(
             ]
         )
     searches: list[FaceSearch | None] = [None] * len(references)
-    if kind == "auto" or (kind == "human" and model.face_detector == "insightface"):
+    seeks = model.face_detector == "insightface" and "face" not in stored_priors(model)
+    if kind == "auto" or (kind == "human" and seeks):
         searches = _find_faces(references, detector)
     decided, notes = _decide(kind, searches)
     prepared = [
@@ -122,8 +127,10 @@ def prepare_request(
     for index, entity in enumerate(request.entities):
         try:
             references = load_references(entity)
-            prepared.append(prepare_entity(model, entity.kind, references, detector))
-        except RequestError as error:
+            appearance = prepare_entity(model, entity.kind, references, detector)
+            features = load_fitting(entity.features, appearance.kind, model)
+            prepared.append(appearance._replace(features=features))
+        except (RequestError, FeatureFileError) as error:
             problems += [f"entities[{index}].{problem}" for problem in error.problems]
     if problems:
         raise RequestError(problems)
@@ -157,7 +164,8 @@ def face_problems(model: ModelConfig, request: Request, has_detector: bool) -> l
     problems = []
     for index, entity in enumerate(request.entities):
         by_hand = entity.faces and all(map(is_landmarks, entity.faces))
-        if not entity.images or entity.kind == "object" or by_hand:
+        needless = entity.kind == "human" and "face" in stored_priors(model)
+        if not entity.images or entity.kind == "object" or by_hand or needless:
             continue
         if entity.kind == "auto" and model.face_detector == "mask_top":
             problem = f'{model.name} cannot tell; write "human" or "object"'
@@ -178,20 +186,27 @@ def reference_arrays(
 ) -> dict[str, np.ndarray]:
     """The fields of `Inputs` that come from references, unbatched; absent ones are zero."""
     shape = (model.max_entities, model.max_references)
-    sides = {name: getattr(model, name).image_size for name in ("dino", "face", "object")}
-    images = {name: np.zeros((*shape, side, side, 3), np.float32) for name, side in sides.items()}
+    sizes = {name: (getattr(model, name).image_size,) * 2 for name in ("dino", "face")}
+    sizes["object"] = model.object.image_shape
+    images = {name: np.zeros((*shape, *size, 3), np.float32) for name, size in sizes.items()}
     reference_mask, prior_mask = np.zeros(shape, bool), np.zeros(shape, bool)
     is_human = np.zeros(shape[0], bool)
     for row, entity in enumerate(entities):
         is_human[row] = entity.kind == "human"
+        only_stored = prior_of(model, entity.kind) in stored_priors(model)
         for column, prepared in enumerate(entity.references):
             for name, array in images.items():
                 array[row, column] = getattr(prepared, name)
             reference_mask[row, column] = True
-            prior_mask[row, column] = prepared.has_prior
+            prior_mask[row, column] = prepared.has_prior and not only_stored
+        for column, features in enumerate(entity.features, start=len(entity.references)):
+            reference_mask[row, column] = True
+            prior_mask[row, column] = features.prior_tokens is not None
+    stored = [(entity.kind, len(entity.references), entity.features) for entity in entities]
     return {
         "is_human": is_human,
         "reference_mask": reference_mask,
         "prior_mask": prior_mask,
+        "stored": stored_arrays(model, stored),
         **{f"{name}_images": array for name, array in images.items()},
     }

@@ -11,6 +11,7 @@ from PIL import Image
 from tora2_jax.config import ModelConfig
 from tora2_jax.faces import Face, FaceChoice, FaceDetector, align, choose, from_left, is_landmarks
 from tora2_jax.image_file import to_rgba
+from tora2_jax.models.prior import stored_priors
 from tora2_jax.types import Kind
 
 _SOLID = 127  # alpha above this belongs to the mask
@@ -80,7 +81,9 @@ def prepare(
     cut = _on_white(cut_out(reference.image, box))
     head = np.zeros((model.face.image_size,) * 2 + (3,), np.float32)
     has_prior = True
-    if kind == "human" and model.face_detector == "mask_top":
+    if kind == "human" and "face" in stored_priors(model):
+        has_prior = False
+    elif kind == "human" and model.face_detector == "mask_top":
         crop = mask_top_face(reference.image if box is None else cut_out(reference.image, box))
         has_prior = crop is not None
         head = _fit(crop, *head.shape[:2]) if has_prior else head
@@ -91,7 +94,8 @@ def prepare(
             outside = 0 if reference.image[..., 3].min() == 255 else 255
             picture = _on_white(reference.image)
             head = align(picture, search.landmarks, model.face.image_size, outside)
-    image, thing = (_fit(cut, *(part.image_size,) * 2) for part in (model.dino, model.object))
+    image = _fit(cut, model.dino.image_size, model.dino.image_size)
+    thing = _fit(cut, *model.object.image_shape)
     return PreparedReference(image, head, thing, has_prior, search)
 
 

@@ -37,6 +37,7 @@ class EntityRequest(NamedTuple):
     masks: tuple[Path | None, ...] = ()  # image files, white is the entity
     boxes: tuple[Box | None, ...] = ()  # the entity is inside; pixels of the upright image
     faces: tuple[FaceChoice, ...] = ()  # which face is meant, or its landmarks
+    features: tuple[Path, ...] = ()  # files with features of more references
 
 
 class Request(NamedTuple):
@@ -174,16 +175,30 @@ class RequestReader(FieldReader):
         if kind not in get_args(RequestedKind):
             self.note(f"{field}.kind", f'must be "human", "object" or "auto", not {name_of(kind)}')
             kind = "auto"
-        images, trajectory = data.get("images"), data.get("trajectory")
+        trajectory = data.get("trajectory")
         references = read_references(self, data, field)
-        if not images and trajectory is None:
-            self.note(field, "has neither images nor a trajectory; give at least one")
+        if not data.get("images") and not data.get("features") and trajectory is None:
+            self.note(field, "has neither images nor a trajectory nor features; give at least one")
+        kind = self.stored_kind(kind, references.pop("kinds"), references["images"], field)
         points = None
         if trajectory is not None:
             points = self.trajectory(trajectory, f"{field}.trajectory", canvas)
         if kind == "object" and references["faces"]:
             self.note(f"{field}.faces", 'an object has no face; remove it, or write "human"')
         return EntityRequest(word, span, kind, points=points, **references)
+
+    def stored_kind(self, kind: RequestedKind, stored: tuple, images: tuple, field: str):
+        """The kind of an entity, where its feature files say it and the request does not."""
+        said = set(stored) - {None}
+        if kind != "auto" or not stored:
+            return kind  # whether the files agree is checked with their sizes
+        if len(said) > 1:
+            self.note(f"{field}.features", "are of entities of several kinds; name those of one")
+        elif said:
+            return said.pop()
+        elif not images:
+            self.note(f"{field}.kind", 'its features do not say; write "human" or "object"')
+        return kind
 
     def word(self, word: Any, field: str, prompt: str) -> tuple[str, tuple[int, int] | None]:
         if not isinstance(word, str):

@@ -44,6 +44,17 @@ class Record(NamedTuple):
     flow: Float[np.ndarray, "f height width 2"] | None = None
 
 
+class StoredFeatures(NamedTuple):
+    """Features of the references that files bring instead of images; the others are zero."""
+
+    given: Bool[Array, "b e r"]
+    dino: Float[Array, "b e r dino_tokens dino_width"]
+    face_tokens: Float[Array, "b e r face_tokens face_width"]
+    face_vector: Float[Array, "b e r face_vector"]
+    object_tokens: Float[Array, "b e r object_tokens object_width"]
+    object_vector: Float[Array, "b e r object_vector"]
+
+
 class Inputs(NamedTuple):
     """Numbers in, before any network: what `conditioning.encode` turns into `Conditions`."""
 
@@ -59,9 +70,10 @@ class Inputs(NamedTuple):
     prior_mask: Bool[Array, "b e r"]  # False: no face was found, only DINO tokens remain
     dino_images: Float[Array, "b e r side side 3"]  # in [0, 1], background white
     face_images: Float[Array, "b e r side side 3"]  # in [0, 1], aligned; zeros for objects
-    object_images: Float[Array, "b e r side side 3"]  # in [0, 1]; of humans too
+    object_images: Float[Array, "b e r height width 3"]  # in [0, 1]; of humans too
     image: Float[Array, "b height width 3"] | None = None  # first frame in [-1, 1] (I2V)
     negative_ids: Int[Array, "b l"] | None = None  # negative prompts; a row of zeros has none
+    stored: StoredFeatures | None = None  # references from files; their images are zeros
 
 
 class Conditions(NamedTuple):

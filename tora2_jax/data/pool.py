@@ -19,6 +19,7 @@ from tora2_jax import conditioning, config
 from tora2_jax.data import world
 from tora2_jax.data.reference_augmentation import guard_record
 from tora2_jax.faces import FaceDetector
+from tora2_jax.models.prior import stored_priors
 from tora2_jax.train_config import ReferenceGuardConfig
 from tora2_jax.types import Inputs
 
@@ -88,6 +89,8 @@ def fingerprint(model: config.ModelConfig, examples: Examples, weights: list[str
     digest = hashlib.sha256()
     parts = {name: config.to_dict(getattr(model, name)) for name in ("vae", "dino", "face")}
     parts |= {"object": config.to_dict(model.object), "binding": model.binding.word_tokens}
+    for name in stored_priors(model):
+        parts[f"stored_{name}"] = config.to_dict(getattr(model, f"stored_{name}"))
     parts |= examples.identity
     parts |= {"padding": [model.max_entities, model.max_references], "format": _FORMAT}
     digest.update(json.dumps(parts, sort_keys=True).encode())

@@ -20,6 +20,7 @@ from tora2_jax.data import clip_folder, entity_clips, pool
 from tora2_jax.data.world import render_clip
 from tora2_jax.faces import GET_FACE_MODELS, FaceModelError, InsightFaceDetector, detector_file
 from tora2_jax.models import contrast, tora2
+from tora2_jax.models.prior import stored_priors
 from tora2_jax.models.t5 import T5Encoder
 from tora2_jax.networks import misfits
 from tora2_jax.text import load_tokenizer
@@ -156,7 +157,9 @@ def _examples(config, model: ModelConfig) -> pool.Examples:
 
 def _networks(config) -> tuple[str, ...]:
     """The frozen networks of a run. The toy stages share one pool, which holds all features."""
-    return conditioning.NETWORKS if config.clips is None else needed_networks(config.model)
+    if config.clips is not None:
+        return needed_networks(config.model)
+    return tuple(name for name in conditioning.NETWORKS if name not in stored_priors(config.model))
 
 
 def frozen_files(config) -> dict[str, str | None]:
@@ -176,7 +179,8 @@ def frozen_networks(config, model: ModelConfig, dtype=jnp.float32) -> conditioni
         lambda: conditioning.FrozenNetworks(model, _networks(config), rngs=nnx.Rngs(0), dtype=dtype)
     )
     for name, path in frozen_files(config).items():
-        checkpoint.restore_frozen(getattr(networks, name), path, dtype=dtype)
+        own_dtype = conditioning.computes_in(name, dtype)
+        checkpoint.restore_frozen(getattr(networks, name), path, dtype=own_dtype)
     return networks
 
 
