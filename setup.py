@@ -21,7 +21,7 @@ setup(
         "tensorflow-datasets>=4.9.10",
         "einops>=0.8",
         "ml-collections>=1.1",
-        "insightface>=2.1",  # brings opencv-python: never list the headless one beside it
+        "insightface>=2.1",  # brings onnxruntime, scikit-image, opencv-python (never headless)
         "av>=15",
         "pillow>=10",
         "safetensors>=0.5",

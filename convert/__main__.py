@@ -3,11 +3,17 @@
 python -m convert cogvideox --src DIFFUSERS_DIR --dst DIR    a CogVideoX download -> a checkpoint
 python -m convert tora --src DIFFUSERS_DIR|SAT_PT --dst DIR [--base DIR]
                                                              a Tora download -> a checkpoint
+python -m convert dinov2|clip|t5 --src FILE|DIR --dst DIR     a Hugging Face encoder -> its weights
+python -m convert arcface --src FILE --dst DIR               insightface's recognition network
+python -m convert reid --src FILE --dst DIR [--size 256x128] [--last-stride 1] ...
+                                                             a ResNet for objects -> its weights
 python -m convert export --src DIR --dst DIFFUSERS_DIR       a checkpoint -> what diffusers loads
 python -m convert bundle --config configs/C.py --dst DIR     several checkpoints -> one
 """
 
 import argparse
+import functools
+import importlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -16,6 +22,24 @@ from convert.engine import ConversionError
 from convert.folders import FolderError
 from tora2_jax.checkpoint import CheckpointError
 from tora2_jax.train_config import TrainConfig
+
+# Encoders by command: the module whose `convert_encoder(source, destination)` does it and returns
+# what the user should know, and what SRC is.
+_ENCODERS = {
+    "dinov2": ("convert.dinov2", "folder of a DINOv2 model, as transformers saves it"),
+    "clip": ("convert.clip", "folder of a CLIP model with both towers, as transformers saves it"),
+    "t5": ("convert.t5", "folder of a T5 v1.1 model or encoder, as transformers saves it"),
+    "arcface": (
+        "convert.arcface",
+        "ONNX file of an insightface package (glintr100.onnx), or weights of arcface_torch "
+        "(backbone.pth, .safetensors)",
+    ),
+    "reid": (
+        "convert.object_encoder",
+        "weights of a ResNet by torchvision, torchreid, fast-reid or reid-strong-baseline "
+        "(.pth, .safetensors)",
+    ),
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,6 +69,11 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name)
         command.add_argument("--src", type=Path, required=True, help=source)
         command.set_defaults(run=run)
+    for name, (module, source) in _ENCODERS.items():
+        command = commands.add_parser(name)
+        command.add_argument("--src", type=Path, required=True, help=source)
+        command.set_defaults(run=functools.partial(_encoder, module))
+    _add_reid_options(commands.choices["reid"])
     commands.choices["tora"].add_argument(
         "--base",
         type=Path,
@@ -66,6 +95,34 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_reid_options(command: argparse.ArgumentParser) -> None:
+    """What no tensor tells; without them the program's defaults are taken, and told."""
+    command.add_argument(
+        "--size", type=_size, metavar="HEIGHTxWIDTH", help="pixels of the images, such as 256x128"
+    )
+    command.add_argument("--last-stride", type=int, choices=(1, 2), help="of the last stage")
+    command.add_argument(
+        "--pooling",
+        choices=("mean", "generalized_mean"),
+        help="of the last map to the vector; generalized_mean is GeM",
+    )
+    command.add_argument(
+        "--stem-pool",
+        choices=("padded", "unpadded"),
+        help="max pooling behind the first convolution; unpadded as in fast-reid",
+    )
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Height and width of "256x128", or of "224"."""
+    sides = text.split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) >= 32 for side in sides):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no HEIGHTxWIDTH in pixels of at least 32, such as 256x128"
+        )
+    return int(sides[0]), int(sides[-1])
+
+
 # The networks are imported only by the command that needs them: --help answers at once.
 
 
@@ -85,6 +142,15 @@ def _export(options: argparse.Namespace) -> None:
     from convert.export import export_folder
 
     _tell(export_folder(options.src, options.dst, accept_differences=options.accept_differences))
+
+
+def _encoder(module: str, options: argparse.Namespace) -> None:
+    given = {name: getattr(options, name, None) for name in ("last_stride", "pooling", "stem_pool")}
+    if size := getattr(options, "size", None):
+        given["image_size"], given["image_width"] = size
+    given = {name: value for name, value in given.items() if value is not None}
+    convert = importlib.import_module(module).convert_encoder
+    _tell(convert(options.src, options.dst, **given))
 
 
 def _tell(notes: list[str]) -> None:

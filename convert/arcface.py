@@ -1,12 +1,26 @@
-"""Conversion table of ArcFace's improved residual network (insightface's PyTorch names)."""
+"""`python -m convert arcface`: ArcFace's improved residual network of insightface -> our weights.
+
+From PyTorch (`backbone.pth` of arcface_torch, whatever its depth) and from ONNX (`glintr100.onnx`),
+which `arcface_onnx` turns into PyTorch's names first.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
+from flax import nnx
 
+from convert import encoders
+from convert.arcface_onnx import read_onnx
 from convert.engine import CONV2D, Rule, Transform, ignored
 from convert.object_encoder import batch_norm, block_rules
+from convert.recognition_files import block_counts, first_names, read_tensors
+from convert.tensor_files import SourceError
 from tora2_jax.config import ArcFaceConfig
-from tora2_jax.models.arcface import map_size
+from tora2_jax.models.arcface import ArcFace, map_size
 
+_MARK = "layer1.0.prelu.weight"  # other residual networks have no such
 _CONVOLUTIONS = {r"conv1": "conv_in", r"conv2": "conv_out", r"downsample\.0": "shortcut"}
 _NORMS = {
     r"bn1": "norm_in",
@@ -14,6 +28,78 @@ _NORMS = {
     r"bn3": "norm_out",
     r"downsample\.1": "norm_shortcut",
 }
+
+
+def convert_encoder(source: str | Path, destination: str | Path) -> list[str]:
+    """Converts a file for `config.weights.face`.
+
+    Args:
+        source: `.onnx`, or safetensors or a pickle of tensors.
+        destination: Must not exist.
+
+    Returns:
+        What the user should know.
+
+    Raises:
+        ConversionError: lists everything about the source that is missing, damaged or of another
+            network.
+        FolderError: the destination cannot be written.
+    """
+    source, problems, settings, side = Path(source), [], None, None
+    tensors: dict[str, np.ndarray] = {}
+    try:
+        if source.suffix == ".onnx":
+            tensors, side = read_onnx(source)
+        else:
+            tensors = read_tensors(source)
+        settings = read_settings(tensors, side, problems)
+    except SourceError as error:
+        problems += error.problems
+    encoder = None if settings is None else _encoder(settings)
+    encoders.write(source, destination, encoder, encoders.Arrays(tensors), problems)
+    return [encoders.settings_note(encoder, {})]
+
+
+def _encoder(settings: ArcFaceConfig) -> encoders.Encoder:
+    return encoders.Encoder(
+        "face", settings, lambda: ArcFace(settings, rngs=nnx.Rngs(0)), rules(settings)
+    )
+
+
+def read_settings(
+    tensors: Mapping[str, np.ndarray], side: int | None, problems: list[str]
+) -> ArcFaceConfig | None:
+    """The settings that the shapes of tensors tell.
+
+    Args:
+        tensors: By PyTorch's names.
+        side: Of the images, if the source says it; the smallest multiple that fits otherwise.
+        problems: Grows if None is returned.
+    """
+    layers = block_counts(tensors)
+    firsts = [f"layer{stage + 1}.0.conv1.weight" for stage in range(len(layers))]
+    if not layers or _MARK not in tensors:
+        problems.append(
+            f"is no ArcFace iresnet: has no {_MARK}, but {first_names(tensors)}; give backbone.pth "
+            "of arcface_torch or glintr100.onnx"
+        )
+        return None
+    missing = [name for name in (*firsts, "fc.weight") if name not in tensors]
+    if missing:
+        problems += [f"missing: {name}, which tells the size of the network" for name in missing]
+        return None
+    widths = tuple(len(tensors[name]) for name in firsts)
+    embedding, inputs = tensors["fc.weight"].shape
+    rows = math.isqrt(inputs // widths[-1])
+    side = side or rows * 2 ** len(layers)
+    settings = ArcFaceConfig(image_size=side, layers=layers, widths=widths, embedding=embedding)
+    if map_size(settings) != rows or rows**2 * widths[-1] != inputs:
+        problems.append(
+            f"misshapen: fc.weight {(embedding, inputs)} does not read a square map of "
+            f"{widths[-1]} channels of an image of {side} x {side} pixels"
+        )
+        return None
+    return settings
 
 
 def rules(config: ArcFaceConfig) -> list[Rule]:

@@ -9,18 +9,22 @@ from convert.engine import ConversionError
 from tora2_jax import checkpoint, conditioning
 from tora2_jax.config import ModelConfig, to_dict
 from tora2_jax.networks import misfits
+from tora2_jax.stages.diffusion import TRAINED
 from tora2_jax.text import load_tokenizer
-from tora2_jax.train_config import TrainConfig
+from tora2_jax.train_config import TrainConfig, TrainError
+from tora2_jax.train_export import export_paths
 
 
 def make_bundle(config: TrainConfig, destination: str | Path) -> None:
     """Copies every component that `config.weights` names, with config and tokenizer.
 
-    A component that the config leaves out is left out: without motion and personalization the
-    bundle is plain CogVideoX, without a motion VAE the video VAE serves as one.
+    What the config's stage trains is taken from where it is exported, if the config names a place:
+    so the bundle of a run's config is the run's result. A component that the config leaves out is
+    left out: without motion and personalization the bundle is plain CogVideoX, without a motion VAE
+    the video VAE serves as one.
 
     Args:
-        config: From a file of `configs/`; `weights` and `tokenizer` are read, and `model`.
+        config: From a file of `configs/`; its model, stage, weights, export and tokenizer are read.
         destination: Must not exist.
 
     Raises:
@@ -51,12 +55,14 @@ def make_bundle(config: TrainConfig, destination: str | Path) -> None:
 
 def _places(config: TrainConfig) -> tuple[dict[str, Path], list[str]]:
     """Where each component lies, and what is wrong with that."""
-    places, problems = {}, []
-    for name in to_dict(config.weights):
-        given = getattr(config.weights, name)
-        if given is None:
+    exported, given = _exported(config), to_dict(config.weights)
+    places = {name: checkpoint.resolve(path, name) for name, path in given.items() if path}
+    places |= exported
+    problems = []
+    for name, path in places.items():
+        if name in exported and not path.is_file():
+            problems.append(f"config.export: {path} is not there; train this config first")
             continue
-        path = places[name] = checkpoint.resolve(given, name)
         try:
             checkpoint.component_metadata(path)
         except checkpoint.CheckpointError as error:
@@ -68,6 +74,16 @@ def _places(config: TrainConfig) -> tuple[dict[str, Path], list[str]]:
     except (OSError, ValueError) as error:
         problems.append(f"config.tokenizer: {error}")
     return places, problems
+
+
+def _exported(config: TrainConfig) -> dict[str, Path]:
+    """Where the config's stage leaves what it trains, if the config names a place."""
+    trained = TRAINED.get(config.stage, ()) if config.export else ()
+    names = [name for name in trained if getattr(config.model, name, True) is not None]
+    try:
+        return export_paths(config.export, names) if names else {}
+    except TrainError as error:
+        raise ConversionError(f"cannot be bundled:\n  {error}") from error
 
 
 def _absent(model: ModelConfig, places: dict[str, Path]) -> list[str]:

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 from convert import diffusers_config, folders, tora_transformer
 from convert.components import COMPONENTS, Component, components, misfits, target
-from convert.engine import ConversionError, Piece, assemble, plan
+from convert.engine import ConversionError, Piece, assembled, listing, plan
 from convert.tensor_files import SourceError, TensorFiles
+from convert.tokenizers import t5_problems
 from tora2_jax import bundle, checkpoint, weight_folder
 from tora2_jax.checkpoint import CheckpointError
 from tora2_jax.config import DiffusionConfig, ModelConfig, to_dict
-from tora2_jax.text import load_tokenizer
 
 _PARTS = {part.folder: part for part in diffusers_config.PARTS}
 # What tells CogVideoX 2B, 5B and 1.5 apart; I2V and T2V of one kind share VAE and schedule.
@@ -48,11 +48,6 @@ class Base(NamedTuple):
     model: ModelConfig
 
 
-def listing(source: Path, problems: list[str]) -> ConversionError:
-    """Everything that is wrong with a source as one error."""
-    return ConversionError(f"{source} cannot be converted:\n  " + "\n  ".join(problems))
-
-
 def write(destination: str | Path, wanted: Plan) -> None:
     """Makes the checkpoint; it appears when everything is written.
 
@@ -78,20 +73,11 @@ def write(destination: str | Path, wanted: Plan) -> None:
 def _write(folder: Path, job: Job, model: ModelConfig) -> None:
     component = job.component
     writers = {name: weight_folder.Writer(folder / name) for name in component.parts}
-    # The largest first: what the allocator keeps of one array then suffices for the next.
-    for path in sorted(job.shapes, key=lambda path: -_elements(job.shapes[path])):
-        array = assemble(job.pieces[path], job.shapes[path], job.files.read)
+    for path, array in assembled(job.pieces, job.shapes, job.files.read):
         own = component.prefix + path
         writers[component.part(own)].write(own, array)
     for writer in writers.values():
         writer.finish({"model": to_dict(model)})
-
-
-def _elements(shape: tuple[int, ...]) -> int:
-    count = 1
-    for length in shape:
-        count *= length
-    return count
 
 
 def check_folder(source: Path, tora: bool = False, base: Path | None = None) -> Plan:
@@ -122,13 +108,13 @@ def check_folder(source: Path, tora: bool = False, base: Path | None = None) -> 
     if faults or others or (lacking and not found):
         usable = {name: data[name] for name in data.keys() - others.keys() if data[name]}
         problems += [*faults, *others.values(), *diffusers_config.setting_problems(usable)]
-        problems += tokenizer_problems(tokenizer) if found or "tokenizer" not in lacking else []
+        problems += t5_problems(tokenizer) if found or "tokenizer" not in lacking else []
         raise listing(source, problems)
     name, other = source.absolute().name, found.model if found else None
     model, unusable = diffusers_config.read(data, name, other)
     if "transformer" in files and tora:
         model = with_motion(model, files["transformer"])
-    problems += unusable + tokenizer_problems(tokenizer, model)
+    problems += unusable + t5_problems(tokenizer, model.text.vocab_size)
     problems += _differences(other, model) if lacking else []
     jobs = []
     for component in components(model).values():
@@ -268,17 +254,3 @@ def _kind_problems(files: TensorFiles, tora: bool) -> list[str]:
     if tora:
         return ["transformer: has none of Tora's tensors (traj_extractor); use `convert cogvideox`"]
     return ["transformer: has Tora's tensors (traj_extractor); use `convert tora`"]
-
-
-def tokenizer_problems(folder: Path, model: ModelConfig | None = None) -> list[str]:
-    """Whether a tokenizer is there and goes with the text encoder, if that is known."""
-    try:
-        largest = max(load_tokenizer(folder).get_vocab().values())
-    except (OSError, ValueError) as error:
-        return [str(error)]
-    if model is not None and largest >= model.text.vocab_size:
-        return [
-            f"{folder}: has ids up to {largest}, but the text encoder knows "
-            f"{model.text.vocab_size} tokens"
-        ]
-    return []

@@ -4,41 +4,14 @@ A setting that a file leaves out has diffusers' default. A setting that we do no
 not know, is refused: it would give other videos without a word.
 """
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
+from convert.setting_table import Part
 from tora2_jax import config as ours
 from tora2_jax import diffusion
 from tora2_jax.config import ModelConfig
-
-
-class Part(NamedTuple):
-    """One JSON file of the folder.
-
-    Attributes:
-        folder: Where it lies.
-        file: Its name.
-        classes: What its class may be.
-        settings: Their name -> our name and their default.
-        fixed: Their name -> the only value that we implement, which is diffusers' unless it must
-            be given (`required`).
-        unread: Settings that change no number of ours.
-        required: Of `fixed`, those whose default in diffusers is another value.
-        choices: Their name -> the values that it may have.
-        check: Says of our values what cannot be used, where each alone could be.
-    """
-
-    folder: str
-    file: str
-    classes: tuple[str, ...]
-    settings: dict[str, tuple[str, Any]]
-    fixed: dict[str, Any]
-    unread: tuple[str, ...] = ()
-    required: dict[str, Any] = {}  # noqa: RUF012 (never changed)
-    choices: dict[str, tuple[str, ...]] = {}  # noqa: RUF012
-    check: Callable[[dict[str, Any]], list[str]] = lambda values: []
 
 
 def _vae_faults(values: dict[str, Any]) -> list[str]:
@@ -159,6 +132,7 @@ TEXT = Part(
     },
     {},
     required={"feed_forward_proj": "gated-gelu"},
+    strict=False,
 )
 PARTS = (TRANSFORMER, VAE, SCHEDULER, TEXT)
 TORA_CLASS = "ToraTransformer3DModel"  # takes the same settings
@@ -177,7 +151,7 @@ def read(
     """
     problems: list[str] = []
     values = {
-        part.folder: _read(part, parts[part.folder], problems)
+        part.folder: part.read(parts[part.folder], problems)
         for part in PARTS
         if part.folder in parts
     }
@@ -203,7 +177,7 @@ def setting_problems(parts: Mapping[str, Mapping[str, Any]]) -> list[str]:
     problems: list[str] = []
     for part in PARTS:
         if part.folder in parts:
-            _read(part, parts[part.folder], problems)
+            part.read(parts[part.folder], problems)
     return problems
 
 
@@ -276,47 +250,6 @@ def _text(settings: dict[str, Any]) -> dict[str, Any]:
         "pad_token_id": 0,
         "eos_token_id": 1,
     }
-
-
-def _read(part: Part, data: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
-    where = f"{part.folder}/{part.file}"
-    for name, value in part.fixed.items() | part.required.items():
-        given = data.get(name, None if name in part.required else value)
-        if given != value:
-            problems.append(f"{where}: {name} is {given!r}; only {value!r} is implemented")
-    known = {*part.settings, *part.fixed, *part.required, *part.unread}
-    if part is not TEXT:  # transformers' files hold much that T5 does not read
-        problems += [
-            f"{where}: {name} is not known here; a newer model?"
-            for name in data
-            if name not in known and not name.startswith("_")
-        ]
-    values, usable = {}, True
-    for theirs, (mine, default) in part.settings.items():
-        value = data.get(theirs, default)
-        whole = isinstance(default, int) and isinstance(value, float) and value.is_integer()
-        values[mine] = int(value) if whole else value
-        choices = part.choices.get(theirs)
-        if not _alike(values[mine], default) or (choices and values[mine] not in choices):
-            advice = f"; it must be {', '.join(choices)}" if choices else ""
-            problems.append(f"{where}: {theirs} cannot be {values[mine]!r}{advice}")
-            values[mine], usable = default, False
-    problems += [f"{where}: {fault}" for fault in part.check(values)] if usable else []
-    return values
-
-
-def _alike(value: Any, default: Any) -> bool:
-    """Whether a value can stand where this default stands; real numbers are all above zero."""
-    if isinstance(default, list):
-        return isinstance(value, list) and bool(value) and all(_alike(item, 1) for item in value)
-    if isinstance(default, bool | str):
-        return type(value) is type(default)
-    least = 0 if default == 0 else 1
-    whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
-    if default is None:
-        return value is None or whole
-    real = isinstance(default, float) and isinstance(value, float)
-    return whole or (real and 0 < value < math.inf)
 
 
 def _write(part: Part, settings: Any, derived: Mapping[str, Any] | None = None) -> dict[str, Any]:

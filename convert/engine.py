@@ -5,9 +5,10 @@ not fit are collected and raised as one error. A plan is made from names, shapes
 that models larger than the memory go through it array by array.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -16,6 +17,11 @@ _LISTED = 200  # problems in one message
 
 class ConversionError(ValueError):
     """The tensors do not fit the model; the message lists every difference."""
+
+
+def listing(source: Any, problems: list[str]) -> ConversionError:
+    """Everything that is wrong with a source as one error."""
+    return ConversionError(f"{source} cannot be converted:\n  " + "\n  ".join(problems))
 
 
 class Transform(NamedTuple):
@@ -223,6 +229,17 @@ def assemble(pieces: list[Piece], shape: tuple[int, ...], read: Read) -> np.ndar
         part = tensor if piece.part is None else piece.part.take(tensor)
         whole[... if piece.layer is None else piece.layer] = piece.transform.forward(part)
     return whole
+
+
+def assembled(
+    pieces: Mapping[str, list[Piece]], shapes: Mapping[str, tuple[int, ...]], read: Read
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Every parameter with its path, one after another; arguments are those of `assemble`.
+
+    The largest come first: what the allocator keeps of one array then suffices for the next.
+    """
+    for path in sorted(shapes, key=lambda path: -math.prod(shapes[path])):
+        yield path, assemble(pieces[path], shapes[path], read)
 
 
 def convert(

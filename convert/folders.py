@@ -13,6 +13,8 @@ _MARGIN = 1.05  # of the disk space that weights take, for indices and metadata
 TOKENIZER_FILES = (
     "tokenizer.json",
     "spiece.model",
+    "vocab.json",
+    "merges.txt",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",

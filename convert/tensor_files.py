@@ -23,7 +23,7 @@ _DTYPES = {
     "BOOL": np.dtype(bool),
 }
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
-_PICKLES = (".bin", ".pt", ".pth")
+_PICKLES = (".bin", ".pt", ".pth", ".tar")  # the last as in "model.pth.tar"
 
 
 class SourceError(ValueError):
@@ -49,6 +49,7 @@ class TensorFiles:
         path: One file, or a folder: with an index of shards (`*.safetensors.index.json`), or with
             one safetensors file, or with pickles, which are read with weights-only loading.
         key: The entry of a pickle under which the tensors are; None if they are the pickle.
+        wrappers: Entries under which a pickle may have the tensors; the first that is there.
 
     Attributes:
         specs: Shape and type of every tensor.
@@ -57,13 +58,13 @@ class TensorFiles:
         SourceError: lists every file that is missing or damaged.
     """
 
-    def __init__(self, path: str | Path, key: str | None = None):
-        path, self._key = Path(path), key
+    def __init__(self, path: str | Path, key: str | None = None, wrappers: tuple[str, ...] = ()):
+        path, self._keys = Path(path), (key, wrappers)
         files, promised = _files(path)
         problems, self.specs = [], {}
         for file in files:
             try:
-                found = _specs(file, key)
+                found = _specs(file, *self._keys)
             except SourceError as error:
                 problems += error.problems
                 continue
@@ -81,7 +82,7 @@ class TensorFiles:
             by_file.setdefault(self.specs[name].file, []).append(name)
         for file, wanted in by_file.items():
             if file.suffix in _PICKLES:
-                tensors = _unpickle(file, self._key)
+                tensors = _unpickle(file, *self._keys)
                 yield from ((name, _as_numpy(tensors[name])) for name in wanted)
                 continue
             with safe_open(file, "numpy") as opened:
@@ -135,9 +136,9 @@ def _shards(index: Path) -> tuple[list[Path], set[str]]:
     return files, set(weight_map)
 
 
-def _specs(file: Path, key: str | None) -> dict[str, TensorSpec]:
+def _specs(file: Path, key: str | None, wrappers: tuple[str, ...]) -> dict[str, TensorSpec]:
     if file.suffix in _PICKLES:
-        tensors = _unpickle(file, key)
+        tensors = _unpickle(file, key, wrappers)
         return {
             name: TensorSpec(
                 tuple(tensor.shape), _as_numpy(tensor[:0] if tensor.ndim else tensor).dtype, file
@@ -160,7 +161,7 @@ def _specs(file: Path, key: str | None) -> dict[str, TensorSpec]:
         ) from error
 
 
-def _unpickle(file: Path, key: str | None) -> dict[str, Any]:
+def _unpickle(file: Path, key: str | None, wrappers: tuple[str, ...]) -> dict[str, Any]:
     """The tensors of a pickle; code in it is never run."""
     try:
         import torch
@@ -178,6 +179,8 @@ def _unpickle(file: Path, key: str | None) -> dict[str, Any]:
         if not isinstance(content, dict) or key not in content:
             raise SourceError([f"{file}: has no entry {key!r}, which holds the tensors"])
         content = content[key]
+    elif isinstance(content, dict):
+        content = next((content[name] for name in wrappers if name in content), content)
     if not isinstance(content, dict):
         raise SourceError([f"{file}: is no dictionary of tensors"])
     faults = {name: _fault(name, value) for name, value in content.items()}

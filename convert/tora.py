@@ -4,8 +4,9 @@ from pathlib import Path
 
 from convert import conversion, tora_sat
 from convert.components import TORA
-from convert.engine import ConversionError
+from convert.engine import ConversionError, listing
 from convert.tensor_files import SourceError, TensorFiles
+from convert.tokenizers import t5_problems
 from tora2_jax import checkpoint
 
 _FROM_BASE = ("vae", "text")
@@ -60,17 +61,17 @@ def _check_sat(source: Path, base: Path | None) -> conversion.Plan:
     specs = {} if files is None else files.specs
     fits = False
     if found is not None:
-        problems += conversion.tokenizer_problems(base / "tokenizer", found.model)
+        problems += t5_problems(base / "tokenizer", found.model.text.vocab_size)
         unfit = tora_sat.base_problems(found.model, specs)
         problems += unfit
         fits = files is not None and not unfit  # else every tensor would be said to be wrong
     if not fits:
-        raise conversion.listing(source, problems)
+        raise listing(source, problems)
     model = conversion.with_motion(tora_sat.settings(found.model, specs), files)
     component = TORA._replace(rules=tora_sat.rules)
     jobs = conversion.make_job(component, model, files, problems)
     if problems:
-        raise conversion.listing(source, problems)
+        raise listing(source, problems)
     copies = {name: checkpoint.component_path(base, name) for name in _FROM_BASE}
     return conversion.Plan(model, jobs, copies, base / "tokenizer", tora_sat.notes(specs, model))
 

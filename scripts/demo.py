@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from tora2_jax import conditioning, evaluate, pipeline, sampling, video
-from tora2_jax.references import load_image
+from tora2_jax.image_file import load_image
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / "checkpoints" / "bench"

@@ -1,5 +1,6 @@
 """A tiny model and random conditions for the tests of the entity path."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -11,7 +12,18 @@ from tora2_jax import config as configs
 from tora2_jax.models.layers import assign_variables, flat_variables
 from tora2_jax.types import Conditions
 
-BATCH, ENTITIES, REFERENCES, GRID = 2, 3, 2, (3, 4, 5)
+BATCH, ENTITIES, GRID = 2, 3, (3, 4, 5)
+FEATURES = ("dino", "face_tokens", "face_vector", "object_tokens", "object_vector")
+REFERENCE_FIELDS = (*FEATURES, "reference_mask", "prior_mask")
+
+# These programs are small and run once or twice: nearly all of their time would be optimisation.
+quick_jit = functools.partial(
+    jax.jit,
+    compiler_options={
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+    },
+)
 
 
 def tiny_model(**personalization) -> configs.ModelConfig:
@@ -59,34 +71,70 @@ def random_conditions(model: configs.ModelConfig, seed: int = 0) -> Conditions:
 
     Sample 1: an object with both, a human with a reference but no face, and one padded entity.
     """
+    return _filled(
+        model,
+        seed,
+        human=[[1, 0, 0], [0, 1, 0]],
+        reference=[[[1, 1], [0, 0], [1, 0]], [[1, 1], [1, 0], [0, 0]]],
+        face=[[1, 1, 1], [1, 0, 1]],
+        on=[[[1, 1, 0], [1, 1, 1], [0, 0, 0]], [[0, 1, 1], [0, 0, 0], [0, 0, 0]]],
+        words=[[[1, 1], [1, 0], [1, 0]], [[1, 1], [1, 1], [0, 0]]],
+    )
+
+
+def crowded_conditions(model: configs.ModelConfig, seed: int = 0) -> Conditions:
+    """Eight entities of up to four references.
+
+    Sample 0 is full: some without references, some without a path, a human without a face. Sample 1
+    has two padded entities among others and three behind them.
+    """
+    counts = np.array([[4, 0, 3, 1, 4, 2, 4, 1], [1, 4, 0, 0, 2, 0, 0, 0]])
+    paths = [
+        [[1, 1, 1], [1, 1, 0], [0, 0, 0], [0, 1, 1], [0, 0, 1], [1, 0, 1], [0, 0, 0], [1, 1, 1]],
+        [[1, 1, 1], [0, 0, 0], [0, 1, 0], [0, 0, 0], [1, 0, 0], *[[0, 0, 0]] * 3],
+    ]
+    there = (counts > 0) | np.any(paths, axis=-1)
+    return _filled(
+        model,
+        seed,
+        human=[[1, 0, 0, 1, 1, 0, 1, 0], [1, 1, 0, 0, 0, 1, 0, 1]],
+        reference=np.arange(4) < counts[..., None],
+        face=[[1, 1, 1, 0, 1, 1, 1, 1], [1, 0, 1, 1, 1, 1, 1, 1]],
+        on=paths,
+        words=np.stack([there, there & (counts != 1)], -1),
+    )
+
+
+def _filled(model: configs.ModelConfig, seed: int, *, human, reference, face, on, words):
+    """Random numbers wherever something is; `face`: whether an entity's priors were found."""
+    human, reference, face, on, words = (
+        jnp.asarray(mask, bool) for mask in (human, reference, face, on, words)
+    )
+    batch, entities, references = reference.shape
     generator = np.random.default_rng(seed)
 
     def normal(*shape):
-        return jnp.asarray(generator.normal(size=(BATCH, ENTITIES, *shape)), jnp.float32)
+        return jnp.asarray(generator.normal(size=(batch, entities, *shape)), jnp.float32)
 
-    reference = jnp.array([[[1, 1], [0, 0], [1, 0]], [[1, 1], [1, 0], [0, 0]]], bool)
-    human = jnp.array([[1, 0, 0], [0, 1, 0]], bool)
-    on = jnp.array([[[1, 1, 0], [1, 1, 1], [0, 0, 0]], [[0, 1, 1], [0, 0, 0], [0, 0, 0]]], bool)
-    prior = reference & jnp.array([[1, 1, 1], [1, 0, 1]], bool)[..., None]
-    words = jnp.array([[[1, 1], [1, 0], [1, 0]], [[1, 1], [1, 1], [0, 0]]], bool)
-    splat = jnp.asarray(generator.random((BATCH, ENTITIES, *GRID)), jnp.float32)
-    face, objects = model.face, model.object
+    prior = reference & face[..., None]
+    splat = jnp.asarray(generator.random((batch, entities, *GRID)), jnp.float32)
+    faces, objects = model.face, model.object
     return Conditions(
-        text=jnp.zeros((BATCH, 4, model.text.width)),
-        motion_latents=jnp.zeros((BATCH, 3, 8, 10, 16)),
+        text=jnp.zeros((batch, 4, model.text.width)),
+        motion_latents=jnp.zeros((batch, 3, 8, 10, 16)),
         splat=masked(splat, on),
         path=masked(normal(GRID[0], 4), on),
         on=on,
-        words=masked(normal(2, model.text.width), words),
+        words=masked(normal(words.shape[-1], model.text.width), words),
         word_mask=words,
         is_human=human,
         reference_mask=reference,
         prior_mask=prior,
-        dino=masked(normal(REFERENCES, 9, model.dino.width), reference),
-        face_tokens=masked(normal(REFERENCES, 4, face.widths[-1]), prior & human[..., None]),
-        face_vector=masked(normal(REFERENCES, face.embedding), prior & human[..., None]),
-        object_tokens=masked(normal(REFERENCES, 16, objects.width), reference),
-        object_vector=masked(normal(REFERENCES, objects.width), reference),
+        dino=masked(normal(references, 9, model.dino.width), reference),
+        face_tokens=masked(normal(references, 4, faces.widths[-1]), prior & human[..., None]),
+        face_vector=masked(normal(references, faces.embedding), prior & human[..., None]),
+        object_tokens=masked(normal(references, 16, objects.width), reference),
+        object_vector=masked(normal(references, objects.width), reference),
     )
 
 
@@ -99,8 +147,21 @@ def permuted(conditions: Conditions, order: list[int]) -> Conditions:
     )
 
 
-def spoiled(conditions: Conditions) -> Conditions:
-    """Not-a-number in everything that the masks say is absent."""
+def padded(conditions: Conditions) -> Conditions:
+    """The same conditions with room for one more entity and one more reference."""
+
+    def pad(name):
+        values = getattr(conditions, name)
+        references = 1 if name in REFERENCE_FIELDS else 0
+        widths = [(0, 0), (0, 1), (0, references), *[(0, 0)] * max(0, values.ndim - 3)]
+        return jnp.pad(values, widths[: values.ndim])
+
+    names = set(Conditions._fields) - {"text", "motion_latents", "image_latents"}
+    return conditions._replace(**{name: pad(name) for name in names})
+
+
+def spoiled(conditions: Conditions, variant: str = "dpe") -> Conditions:
+    """Not-a-number in everything that the masks say is absent, or that the variant does not see."""
 
     def spoil(name, mask):
         values = getattr(conditions, name)
@@ -108,15 +169,21 @@ def spoiled(conditions: Conditions) -> Conditions:
         return jnp.where(mask, values, jnp.nan)
 
     reference, human = conditions.reference_mask, conditions.is_human[..., None]
-    prior = conditions.prior_mask
+    prior, none = conditions.prior_mask, jnp.zeros_like(reference)
+    face, objects = {
+        "dpe": (prior & human, prior & ~human),
+        "dino_decoupled": (prior & human, prior & ~human),
+        "dino_reid": (none, reference & (prior | human)),
+        "dino": (none, none),
+    }[variant]
     masks = {
         "splat": conditions.on,
         "path": conditions.on,
         "words": conditions.word_mask,
         "dino": reference,
-        "face_tokens": prior & human,
-        "face_vector": prior & human,
-        "object_tokens": prior & ~human,
-        "object_vector": prior & ~human,
+        "face_tokens": face,
+        "face_vector": face,
+        "object_tokens": objects,
+        "object_vector": objects,
     }
     return conditions._replace(**{name: spoil(name, mask) for name, mask in masks.items()})

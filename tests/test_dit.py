@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -345,19 +344,26 @@ def test_groups_of_blocks_equal_a_loop(order, every):
         known = model.keys_values(tokens, mask)
         shared = model._share(layout, embedding, maps, None, known, None)
         stream = model._embed(latents, text, layout)
-        scanned = model._run_blocks(stream, shared, maps, known)
+        scanned, seen = model._run_blocks(
+            stream, shared, maps, known, lambda cross, video, *_: video
+        )
+        observed = []
         for index in range(3):
             block = layers.map_arrays(lambda x, i=index: x[i], model.blocks)
             personalize = None
             if index % every == 0:
                 cross = layers.map_arrays(lambda x, i=index // every: x[i], model.cross_attention)
-                personalize = partial(
-                    cross, keys_values=cross.keys_values(tokens, mask), key_mask=mask
-                )
-            stream = block(stream, shared, maps[index], personalize)
-        return scanned, stream
+                known = cross.keys_values(tokens, mask)
 
-    assert relative_error(*both_ways(model)) < BLOCK_TOLERANCE
+                def personalize(stream, cross=cross, known=known):
+                    observed.append(layout.take_video(stream))
+                    return cross(stream, known, mask)
+
+            stream = block(stream, shared, maps[index], personalize)
+        return (scanned, stream), (seen, jnp.stack(observed))
+
+    for scanned, looped in both_ways(model):
+        assert relative_error(scanned, looped) < BLOCK_TOLERANCE
 
 
 def test_half_precision_is_close_and_returns_float32():

@@ -211,11 +211,11 @@ def test_weights_are_checked_before_clips_are_encoded(bases, clips, tmp_path):
 
 def test_settings_that_do_not_go_with_clips_are_refused(tmp_path):
     absent = tmp_path / "absent"
-    config = config_of("motion_stage1", absent, absent, tmp_path, stage="tora2", data_size=5)
+    config = config_of("motion_stage1", absent, absent, tmp_path, stage="vae", data_size=5)
     config.clips.folder, config.clips.motion, config.clips.draws = None, "none", 0
     with pytest.raises(train.TrainError) as error:
         train.train(config, tmp_path)
-    for part in ("base, motion, motion_vae", "data_size", "folder", "motion", "draws"):
+    for part in ("base, motion, motion_vae, tora2", "data_size", "folder", "motion", "draws"):
         assert part in str(error.value)
     with pytest.raises(train.TrainError, match=r"config\.clips is needed"):
         train.train(train.TrainConfig(stage="motion_vae"), tmp_path)

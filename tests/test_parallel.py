@@ -163,7 +163,7 @@ def _block_program(mesh, heads):
         embedding, mask = jnp.ones((4, 16)), jnp.ones((4, 6), bool)
         known = model.keys_values(tokens, mask)
         shared = model._share(layout, embedding, motion_maps, None, known, mask)
-        output = model._run_blocks(parallel.stream(stream), shared, motion_maps, known)
+        output, _ = model._run_blocks(parallel.stream(stream), shared, motion_maps, known, None)
         return jnp.square(output).sum()
 
     arguments = (trainable, shape, maps, (4, 6, 16), frozen)

@@ -1,4 +1,9 @@
-"""The appearance extractor: masks, padding, order, empty sets and the variants of Table 2."""
+"""The appearance extractor, of every variant of Table 2: masks, padding, order, empty sets.
+
+Eight entities of up to four references.
+"""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -7,10 +12,12 @@ import pytest
 from flax import nnx
 
 from tests.random_conditions import (
-    BATCH,
-    ENTITIES,
+    FEATURES,
+    REFERENCE_FIELDS,
+    crowded_conditions,
+    padded,
     permuted,
-    random_conditions,
+    quick_jit,
     random_module,
     spoiled,
     tiny_model,
@@ -18,121 +25,143 @@ from tests.random_conditions import (
 from tora2_jax.models.layers import flat_variables
 from tora2_jax.models.personalization import AppearanceExtractor
 
-FLOAT_FIELDS = ("dino", "face_tokens", "face_vector", "object_tokens", "object_vector")
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 
-def build(model):
-    return random_module(lambda rngs: AppearanceExtractor(model, rngs=rngs))
+class Outcome(NamedTuple):
+    """Of one forward and backward pass."""
+
+    tokens: jax.Array
+    mask: jax.Array
+    parameters: dict[str, jax.Array]  # gradients
+    inputs: dict[str, jax.Array]  # gradients
 
 
-@nnx.jit
-def extract(module, conditions):
-    return module(conditions)
+class Case:
+    """One variant with random weights."""
+
+    def __init__(self, variant: str):
+        self.variant, self.model = variant, tiny_model(variant=variant)
+        self.conditions = crowded_conditions(self.model)
+        module = random_module(lambda rngs: AppearanceExtractor(self.model, rngs=rngs))
+        self._graph, self._state = nnx.split(module)
+        self._gradient = quick_jit(jax.grad(self._loss, argnums=(0, 1), has_aux=True))
+
+    def __call__(self, conditions) -> Outcome:
+        inputs = {name: getattr(conditions, name) for name in FEATURES}
+        gradients, outputs = self._gradient(self._state, inputs, conditions)
+        return Outcome(*outputs, flat_variables(gradients[0]), gradients[1])
+
+    def _loss(self, state, inputs, conditions):
+        """The same for every order of entities and tokens."""
+        tokens, mask = nnx.merge(self._graph, state)(conditions._replace(**inputs))
+        weights = jax.random.normal(jax.random.key(1), tokens.shape[-1:])
+        return (jnp.sin(tokens) * weights).sum(), (tokens, mask)
+
+
+@pytest.fixture(scope="module", params=["dpe", "dino_decoupled", "dino_reid", "dino"])
+def case(request) -> Case:
+    return Case(request.param)
 
 
 @pytest.fixture(scope="module")
-def model():
-    return tiny_model()
+def outcome(case) -> Outcome:
+    return case(case.conditions)
 
 
-@pytest.fixture(scope="module")
-def module(model):
-    return build(model)
+def assert_close(first, second):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), first, second)
 
 
-@pytest.fixture(scope="module")
-def conditions(model):
-    return random_conditions(model)
+def test_tokens_are_there_where_a_reference_is(case, outcome):
+    tokens, mask, conditions = outcome.tokens, outcome.mask, case.conditions
+    assert tokens.dtype == jnp.float32 and np.isfinite(tokens).all()
+    assert (tokens[~mask] == 0).all() and (jnp.abs(tokens[mask]).max(-1) > 0).all()
+    present, human = conditions.reference_mask, conditions.is_human[..., None]
+    if case.variant == "dpe":
+        assert mask.shape == (2, 8, 3)
+        np.testing.assert_array_equal(mask, np.repeat(present.any(-1)[..., None], 3, -1))
+        return
+    # 9 tokens of DINO; 16 and a vector of the object network, 4 and a vector of the face network.
+    face = {"dino": 0, "dino_reid": 17, "dino_decoupled": 5}[case.variant]
+    found = present if case.variant == "dino_reid" else conditions.prior_mask
+    thing = 0 if case.variant == "dino" else 17
+    counts = 9 * present + jnp.where(human, face * found, thing * conditions.prior_mask)
+    np.testing.assert_array_equal(mask.sum(-1), counts.sum(-1))
+    assert mask.shape == (2, 8, 4 * (9 + thing))
 
 
-@nnx.jit
-def gradients(module, conditions):
-    """Of a fixed random projection of p, with respect to parameters and float inputs."""
-
-    def loss(module, inputs):
-        tokens, _ = module(conditions._replace(**inputs))
-        return (tokens * jax.random.normal(jax.random.key(1), tokens.shape)).sum()
-
-    inputs = {name: getattr(conditions, name) for name in FLOAT_FIELDS}
-    return nnx.grad(loss, argnums=(0, 1))(module, inputs)
-
-
-def test_tokens_are_there_where_a_reference_is(model, module, conditions):
-    tokens, mask = extract(module, conditions)
-    settings = model.personalization
-    assert tokens.shape == (BATCH, ENTITIES, settings.queries, settings.width)
-    assert tokens.dtype == jnp.float32
-    expected = conditions.reference_mask.any(-1)[..., None]
-    np.testing.assert_array_equal(mask, np.broadcast_to(expected, mask.shape))
-    assert (tokens[~mask] == 0).all()
-    assert (jnp.abs(tokens[mask]).max(-1) > 0).all()
-
-
-def test_absent_inputs_touch_neither_value_nor_gradient(module, conditions):
-    bad = spoiled(conditions)
-    np.testing.assert_array_equal(extract(module, bad)[0], extract(module, conditions)[0])
-    clean, _ = gradients(module, conditions)
-    parameters, inputs = gradients(module, bad)
-    for ours, theirs in zip(jax.tree.leaves(parameters), jax.tree.leaves(clean), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
-    for name in FLOAT_FIELDS:
+def test_absent_inputs_touch_neither_value_nor_gradient(case, outcome):
+    bad = spoiled(case.conditions, case.variant)
+    other = case(bad)
+    np.testing.assert_array_equal(other.tokens, outcome.tokens)
+    assert_close(other.parameters, outcome.parameters)
+    for name in FEATURES:
         absent = jnp.isnan(getattr(bad, name))
-        assert (inputs[name][absent] == 0).all()
-        present = inputs[name][~absent]
-        assert np.isfinite(present).all() and (present != 0).any()
+        assert np.isfinite(other.inputs[name]).all()
+        assert (other.inputs[name][absent] == 0).all()
+        assert (other.inputs[name][~absent] != 0).any() or absent.all()
 
 
-def test_a_padded_entity_or_reference_changes_nothing(module, conditions):
-    padded = {}
-    for name in (*FLOAT_FIELDS, "reference_mask", "prior_mask"):
+def test_a_padded_entity_or_reference_changes_nothing(case, outcome):
+    other = case(padded(case.conditions))
+    count = outcome.tokens.shape[2]
+    assert_close(other.tokens[:, :8, :count], outcome.tokens)
+    assert not other.mask[:, 8].any() and not other.mask[:, :, count:].any()
+    assert (other.tokens[~other.mask] == 0).all()
+    assert_close(other.parameters, outcome.parameters)
+    for name in FEATURES:
+        gradient = other.inputs[name]
+        assert_close(gradient[:, :8, :4], outcome.inputs[name])
+        assert (gradient[:, 8] == 0).all() and (gradient[:, :, 4] == 0).all()
+
+
+def test_the_order_of_entities_does_not_matter(case, outcome):
+    order = np.array([5, 2, 7, 0, 1, 6, 4, 3])
+    other = case(permuted(case.conditions, order))
+    assert_close(other.tokens, outcome.tokens[:, order])
+    np.testing.assert_array_equal(other.mask, outcome.mask[:, order])
+    assert_close(other.parameters, outcome.parameters)
+    assert_close(other.inputs, {name: outcome.inputs[name][:, order] for name in FEATURES})
+
+
+def test_without_references_nothing_has_a_gradient(case):
+    empty = case.conditions._replace(
+        reference_mask=jnp.zeros((2, 8, 4), bool), prior_mask=jnp.zeros((2, 8, 4), bool)
+    )
+    other = case(empty)
+    assert not other.mask.any() and (other.tokens == 0).all()
+    assert all((value == 0).all() for value in jax.tree.leaves((other.parameters, other.inputs)))
+
+
+def test_the_class_chooses_the_network(case, outcome):
+    """Which entities a change of one network's features reaches."""
+    conditions = case.conditions
+    human, prior = conditions.is_human, conditions.prior_mask.any(-1)
+    reaches = {
+        "dino": (human & False, human & False),
+        "dino_reid": (human & False, conditions.reference_mask.any(-1) & (prior | human)),
+    }.get(case.variant, (human & prior, ~human & prior))
+    for name, expected in zip(("face_tokens", "object_vector"), reaches, strict=True):
         values = getattr(conditions, name)
-        padded[name] = jnp.pad(values, ((0, 0), (0, 1), (0, 1)) + ((0, 0),) * (values.ndim - 3))
-    padded["is_human"] = jnp.pad(conditions.is_human, ((0, 0), (0, 1)))
-    tokens, mask = extract(module, conditions._replace(**padded))
-    expected, _ = extract(module, conditions)
-    np.testing.assert_allclose(tokens[:, :-1], expected, rtol=1e-5, atol=1e-5)
-    assert not mask[:, -1].any() and (tokens[:, -1] == 0).all()
-
-
-def test_the_order_of_entities_does_not_matter(module, conditions):
-    order = [2, 0, 1]
-    tokens, _ = extract(module, permuted(conditions, order))
-    expected = extract(module, conditions)[0][:, np.array(order)]
-    np.testing.assert_allclose(tokens, expected, rtol=1e-5, atol=1e-5)
-
-
-def test_the_class_chooses_the_network(module, conditions):
-    tokens, _ = extract(module, conditions)
-    for name, expected in {
-        "face_tokens": [[True, False, False], [False, False, False]],
-        "object_vector": [[False, False, True], [True, False, False]],
-    }.items():
-        values = getattr(conditions, name)
-        other, _ = extract(
-            module, conditions._replace(**{name: values + jnp.arange(values.shape[-1])})
+        moved = values + jnp.arange(values.shape[-1])
+        other = case(conditions._replace(**{name: moved}))
+        np.testing.assert_array_equal(
+            jnp.abs(other.tokens - outcome.tokens).max((-1, -2)) > 1e-5, expected
         )
-        np.testing.assert_array_equal(jnp.abs(other - tokens).max((-1, -2)) > 1e-5, expected)
 
 
-def test_every_parameter_learns(module, conditions):
-    parameters, _ = gradients(module, conditions)
-    still = [path for path, value in flat_variables(parameters).items() if not value.any()]
+def test_every_parameter_learns(outcome):
+    still = [path for path, value in outcome.parameters.items() if not value.any()]
     # A bias of the keys shifts all logits of a query alike, up to rounding.
     assert [path for path in still if not path.endswith("key.bias")] == []
 
 
-@pytest.mark.parametrize(
-    ("variant", "tokens_per_image"), [("dino", 9), ("dino_reid", 26), ("dino_decoupled", 26)]
-)
-def test_linear_variants_keep_all_tokens(variant, tokens_per_image):
-    model = tiny_model(variant=variant)
-    conditions = random_conditions(model)
-    tokens, mask = extract(build(model), conditions)
-    assert tokens.shape == (BATCH, ENTITIES, 2 * tokens_per_image, 16)
-    assert mask.shape == tokens.shape[:-1]
-    # Sample 0: a human (4 face tokens), nothing, one of two references of an object.
-    human = {"dino": 9, "dino_reid": 26, "dino_decoupled": 4 + 1 + 9}[variant]
-    np.testing.assert_array_equal(mask[0].sum(-1), [2 * human, 0, tokens_per_image])
-    # Sample 1, entity 1: a human without a face still has DINO, and the object encoder.
-    assert mask[1, 1].sum() == (26 if variant == "dino_reid" else 9)
-    assert (tokens[~mask] == 0).all() and np.isfinite(tokens).all()
+def test_the_order_of_references_does_not_matter(case, outcome):
+    order = np.array([2, 0, 3, 1])
+    turned = {name: getattr(case.conditions, name)[:, :, order] for name in REFERENCE_FIELDS}
+    tokens, expected = case(case.conditions._replace(**turned)).tokens, outcome.tokens
+    if case.variant != "dpe":  # the linear variants keep the tokens of each reference
+        split = (2, 8, 4, -1, expected.shape[-1])
+        expected = expected.reshape(split)[:, :, order].reshape(expected.shape)
+    assert_close(tokens, expected)

@@ -94,6 +94,20 @@ def test_problems_of_a_batch_are_told_at_once(pipeline, requests):
     ]
 
 
+def test_what_was_decided_about_references_is_said(pipeline, requests, monkeypatch, caplog):
+    monkeypatch.setattr(pipeline.config, "face_detector", "insightface")
+    monkeypatch.setattr(pipeline, "detector", lambda picture: [])
+    man, kite = requests[0].entities
+    unclear = requests[0]._replace(entities=(man, kite._replace(kind="auto")))
+    said = []
+    _, inputs = pipeline.prepare([requests[1], unclear], said.append)
+    assert said == ['requests[1]: entities[1] "kite": taken as object, for no face was found']
+    assert not inputs.is_human.any() and inputs.object_images[1, 1].any()
+    with caplog.at_level("INFO", "tora2_jax"):
+        pipeline.prepare([unclear])
+    assert "taken as object" in caplog.text
+
+
 def one_hot(ids):
     """A text encoder that shows what it was given."""
     return jnp.asarray(np.eye(256, dtype=np.float32)[np.asarray(ids)])

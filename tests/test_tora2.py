@@ -13,7 +13,6 @@ from tests.parity import relative_error
 from tests.random_conditions import permuted, spoiled, tiny_model
 from tests.random_conditions import random_conditions as entity_conditions
 from tora2_jax import conditioning, config, diffusion
-from tora2_jax.models import binding
 from tora2_jax.models.layers import assign_variables, flat_variables
 from tora2_jax.models.tora2 import COMPONENTS, Tora2
 
@@ -196,7 +195,7 @@ def test_padding_entities_leave_the_contrastive_loss_alone(model_config):
     @jax.jit
     def contrast(conditions):
         bound = nnx.merge(graph, state).bind(conditions)
-        return binding.contrastive_loss(bound.contrast, 0.07)[0]
+        return contrast.contrastive_loss(bound.contrast, 0.07)[0]
 
     padded = conditions._replace(
         **{

@@ -227,7 +227,10 @@ def test_a_way_to_sample_may_change_or_be_new_in_a_run_that_goes_on():
     old, new = to_dict(_config(steps=2)), to_dict(_config(steps=2))
     new["model"]["diffusion"]["scheduler"] = "ddim"
     del old["model"]["diffusion"]["steps_offset"]
+    del old["optim"]["gate_lr_scale"]  # a setting that is new had its default
     assert not differences(old, new)
+    new["optim"]["gate_lr_scale"] = 1.0
+    assert differences(old, new) == ["config.optim.gate_lr_scale: 100.0 -> 1.0"]
 
 
 def test_export_paths():
@@ -260,6 +263,28 @@ def test_weight_decay_and_groups():
     np.testing.assert_array_equal(updates["motion.bias"], 0)
 
 
+def test_the_scalar_of_a_tanh_gate_learns_faster():
+    config = OptimConfig(learning_rate=1e-3, warmup_steps=0, clip_norm=1e9, new_lr_scale=3.0)
+    config.tora_initialised = "motion"
+    names = (
+        "binder.gate_motion.alpha",
+        "binder.gate_motion.value.kernel",
+        "motion.alpha_conv.bias",
+    )
+    gradients = {name: jnp.ones((2, 2)) for name in names}
+    for algorithm, share in (("adamw", 1.0), ("muon", 0.15)):
+        config.algorithm = algorithm
+        step = -_first_step(config, gradients)["binder.gate_motion.alpha"]
+        config.gate_lr_scale = 1.0
+        slow = _first_step(config, gradients)
+        config.gate_lr_scale = 100.0
+        np.testing.assert_allclose(step, -100 * slow["binder.gate_motion.alpha"], rtol=1e-5)
+        assert (step > 0.9 * 3e-3 * 100 * share).all()
+        fast = _first_step(config, gradients)
+        for name in names[1:]:
+            np.testing.assert_array_equal(fast[name], slow[name])
+
+
 def test_muon_turns_the_gradient_of_a_kernel_into_orthogonal_directions():
     config = OptimConfig(algorithm="muon", learning_rate=0.1, warmup_steps=0, clip_norm=1e9)
     kernel = jnp.zeros((3, 3, 4, 5))
@@ -278,13 +303,13 @@ def test_muon_turns_every_layer_of_a_stacked_kernel_alone():
     config = OptimConfig(algorithm="muon", learning_rate=0.1, warmup_steps=0, clip_norm=1e9)
     config.stacked = r"blocks\."
     gradient = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 5)), jnp.float32)
-    whole = _muon_step(config, {"blocks.kernel": gradient})["blocks.kernel"]
-    layers = _muon_step(config, {f"{layer}.kernel": gradient[layer] for layer in range(3)})
+    whole = _first_step(config, {"blocks.kernel": gradient})["blocks.kernel"]
+    layers = _first_step(config, {f"{layer}.kernel": gradient[layer] for layer in range(3)})
     for layer in range(3):
         np.testing.assert_allclose(whole[layer], layers[f"{layer}.kernel"], rtol=1e-3, atol=1e-5)
 
 
-def _muon_step(config, gradients):
+def _first_step(config, gradients):
     variables = jax.tree.map(jnp.zeros_like, gradients)
     optimizer = optim.make_optimizer(config, steps=10)
     return optimizer.update(gradients, optimizer.init(variables), variables)[0]

@@ -62,10 +62,47 @@ def load_bundle(
     for name in parts:
         own = checkpoint.component_path(directory, name)
         source = "vae" if name == "motion_vae" and own is None else name
-        _restore(getattr(networks, name), directory, source, name, problems, dtype)
+        own_dtype = conditioning.computes_in(name, dtype)
+        _restore(getattr(networks, name), directory, source, name, problems, own_dtype)
     if problems:
         raise CheckpointError(f"checkpoint {directory}:\n  " + "\n  ".join(problems))
     return model_config, model, text, networks, load_bundle_tokenizer(directory)
+
+
+def load_reference_encoders(
+    directory: Path, dtype=jnp.float32
+) -> tuple[config.ModelConfig, conditioning.FrozenNetworks]:
+    """The networks of a checkpoint that describe references, and none of the others.
+
+    Raises:
+        CheckpointError: lists everything that is missing or does not fit, or says that the model
+            takes no references.
+    """
+    if _is_workdir(directory):
+        run = _load_run(directory)
+        model_config = diffusion.trained_model_config(run)
+        files = {name: path and Path(path) for name, path in diffusion.frozen_files(run).items()}
+    else:
+        model_config = load_config(directory)
+        names = conditioning.needed_networks(model_config)
+        files = {name: checkpoint.component_path(directory, name) for name in names}
+    if model_config.personalization is None:
+        raise CheckpointError(f"checkpoint {directory}: {model_config.name} takes no references")
+    wanted = {name: path for name, path in files.items() if name in ("dino", "face", "object")}
+    _, _, networks = abstract_networks(model_config, tuple(wanted), dtype)
+    problems = []
+    for name, path in wanted.items():
+        if path is None:
+            problems.append(f"{name}: neither {name}.safetensors nor a folder {name}/ is there")
+            continue
+        try:
+            own_dtype = conditioning.computes_in(name, dtype)
+            checkpoint.restore_frozen(getattr(networks, name), path, dtype=own_dtype)
+        except CheckpointError as error:
+            problems.append(f"{name}: {error}")
+    if problems:
+        raise CheckpointError(f"checkpoint {directory}:\n  " + "\n  ".join(problems))
+    return model_config, networks
 
 
 def _is_workdir(directory: Path) -> bool:

@@ -3,8 +3,9 @@
 `*_inputs` turn words, images and points into numbers on the host; `encode` runs the networks.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,23 +16,31 @@ from jaxtyping import Array, Bool, Float, Int
 from tora2_jax import text as text_room
 from tora2_jax import trajectory
 from tora2_jax.config import ModelConfig
+from tora2_jax.faces import FaceDetector
 from tora2_jax.first_frame import encode_first_frame, first_frame
-from tora2_jax.models.arcface import ArcFace
 from tora2_jax.models.dinov2 import DINOv2
-from tora2_jax.models.object_encoder import ObjectEncoder
+from tora2_jax.models.prior import build_prior, prior_configs, stored_priors
 from tora2_jax.models.t5 import T5Encoder
 from tora2_jax.models.vae import CausalVAE
-from tora2_jax.references import FaceDetector, load_image, prepare
-from tora2_jax.request import EntityRequest, Request, RequestError, with_defaults
-from tora2_jax.types import Conditions, Inputs, Kind, Record
+from tora2_jax.reference_inputs import (
+    PreparedEntity,
+    prepare_entity,
+    prepare_request,
+    reference_arrays,
+)
+from tora2_jax.references import Reference
+from tora2_jax.request import EntityRequest, Request, with_defaults
+from tora2_jax.stored_features import with_stored
+from tora2_jax.types import Conditions, Inputs, Record
+
+_LOG = logging.getLogger(__name__)
 
 
 class EntityInput(NamedTuple):
     """One entity, ready to become numbers."""
 
     span: tuple[int, int]  # characters of its word in the caption
-    kind: Kind
-    images: Sequence[np.ndarray]  # RGBA references
+    appearance: PreparedEntity
     track: Float[np.ndarray, "f 2"]  # (x, y), continuous pixels
     visible: Bool[np.ndarray, "f"]  # all False: no trajectory
 
@@ -72,7 +81,13 @@ def needed_networks(model: ModelConfig) -> tuple[str, ...]:
     """Which frozen networks a model looks through: plain CogVideoX only its VAE."""
     motion = ("motion_vae",) if model.motion else ()
     appearance = ("dino", "face", "object") if model.personalization else ()
-    return ("vae", *motion, *appearance)
+    names = ("vae", *motion, *appearance)
+    return tuple(name for name in names if name not in stored_priors(model))
+
+
+def computes_in(name: str, dtype) -> Any:
+    """The type in which a frozen network computes, if the others compute in `dtype`."""
+    return jnp.float32 if name in ("face", "object") else dtype
 
 
 class FrozenNetworks(nnx.Module):
@@ -96,11 +111,12 @@ class FrozenNetworks(nnx.Module):
         def vae() -> CausalVAE:
             return CausalVAE(config.vae, rngs=rngs, dtype=dtype)
 
-        self.vae = vae()
+        self.vae = vae() if "vae" in parts else None
         self.motion_vae = vae() if "motion_vae" in parts else None
         self.dino = DINOv2(config.dino, rngs=rngs, dtype=dtype) if "dino" in parts else None
-        self.face = ArcFace(config.face, rngs=rngs) if "face" in parts else None
-        self.object = ObjectEncoder(config.object, rngs=rngs) if "object" in parts else None
+        priors = prior_configs(config)
+        self.face = build_prior(priors["face"], rngs) if "face" in parts else None
+        self.object = build_prior(priors["object"], rngs) if "object" in parts else None
 
 
 def entity_inputs(
@@ -109,7 +125,6 @@ def entity_inputs(
     caption: str,
     entities: Sequence[EntityInput],
     size: tuple[int, int, int],
-    detector: FaceDetector | None = None,
 ) -> Inputs:
     """One sample as unbatched `Inputs` (no leading `b`).
 
@@ -119,7 +134,6 @@ def entity_inputs(
         caption: The prompt.
         entities: At most `model.max_entities`.
         size: Frames, height and width in pixels.
-        detector: Finds faces where `model.face_detector` needs a network.
     """
     frames, height, width = size
     tracks = np.zeros((model.max_entities, frames, 2), np.float32)
@@ -142,7 +156,7 @@ def entity_inputs(
         path=splat.path,
         on=splat.on,
         **_word_inputs(model, tokenizer, caption, entities),
-        **_reference_inputs(model, entities, detector),
+        **reference_arrays(model, [entity.appearance for entity in entities]),
     )
 
 
@@ -157,35 +171,17 @@ def _word_inputs(model: ModelConfig, tokenizer, caption: str, entities) -> dict[
     return {"word_index": index, "word_mask": mask}
 
 
-def _reference_inputs(model: ModelConfig, entities, detector) -> dict[str, np.ndarray]:
-    shape = (model.max_entities, model.max_references)
-    sides = {name: getattr(model, name).image_size for name in ("dino", "face", "object")}
-    images = {name: np.zeros((*shape, side, side, 3), np.float32) for name, side in sides.items()}
-    reference_mask, prior_mask = np.zeros(shape, bool), np.zeros(shape, bool)
-    is_human = np.zeros(shape[0], bool)
-    for row, entity in enumerate(entities):
-        is_human[row] = entity.kind == "human"
-        for column, image in enumerate(entity.images[: shape[1]]):
-            prepared = prepare(image, entity.kind, model, detector)
-            for name, array in images.items():
-                array[row, column] = getattr(prepared, name)
-            reference_mask[row, column] = True
-            prior_mask[row, column] = prepared.has_prior
-    return {
-        "is_human": is_human,
-        "reference_mask": reference_mask,
-        "prior_mask": prior_mask,
-        **{f"{name}_images": array for name, array in images.items()},
-    }
+def record_inputs(
+    model: ModelConfig, tokenizer, record: Record, detector: FaceDetector | None = None
+) -> Inputs:
+    """Unbatched `Inputs` of a record; paths that the record withholds are withheld here too.
 
-
-def record_inputs(model: ModelConfig, tokenizer, record: Record) -> Inputs:
-    """Unbatched `Inputs` of a record; paths that the record withholds are withheld here too."""
+    `detector` finds faces where `model.face_detector` needs a network.
+    """
     entities = [
         EntityInput(
             entity.span,
-            entity.kind,
-            entity.images,
+            prepare_entity(model, entity.kind, list(map(Reference, entity.images)), detector),
             entity.track,
             entity.visible & entity.has_trajectory,
         )
@@ -194,35 +190,45 @@ def record_inputs(model: ModelConfig, tokenizer, record: Record) -> Inputs:
     return entity_inputs(model, tokenizer, record.caption, entities, record.video.shape[:3])
 
 
-def inputs_from_records(model: ModelConfig, tokenizer, records: Sequence[Record]) -> Inputs:
-    """Batched `Inputs` of records."""
-    return batch_inputs([record_inputs(model, tokenizer, record) for record in records])
+def inputs_from_records(
+    model: ModelConfig,
+    tokenizer,
+    records: Sequence[Record],
+    detector: FaceDetector | None = None,
+) -> Inputs:
+    """Batched `Inputs` of records; see `record_inputs`."""
+    return batch_inputs([record_inputs(model, tokenizer, record, detector) for record in records])
 
 
 def request_inputs(
-    model: ModelConfig, tokenizer, request: Request, detector: FaceDetector | None = None
+    model: ModelConfig,
+    tokenizer,
+    request: Request,
+    detector: FaceDetector | None = None,
+    say: Callable[[str], None] = _LOG.info,
 ) -> Inputs:
     """Unbatched `Inputs` of a checked request.
 
+    Args:
+        model: Sizes of everything.
+        tokenizer: From `text.load_tokenizer`.
+        request: From `request.load_request`.
+        detector: Finds faces where `model.face_detector` needs a network.
+        say: Told what was decided: kinds that the request leaves open, and the faces taken.
+
     Raises:
-        RequestError: an entity's kind is left open and cannot be told for this model.
+        RequestError: See `reference_inputs.prepare_request`.
     """
     request = with_defaults(request, model)
-    problems = [
-        f'entities[{index}].kind: {model.name} cannot tell; write "human" or "object"'
-        for index, entity in enumerate(request.entities)
-        if entity.kind == "auto" and entity.images and detector is None
-    ]
-    if problems:
-        raise RequestError(problems)
+    prepared = prepare_request(model, request, detector)
     entities = []
-    for entity in request.entities:
-        images = [load_image(path) for path in entity.images]
+    for index, (entity, appearance) in enumerate(zip(request.entities, prepared, strict=True)):
+        for note in appearance.notes:
+            say(f'entities[{index}] "{entity.word}": {note}')
         track, visible = request_track(entity, request, model)
-        kind = _kind(entity, images, detector)
-        entities.append(EntityInput(entity.span, kind, images, track, visible))
+        entities.append(EntityInput(entity.span, appearance, track, visible))
     size = (request.frames, request.height, request.width)
-    inputs = entity_inputs(model, tokenizer, request.prompt, entities, size, detector)
+    inputs = entity_inputs(model, tokenizer, request.prompt, entities, size)
     if request.image is not None:
         inputs = inputs._replace(image=first_frame(request))
     if request.negative_prompt is not None:
@@ -230,13 +236,6 @@ def request_inputs(
         ids = text_room.tokenize(tokenizer, [request.negative_prompt], length)[0]
         inputs = inputs._replace(negative_ids=ids)
     return inputs
-
-
-def _kind(entity: EntityRequest, images: list[np.ndarray], detector: FaceDetector | None) -> Kind:
-    if entity.kind != "auto":
-        return entity.kind
-    faces = (detector(image[..., :3]) is not None for image in images)
-    return "human" if any(faces) else "object"
 
 
 def request_track(
@@ -252,13 +251,18 @@ def request_track(
 
 
 def batch_inputs(samples: Sequence[Inputs]) -> Inputs:
-    """Stack unbatched inputs along a new leading axis; negative prompts may lack in some."""
-    if any(sample.negative_ids is not None for sample in samples):
-        none = np.zeros_like(samples[0].token_ids)
-        samples = [
-            sample if sample.negative_ids is not None else sample._replace(negative_ids=none)
-            for sample in samples
-        ]
+    """Stack unbatched inputs along a new leading axis.
+
+    Negative prompts and stored features may lack in some; zeros are none.
+    """
+    for name in ("negative_ids", "stored"):
+        present = [value for sample in samples if (value := getattr(sample, name)) is not None]
+        if present:
+            none = jax.tree.map(np.zeros_like, present[0])
+            samples = [
+                sample if getattr(sample, name) is not None else sample._replace(**{name: none})
+                for sample in samples
+            ]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *samples)
 
 
@@ -275,7 +279,8 @@ def without_paths(inputs: Inputs) -> Inputs:
 def without_references(inputs: Inputs) -> Inputs:
     """The same request with every reference image withheld."""
     names = ("reference_mask", "prior_mask", "dino_images", "face_images", "object_images")
-    return inputs._replace(**{name: np.zeros_like(getattr(inputs, name)) for name in names})
+    nothing = {name: np.zeros_like(getattr(inputs, name)) for name in names}
+    return inputs._replace(**nothing, stored=jax.tree.map(np.zeros_like, inputs.stored))
 
 
 def encode_visual(networks: FrozenNetworks, model: ModelConfig, inputs: Inputs) -> VisualFeatures:
@@ -292,18 +297,26 @@ def encode_visual(networks: FrozenNetworks, model: ModelConfig, inputs: Inputs) 
         motion = networks.motion_vae.encode_latents(inputs.flow_video)
         patch_t = model.transformer.patch_size_t or 1
         features = features._replace(motion_latents=pad_front(motion, patch_t))
-    if networks.dino is not None:
-        features = features._replace(dino=networks.dino(inputs.dino_images))
-    for name, images in (("face", inputs.face_images), ("object", inputs.object_images)):
-        if (encoder := getattr(networks, name)) is not None:
-            prior = encoder(images)
-            parts = {f"{name}_tokens": prior.tokens, f"{name}_vector": prior.vector}
-            features = features._replace(**parts)
+    features = features._replace(**encode_references(networks, model, inputs))
     if inputs.image is not None:
         frames, _, _ = model.latent_grid(*inputs.flow_video.shape[1:4])
         image_latents = encode_first_frame(networks.vae, model, inputs.image, frames)
         features = features._replace(image_latents=image_latents)
     return features
+
+
+def encode_references(
+    networks: FrozenNetworks, model: ModelConfig, inputs: Inputs
+) -> dict[str, Array | None]:
+    """What encoders and feature files say about the references, as `VisualFeatures` names it."""
+    names = ("dino", "face_tokens", "face_vector", "object_tokens", "object_vector")
+    found: dict[str, Array | None] = dict.fromkeys(names)
+    if networks.dino is not None:
+        found["dino"] = networks.dino(inputs.dino_images)
+    for name, images in (("face", inputs.face_images), ("object", inputs.object_images)):
+        if (encoder := getattr(networks, name)) is not None:
+            found[f"{name}_tokens"], found[f"{name}_vector"] = encoder(images)
+    return with_stored(found, model, inputs)
 
 
 def pad_front(latents: Float[Array, "b t_lat h w c"], multiple: int) -> Float[Array, "b t2 h w c"]:

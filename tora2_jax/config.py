@@ -88,6 +88,7 @@ class DINOv2Config:
     num_layers: int = 24
     num_heads: int = 16
     mlp_ratio: int = 4
+    feed_forward: Literal["gelu", "swiglu"] = "gelu"  # swiglu in ViT-g
     num_registers: int = 0
     norm_eps: float = 1e-6
 
@@ -106,15 +107,36 @@ class ArcFaceConfig:
 class ObjectEncoderConfig:
     """ResNet used as object prior (ReID); defaults are ResNet-50 at 224 pixels."""
 
-    image_size: int = 224
+    image_size: int = 224  # rows of pixels
+    image_width: int | None = None  # columns; None: as many as rows
     layers: tuple[int, ...] = (3, 4, 6, 3)
     base_width: int = 64
     last_stride: int = 2
+    stem_pool: Literal["padded", "unpadded"] = "padded"  # max pooling; fast-reid does not pad
+    pooling: Literal["mean", "generalized_mean"] = "mean"  # of the map, for the vector
+    neck: bool = False  # a batch norm behind the pooling
 
     @property
     def width(self) -> int:
         """Channels of the last map and of the pooled vector."""
         return self.base_width * 8 * 4
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Rows and columns of the images that it reads."""
+        return self.image_size, self.image_width or self.image_size
+
+
+@dataclass(slots=True, kw_only=True)
+class StoredPriorConfig:
+    """An appearance prior that feature files bring, and no network of ours.
+
+    Defaults are one vector as wide as the box features of the tracker that the paper cites.
+    """
+
+    tokens: int = 1  # k
+    width: int = 1024  # f, of a token
+    vector_width: int = 1024
 
 
 @dataclass(slots=True, kw_only=True)
@@ -155,7 +177,8 @@ class BindingConfig:
     frequencies: int = 8
     contrast_width: int = 256
     contrast_temperature: float = 0.07
-    contrast_on: Literal["bound", "unbound"] = "bound"
+    # Tokens that the contrastive loss compares; "none": no heads for it (Table 4, first row).
+    contrast_on: Literal["bound", "unbound", "none"] = "bound"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -190,6 +213,8 @@ class ModelConfig:
     dino: DINOv2Config = field(default_factory=DINOv2Config)
     face: ArcFaceConfig = field(default_factory=ArcFaceConfig)
     object: ObjectEncoderConfig = field(default_factory=ObjectEncoderConfig)
+    stored_face: StoredPriorConfig | None = None  # instead of the network `face`
+    stored_object: StoredPriorConfig | None = None  # instead of the network `object`
     motion: MotionConfig | None = field(default_factory=MotionConfig)  # None: plain CogVideoX
     personalization: PersonalizationConfig | None = field(default_factory=PersonalizationConfig)
     binding: BindingConfig = field(default_factory=BindingConfig)

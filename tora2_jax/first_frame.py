@@ -6,8 +6,8 @@ from jaxtyping import Array, Float
 from PIL import Image
 
 from tora2_jax.config import ModelConfig
+from tora2_jax.image_file import load_image
 from tora2_jax.models.vae import CausalVAE
-from tora2_jax.references import load_image
 from tora2_jax.request import Request
 
 

@@ -10,6 +10,7 @@ from optax.contrib import MuonDimensionNumbers, muon
 from tora2_jax.train_config import OptimConfig
 
 _MUON_ADAM_SHARE = 0.15  # learning rate of Adam beside Muon's
+_GATE = "alpha"  # last name of the path of a tanh gate's scalar
 _DECAYED = {"kernel", "embedding"}  # last name of a path; biases, norms and gates are not decayed
 
 
@@ -36,9 +37,17 @@ def decay_mask(paths: Iterable[str]) -> dict[str, bool]:
 
 
 def rate_scales(config: OptimConfig, paths: Iterable[str]) -> dict[str, float]:
-    """Factor on the learning rate of each variable: 1 if Tora has it, else `new_lr_scale`."""
+    """Factor on the learning rate of each variable.
+
+    1 if Tora has it, else `new_lr_scale`; for the scalar of a tanh gate also `gate_lr_scale`.
+    """
     known = re.compile(config.tora_initialised)
-    return {path: 1.0 if known.match(path) else config.new_lr_scale for path in paths}
+
+    def scale(path: str) -> float:
+        group = 1.0 if known.match(path) else config.new_lr_scale
+        return group * config.gate_lr_scale if path.rpartition(".")[2] == _GATE else group
+
+    return {path: scale(path) for path in paths}
 
 
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:

@@ -1,5 +1,6 @@
 """The public way to make videos: `Tora2Pipeline.from_checkpoint(folder).generate(request)`."""
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from jaxtyping import Float, UInt8
 
 from tora2_jax import conditioning, diffusion
 from tora2_jax.config import ModelConfig
+from tora2_jax.faces import FaceDetector, InsightFaceDetector
 from tora2_jax.models import vae_tiling
 from tora2_jax.models.t5 import T5Encoder
 from tora2_jax.models.tora2 import Tora2
@@ -36,6 +38,7 @@ class SampleSettings(NamedTuple):
 
 
 DEFAULTS = SampleSettings()
+_LOG = logging.getLogger(__name__)
 Source = Request | str | Path  # a request, or where its file is
 
 
@@ -65,14 +68,17 @@ class Tora2Pipeline:
         networks: conditioning.FrozenNetworks,
         tokenizer,
         vae_memory: VAEMemory = "whole",
+        detector: FaceDetector | None = None,
     ):
-        """Everything with its weights; `vae_memory` says how to decode, see `vae_tiling`.
+        """Everything with its weights.
+
+        `vae_memory` says how to decode, see `vae_tiling`; `detector` finds faces in references.
 
         Raises:
             ValueError: if the VAE's picture cannot be cut into tiles and `vae_memory` asks for it.
         """
         self.config, self.tokenizer = config, tokenizer
-        self.vae_memory = vae_memory
+        self.vae_memory, self.detector = vae_memory, detector
         self._vae = networks.vae
         self._tiles = vae_tiling.DEFAULT_TILES
         if vae_memory == "tiled":
@@ -88,7 +94,11 @@ class Tora2Pipeline:
 
     @classmethod
     def from_checkpoint(
-        cls, directory: str | Path, dtype=jnp.float32, vae_memory: VAEMemory = "whole"
+        cls,
+        directory: str | Path,
+        dtype=jnp.float32,
+        vae_memory: VAEMemory = "whole",
+        face_models: str | Path | None = None,
     ) -> "Tora2Pipeline":
         """Load a bundle, a converted folder or a training directory.
 
@@ -97,13 +107,17 @@ class Tora2Pipeline:
             dtype: Of the computation.
             vae_memory: `chunked` and `tiled` decode in less memory; `tiled` with other numbers
                 where the picture is larger than a tile.
+            face_models: A folder with a face detector of insightface, read when a reference needs
+                it; see docs/references.md.
 
         Raises:
             CheckpointError: names everything that is missing or does not fit.
+            FaceModelError: there is no face detector in that folder.
         """
         from tora2_jax.bundle import load_bundle
 
-        return cls(*load_bundle(Path(directory), dtype), vae_memory)
+        detector = None if face_models is None else InsightFaceDetector(face_models)
+        return cls(*load_bundle(Path(directory), dtype), vae_memory, detector)
 
     def generate(
         self,
@@ -137,18 +151,31 @@ class Tora2Pipeline:
             progress=progress,
         )
 
-    def prepare(self, sources: Sequence[Source]) -> tuple[list[Request], Inputs]:
+    def prepare(
+        self, sources: Sequence[Source], say: Callable[[str], None] = _LOG.info
+    ) -> tuple[list[Request], Inputs]:
         """Requests or their files, checked, and as one batch of numbers.
+
+        `say` is told what was decided about references, one line each; by default it is logged.
 
         Raises:
             RequestError: lists every problem of every request.
+            FaceModelError: the face models cannot be used.
         """
+        names = request_names(sources)
 
-        def make(request: Request) -> Inputs:
-            return conditioning.request_inputs(self.config, self.tokenizer, request)
+        def make(named: tuple[str, Request]) -> Inputs:
+            name, request = named
+            return conditioning.request_inputs(
+                self.config,
+                self.tokenizer,
+                request,
+                self.detector,
+                lambda note: say(f"{name}: {note}"),
+            )
 
         requests = load_requests(sources, self.config, self.tokenizer)
-        samples, problems = for_each(request_names(sources), requests, make)
+        samples, problems = for_each(names, list(zip(names, requests, strict=True)), make)
         if problems:
             raise RequestError(problems)
         return requests, conditioning.batch_inputs(samples)
@@ -191,6 +218,15 @@ class Tora2Pipeline:
         t, h, w = self.config.latent_grid(frames, height, width)
         patch_t = self.config.transformer.patch_size_t or 1
         return batch, -(-t // patch_t) * patch_t, h, w, self.config.vae.latent_channels
+
+    @property
+    def model(self) -> Tora2:
+        """The network, with its weights."""
+        return nnx.merge(*self._model)
+
+    def conditions(self, inputs: Inputs) -> Conditions:
+        """What the network is given for a batch of inputs, beside noise and timestep."""
+        return self._encode(self._networks[1], inputs)[0]
 
     def _merge(self, state) -> Tora2:
         return nnx.merge(self._model[0], state)

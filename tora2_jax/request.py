@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tora2_jax.config import ModelConfig
+from tora2_jax.feature_files import FeatureFileError, load_fitting
 from tora2_jax.request_file import (
     SIZES,
     EntityRequest,
@@ -151,6 +152,13 @@ def validate(request: Request, model: ModelConfig, tokenizer=None) -> None:
         for index, entity in enumerate(request.entities)
         if entity.span is None
     ]
+    problems += [
+        f"entities[{index}].{name}: {len(values)} for {len(entity.images)} images; give one for "
+        "each image, or none"
+        for index, entity in enumerate(request.entities)
+        for name in ("masks", "boxes", "faces")
+        if len(values := getattr(entity, name)) not in (0, len(entity.images))
+    ]
     problems += _model_problems(with_defaults(request, model), model, tokenizer)
     if problems:
         raise RequestError(problems)
@@ -207,14 +215,9 @@ def _side_problems(name: str, value: int, sample: int, model: ModelConfig) -> li
 def _entity_problems(
     entity: EntityRequest, field: str, request: Request, model: ModelConfig, tokenizer
 ) -> list[str]:
-    problems = []
-    if len(entity.images) > model.max_references:
-        problems.append(
-            f"{field}.images: {len(entity.images)} are too many; {model.name} takes at most "
-            f"{model.max_references} per entity"
-        )
-    if entity.images and model.personalization is None:
-        problems.append(f"{field}.images: {model.name} takes no reference images")
+    problems = _reference_problems(entity, field, model)
+    if any(face is not None for face in entity.faces) and model.face_detector == "mask_top":
+        problems.append(f"{field}.faces: {model.name} takes heads from the mask; remove it")
     if entity.points is not None and model.motion is None:
         problems.append(f"{field}.trajectory: {model.name} takes no trajectories")
     if tokenizer is not None and entity.span is not None:
@@ -225,4 +228,34 @@ def _entity_problems(
                 f'{field}.word: "{entity.word}" stands after the first {length - 1} tokens of the '
                 "prompt, where the text is cut off; name it earlier or shorten the prompt"
             )
+    return problems
+
+
+def _reference_problems(entity: EntityRequest, field: str, model: ModelConfig) -> list[str]:
+    images, features = len(entity.images), len(entity.features)
+    problems = []
+    if images + features > model.max_references:
+        name, told = (
+            ("features", f"{images} images and {features} files")
+            if features
+            else ("images", str(images))
+        )
+        problems.append(
+            f"{field}.{name}: {told} are too many; {model.name} takes at most "
+            f"{model.max_references} per entity"
+        )
+    if model.personalization is None:
+        given = {"images": images, "features": features}
+        return problems + [
+            f"{field}.{name}: {model.name} takes no reference images"
+            for name, count in given.items()
+            if count
+        ]
+    if features and entity.kind == "auto" and not images:
+        problems.append(f'{field}.kind: features do not tell it; write "human" or "object"')
+    elif features and entity.kind != "auto":
+        try:
+            load_fitting(entity.features, entity.kind, model)
+        except FeatureFileError as error:
+            problems += [f"{field}.{problem}" for problem in error.problems]
     return problems

@@ -1,14 +1,15 @@
 """The request file: what it may hold, and its reader, which names every problem at once."""
 
-import difflib
 import json
 import math
-import re
 import unicodedata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from tora2_jax.references import load_image
+from tora2_jax.faces import FaceChoice
+from tora2_jax.field_reader import FieldReader, is_number, name_of
+from tora2_jax.reference_fields import REFERENCE_FIELDS, read_references
+from tora2_jax.references import Box
 from tora2_jax.text import find_word
 from tora2_jax.trajectory import (
     DEFAULT_CANVAS,
@@ -19,7 +20,7 @@ from tora2_jax.trajectory import (
 )
 
 RequestedKind = Literal["human", "object", "auto"]
-_ENTITY_FIELDS = ("word", "kind", "images", "trajectory")
+_ENTITY_FIELDS = ("word", "kind", *REFERENCE_FIELDS, "trajectory")
 SIZES = ("height", "width", "frames", "fps")
 _FIELDS = ("prompt", "negative_prompt", *SIZES, "canvas", "image", "entities")
 
@@ -32,6 +33,11 @@ class EntityRequest(NamedTuple):
     kind: RequestedKind = "auto"  # auto: human if a face is found in its images
     images: tuple[Path, ...] = ()  # reference images
     points: Points | None = None  # path in canvas units
+    # One for each image, or none at all:
+    masks: tuple[Path | None, ...] = ()  # image files, white is the entity
+    boxes: tuple[Box | None, ...] = ()  # the entity is inside; pixels of the upright image
+    faces: tuple[FaceChoice, ...] = ()  # which face is meant, or its landmarks
+    features: tuple[Path, ...] = ()  # files with features of more references
 
 
 class Request(NamedTuple):
@@ -85,30 +91,19 @@ def _refuse_constant(name: str):
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-class RequestReader:
+class RequestReader(FieldReader):
     """Turns JSON into a `Request` and notes every problem; what is broken becomes empty."""
-
-    def __init__(self, directory: Path):
-        self.directory = directory
-        self.problems: list[str] = []
-
-    def note(self, field: str, problem: str) -> None:
-        self.problems.append(f"{field}: {problem}")
 
     def request(self, data: Any) -> Request:
         if not isinstance(data, dict):
-            self.note("request", f"must be an object, not {_name(data)}")
+            self.note("request", f"must be an object, not {name_of(data)}")
             return Request("")
         self.fields(data, "", _FIELDS)
         prompt = self.prompt(data)
         canvas = self.canvas(data.get("canvas"))
         entities = data.get("entities", [])
         if not isinstance(entities, list):
-            self.note("entities", f"must be a list, not {_name(entities)}")
+            self.note("entities", f"must be a list, not {name_of(entities)}")
             entities = []
         parsed = tuple(
             self.entity(entity, f"entities[{index}]", prompt, canvas)
@@ -123,18 +118,9 @@ class RequestReader:
             parsed,
             **{name: self.size(data.get(name), name) for name in SIZES},
             canvas=canvas,
-            image=None if image is None else self.image(image, "image"),
+            image=None if image is None else self.image(image, "image")[0],
             negative_prompt=negative if negative and negative.strip() else None,
         )
-
-    def fields(self, data: dict, prefix: str, known: tuple[str, ...]) -> None:
-        for name in data:
-            if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
-                hint = f'did you mean "{close[0]}"?' if close else f"known: {', '.join(known)}"
-                self.note(prefix + name, f"unknown field; {hint}")
-        for name in getattr(data, "repeated", ()):
-            self.note(prefix + name, "is given more than once")
 
     def prompt(self, data: dict) -> str:
         if "prompt" not in data:
@@ -149,7 +135,7 @@ class RequestReader:
     def text(self, value: Any, field: str) -> str | None:
         """Text in Unicode's composed form; None, with a problem, if a tokenizer cannot read it."""
         if not isinstance(value, str):
-            self.note(field, f"must be text, not {_name(value)}")
+            self.note(field, f"must be text, not {name_of(value)}")
             return None
         try:
             value.encode()
@@ -163,7 +149,7 @@ class RequestReader:
         if value is None:
             return None
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            self.note(name, f"must be a positive whole number, not {_name(value)}")
+            self.note(name, f"must be a positive whole number, not {name_of(value)}")
             return None
         return value
 
@@ -173,7 +159,7 @@ class RequestReader:
         if (
             not isinstance(value, list)
             or len(value) != 2
-            or not all(_is_number(side) and 0 < side < math.inf for side in value)
+            or not all(is_number(side) and 0 < side < math.inf for side in value)
         ):
             self.note("canvas", f"must be [width, height], two positive numbers, not {value!r}")
             return DEFAULT_CANVAS
@@ -181,25 +167,42 @@ class RequestReader:
 
     def entity(self, data: Any, field: str, prompt: str, canvas) -> EntityRequest:
         if not isinstance(data, dict):
-            self.note(field, f"must be an object, not {_name(data)}")
+            self.note(field, f"must be an object, not {name_of(data)}")
             return EntityRequest("", None)
         self.fields(data, f"{field}.", _ENTITY_FIELDS)
         word, span = self.word(data.get("word"), f"{field}.word", prompt)
         kind = data.get("kind", "auto")
         if kind not in get_args(RequestedKind):
-            self.note(f"{field}.kind", f'must be "human", "object" or "auto", not {_name(kind)}')
+            self.note(f"{field}.kind", f'must be "human", "object" or "auto", not {name_of(kind)}')
             kind = "auto"
-        images, trajectory = data.get("images"), data.get("trajectory")
-        if not images and trajectory is None:
-            self.note(field, "has neither images nor a trajectory; give at least one")
+        trajectory = data.get("trajectory")
+        references = read_references(self, data, field)
+        if not data.get("images") and not data.get("features") and trajectory is None:
+            self.note(field, "has neither images nor a trajectory nor features; give at least one")
+        kind = self.stored_kind(kind, references.pop("kinds"), references["images"], field)
         points = None
         if trajectory is not None:
             points = self.trajectory(trajectory, f"{field}.trajectory", canvas)
-        return EntityRequest(word, span, kind, self.images(images, f"{field}.images"), points)
+        if kind == "object" and references["faces"]:
+            self.note(f"{field}.faces", 'an object has no face; remove it, or write "human"')
+        return EntityRequest(word, span, kind, points=points, **references)
+
+    def stored_kind(self, kind: RequestedKind, stored: tuple, images: tuple, field: str):
+        """The kind of an entity, where its feature files say it and the request does not."""
+        said = set(stored) - {None}
+        if kind != "auto" or not stored:
+            return kind  # whether the files agree is checked with their sizes
+        if len(said) > 1:
+            self.note(f"{field}.features", "are of entities of several kinds; name those of one")
+        elif said:
+            return said.pop()
+        elif not images:
+            self.note(f"{field}.kind", 'its features do not say; write "human" or "object"')
+        return kind
 
     def word(self, word: Any, field: str, prompt: str) -> tuple[str, tuple[int, int] | None]:
         if not isinstance(word, str):
-            self.note(field, "is missing" if word is None else f"must be text, not {_name(word)}")
+            self.note(field, "is missing" if word is None else f"must be text, not {name_of(word)}")
             return "", None
         word = unicodedata.normalize("NFC", word)
         if not prompt:
@@ -223,37 +226,6 @@ class RequestReader:
                     f'occurrence, such as "{entity.word.partition("#")[0]}#2"',
                 )
 
-    def images(self, images: Any, field: str) -> tuple[Path, ...]:
-        if images is None:
-            return ()
-        if not isinstance(images, list):
-            self.note(field, f"must be a list of image files, not {_name(images)}")
-            return ()
-        found = [self.image(image, f"{field}[{index}]") for index, image in enumerate(images)]
-        return tuple(path for path in found if path is not None)
-
-    def image(self, value: Any, field: str) -> Path | None:
-        path = self.path(value, field)
-        if path is None:
-            return None
-        try:
-            load_image(path)
-        except (OSError, ValueError) as error:
-            self.note(field, str(error))
-        return path
-
-    def path(self, value: Any, field: str) -> Path | None:
-        """A local path; None, with a problem, if it is none or no file is there."""
-        if not isinstance(value, str) or not value.strip():
-            self.note(field, f"must be the path of a file, not {_name(value)}")
-        elif re.match(r"data:|[A-Za-z][A-Za-z0-9+.-]+://", value):
-            self.note(field, f'"{value[:80]}" is not a local path; download the file first')
-        elif "\0" in value or not _is_file(self.directory / value):
-            self.note(field, f'there is no file "{value}" in {self.directory}')
-        else:
-            return self.directory / value
-        return None
-
     def trajectory(self, value: Any, field: str, canvas) -> Points | None:
         if isinstance(value, list):
             source, read = value, parse_points
@@ -269,16 +241,3 @@ class RequestReader:
         except OverflowError:
             self.note(field, "holds a number that is too large")
         return None
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # such as a name that is too long
-        return False
-
-
-def _name(value: Any) -> str:
-    """A JSON value as a person would recognise it, short."""
-    text = "null" if value is None else json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 40 else text[:37] + "..."

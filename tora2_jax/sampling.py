@@ -16,8 +16,10 @@ from tqdm import tqdm
 from tora2_jax import bundle, conditioning, diffusion, parallel, pipeline, request, video
 from tora2_jax.checkpoint import CheckpointError
 from tora2_jax.config import DiffusionConfig, ModelConfig
+from tora2_jax.faces import FaceModelError, detector_file
 from tora2_jax.models.vae_tiling import VAEMemory
-from tora2_jax.references import load_image
+from tora2_jax.reference_inputs import face_problems, load_references
+from tora2_jax.references import cut_out
 from tora2_jax.train_config import MeshConfig
 from tora2_jax.trajectory import is_still
 
@@ -56,6 +58,7 @@ class Options(NamedTuple):
     seed: int = 0
     dtype: Literal["bfloat16", "float32"] = "float32"
     vae_memory: VAEMemory = "whole"
+    face_models: Path | None = None
     init_latents: Path | None = None
     save_latents: Path | None = None
     save_frames: Path | None = None
@@ -149,25 +152,46 @@ def prepare(options: Options) -> Job:
     schedule = DiffusionConfig() if model_config is None else model_config.diffusion
     problems += _step_problems(options, schedule)
     try:
-        request.load_requests(options.requests, model_config, tokenizer)
+        requests = request.load_requests(options.requests, model_config, tokenizer)
+        problems += _face_problems(options, model_config, requests)
     except request.RequestError as error:
         problems += error.problems
     if problems:
         raise SamplingError(problems)
     try:
         model = pipeline.Tora2Pipeline.from_checkpoint(
-            options.checkpoint, jnp.dtype(options.dtype), options.vae_memory
+            options.checkpoint, jnp.dtype(options.dtype), options.vae_memory, options.face_models
         )
         # Once more, for the parts that the checkpoint turned out to have.
-        requests, inputs = model.prepare(options.requests)
+        requests, inputs = model.prepare(options.requests, _say)
         latents = _initial_latents(options.init_latents, model, inputs)
     except (request.RequestError, SamplingError) as error:
         raise SamplingError(error.problems) from error
     except ValueError as error:
         raise SamplingError([str(error)]) from error
     for note in still_notes(options.requests, requests, model.config):
-        print(note, file=sys.stderr)
+        _say(note)
     return Job(model, requests, inputs, latents)
+
+
+def _say(note: str) -> None:
+    print(note, file=sys.stderr)
+
+
+def _face_problems(
+    options: Options, model: ModelConfig | None, requests: Sequence[request.Request]
+) -> list[str]:
+    """What lacks face models, told before the checkpoint is read."""
+    if model is None:
+        return []
+    names = request.request_names(options.requests)
+    has_models = options.face_models is not None
+
+    def check(wanted: request.Request) -> None:
+        if problems := face_problems(model, wanted, has_models):
+            raise request.RequestError(problems)
+
+    return request.for_each(names, requests, check)[1]
 
 
 def still_notes(
@@ -212,13 +236,20 @@ def _option_problems(options: Options) -> list[str]:
     for name, suffix in suffixes.items():
         path = getattr(options, name)
         if path is not None:
-            problems += [f"--{name.replace('_', '-')}: {text}" for text in _faults(path, suffix)]
+            problems += [
+                f"--{name.replace('_', '-')}: {text}" for text in write_faults(path, suffix)
+            ]
+    try:
+        if options.face_models is not None:
+            detector_file(options.face_models)
+    except FaceModelError as error:
+        problems.append(f"--face-models: {error}")
     for path in options.outputs[1:]:
         problems += [f"--output: {path} is a folder"] if path.is_dir() else []
     return problems
 
 
-def _faults(path: Path, suffix: str) -> list[str]:
+def write_faults(path: Path, suffix: str) -> list[str]:
     """Why a file cannot be written there."""
     faults = [] if path.suffix == suffix else [f"{path} must end in {suffix}"]
     if os.path.isdir(path):
@@ -295,6 +326,9 @@ def draw_overlay(frames: np.ndarray, wanted: request.Request, model) -> np.ndarr
     tracks = [conditioning.request_track(entity, wanted, model) for entity in wanted.entities]
     empty = (np.zeros((0, len(frames), 2), np.float32), np.zeros((0, len(frames)), bool))
     positions, visible = (np.stack(part) for part in zip(*tracks, strict=True)) if tracks else empty
-    thumbnails = [[load_image(path) for path in entity.images] for entity in wanted.entities]
+    thumbnails = [
+        [cut_out(reference.image, reference.box) for reference in load_references(entity)]
+        for entity in wanted.entities
+    ]
     labels = [entity.word for entity in wanted.entities]
     return video.overlay(frames, positions, visible, labels, thumbnails)

@@ -10,12 +10,13 @@ class TrainError(ValueError):
     """Something that the user has to change before a run can start or go on."""
 
 
-CLIP_STAGES = ("base", "motion", "motion_vae")  # can be trained on a folder of clips
+CLIP_STAGES = ("base", "motion", "motion_vae", "tora2")  # can be trained on a folder of clips
 
 # Fields that may differ between a run and its continuation: they do not change a number.
 _HARMLESS = {
     "cache_dir",
     "checkpoint_every",
+    "clips.faulty",
     "export",
     "keep_checkpoints",
     "log_every",
@@ -46,6 +47,8 @@ class OptimConfig:
     clip_norm: float = 0.1  # of the whole gradient
     new_lr_scale: float = 1.0  # for the variables that `tora_initialised` does not match
     tora_initialised: str = ".*"  # regex, matched from the start of a variable's path
+    # For the scalars of `binding.gate: tanh`: at 3e-6 x 15,000 steps one could not pass 0.045.
+    gate_lr_scale: float = 100.0
     # The same for variables whose leading axis counts layers; Muon must know. By default none.
     stacked: str = r"(?!)"
 
@@ -80,13 +83,42 @@ class WeightsConfig:
 
 
 @dataclass(slots=True, kw_only=True)
+class EntityClipConfig:
+    """Clips whose entities are annotated (docs/entity_clips.md)."""
+
+    smallest_cut: int = 32  # pixels: longer side of the smallest entity cut out of a frame
+
+
+@dataclass(slots=True, kw_only=True)
+class ReferenceGuardConfig:
+    """What keeps a model from pasting its references into the video (docs/entity_clips.md).
+
+    The ranges are those of Video Alchemist (Chen et al., CVPR 2025), Table 4.
+    """
+
+    max_images: int = 3  # 1 to this many are drawn per entity, with replacement
+    frame_gap: float = 1.0  # seconds of the clip between a frame shown and one cut from
+    smallest: int = 112  # pixels that the longer side keeps at least when shrunk
+    blur: float = 0.02  # side of the largest kernel, in longer sides of the picture
+    colour: float = 0.05  # largest change of each channel, as a share
+    brightness: float = 0.1  # of all channels together
+    flip: float = 0.5  # probability of a mirrored picture
+    shear: float = 0.05  # largest, along x and along y
+    rotate: float = 20.0  # degrees, largest, both ways
+    crop: float = 0.67  # smallest share of the area that is kept
+
+
+@dataclass(slots=True, kw_only=True)
 class ClipFolderConfig:
     """Clips and captions as Tora's release keeps them; sizes and fps are the model's."""
 
     folder: str | None = None  # holds videos/NAME.mp4 and labels/NAME.txt
+    entities: EntityClipConfig | None = None  # read entities/NAME.json; None: clips have none
+    faulty: Literal["refuse", "skip"] = "refuse"  # what becomes of clips with a fault; all are told
     # Flow of every pixel, along some paths, or by even chance one of these.
     motion: Literal["dense", "sparse", "both"] = "sparse"
-    draws: int = 1  # sets of paths (and of noise on a first frame) per clip; each is encoded once
+    # Sets of paths or references (and of noise on a first frame) per clip; each is encoded once.
+    draws: int = 1
     skip_frames: int = 3  # at each end of a clip, as far as it is longer than needed
     estimator: str = "tora2_jax.optical_flow:DISFlow"  # MODULE:NAME of a FlowEstimator
     max_paths: int = 16
@@ -120,9 +152,11 @@ class TrainConfig:
     data_size: int | None = None  # examples in the pool; None: never the same example twice
     cache_dir: str | None = None  # folder for computed features of the pool
     tokenizer: str | None = None  # folder of the text encoder's tokenizer
+    face_models: str | None = None  # folder of a face detector, for models that look for faces
     model: ModelConfig = field(default_factory=ModelConfig)
     world: WorldConfig = field(default_factory=WorldConfig)
     clips: ClipFolderConfig | None = None  # where examples come from; None: the toy world
+    reference_guards: ReferenceGuardConfig | None = None  # None: references stay as they are
     optim: OptimConfig = field(default_factory=OptimConfig)
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
     weights: WeightsConfig = field(default_factory=WeightsConfig)
@@ -168,6 +202,8 @@ def problems(config: TrainConfig) -> list[str]:
     ]
     if config.clips is not None:
         checks += _clip_checks(config)
+    if config.reference_guards is not None:
+        checks += _guard_checks(config.reference_guards)
     if config.stage == "motion_vae":
         checks.append(("clips", config.clips is not None, "is needed: this stage has no world"))
     faults = [f"config.{name} {rule}" for name, holds, rule in checks if not holds]
@@ -175,11 +211,16 @@ def problems(config: TrainConfig) -> list[str]:
 
 
 def _clip_checks(config: TrainConfig) -> list[tuple[str, bool, str]]:
-    clips, none = config.clips, config.model.personalization is None
+    clips, entities = config.clips, config.clips.entities
+    plain = config.model.personalization is None
     checks = [
         (f"clips.{name}", getattr(clips, name) > 0, "must be positive")
         for name in ("draws", "max_paths", "grid", "crop_frames", "crop_size")
     ]
+    if entities is not None:
+        checks.append(
+            ("clips.entities.smallest_cut", entities.smallest_cut > 0, "must be positive")
+        )
     return [
         *checks,
         ("clips", config.stage in CLIP_STAGES, f"serves the stages {', '.join(CLIP_STAGES)} only"),
@@ -188,7 +229,32 @@ def _clip_checks(config: TrainConfig) -> list[tuple[str, bool, str]]:
         ("clips.image_dropout", 0 <= clips.image_dropout <= 1, "must be between 0 and 1"),
         ("clips.image_noise", clips.image_noise[1] >= 0, "must have no negative deviation"),
         ("data_size", config.data_size is None, "must be None: the folder of clips has a size"),
-        ("model.personalization", none, "must be None: clips have no entities"),
+        (
+            "clips.entities",
+            config.stage != "tora2" or entities is not None,
+            "is needed: stage tora2 trains on annotated clips (docs/entity_clips.md)",
+        ),
+        (
+            "model.personalization",
+            plain or entities is not None,
+            "must be None: without config.clips.entities clips have no references",
+        ),
+    ]
+
+
+def _guard_checks(guards: ReferenceGuardConfig) -> list[tuple[str, bool, str]]:
+    shares = [
+        (f"reference_guards.{name}", 0 <= getattr(guards, name) < 1, "must be at least 0, below 1")
+        for name in ("blur", "colour", "brightness", "shear")
+    ]
+    return [
+        *shares,
+        ("reference_guards.max_images", guards.max_images > 0, "must be positive"),
+        ("reference_guards.frame_gap", guards.frame_gap >= 0, "must not be negative"),
+        ("reference_guards.smallest", guards.smallest > 0, "must be positive"),
+        ("reference_guards.flip", 0 <= guards.flip <= 1, "must be between 0 and 1"),
+        ("reference_guards.rotate", 0 <= guards.rotate <= 180, "must be between 0 and 180"),
+        ("reference_guards.crop", 0 < guards.crop <= 1, "must be above 0, at most 1"),
     ]
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "parse_points",
     "resample",
     "splat",
+    "token_frames",
 ]
 
 DEFAULT_CANVAS = (256, 256)
@@ -279,7 +280,7 @@ def splat(
     """
     tracks, visible = np.asarray(tracks, np.float32), np.asarray(visible, bool)
     t, h, w = token_grid
-    token_frame = _token_frames(tracks.shape[1], temporal_patch, temporal_compression)
+    token_frame = token_frames(tracks.shape[1], temporal_patch, temporal_compression)
     if token_frame[-1] + 1 != t:
         raise ValueError(
             f"{tracks.shape[1]} frames are {token_frame[-1] + 1} token frames, not {t}."
@@ -311,8 +312,8 @@ def _mean_path(
     return np.concatenate([mean, change], -1).astype(np.float32), on
 
 
-def _token_frames(frames: int, temporal_patch: int, temporal_compression: int) -> np.ndarray:
-    """The token frame of each pixel frame, `[f]`."""
+def token_frames(frames: int, temporal_patch: int, temporal_compression: int) -> np.ndarray:
+    """The token frame of each pixel frame, `[f]`: a token frame holds the frames of its latents."""
     latent = -(-np.arange(frames) // temporal_compression)
     padding = -(latent[-1] + 1) % temporal_patch
     return (latent + padding) // temporal_patch

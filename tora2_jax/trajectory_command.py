@@ -146,7 +146,7 @@ def draw_paths(
         draw.text((corner[0], 4), title, fill="black", font=ImageFont.load_default(13))
     _draw_scale(draw, left, panel, canvas, len(tracks[0]))
     for name, points, track, seen in zip(names, paths, tracks, visible, strict=True):
-        _draw_path(draw, left, track * scale, seen)
+        draw_track(draw, left, track * scale, seen)
         known = points.position[points.visible] * (np.array(panel) / canvas)
         for x, y in known + left:
             draw.ellipse((x - 1.5, y - 1.5, x + 1.5, y + 1.5), fill="black")
@@ -154,7 +154,8 @@ def draw_paths(
     return np.asarray(sheet)
 
 
-def _time_color(fraction: float) -> tuple[int, int, int]:
+def time_color(fraction: float) -> tuple[int, int, int]:
+    """The colour of a time between 0, the first frame, and 1, the last."""
     place = np.linspace(0, 1, len(_TIME_COLORS))
     return tuple(round(np.interp(fraction, place, channel)) for channel in _TIME_COLORS.T)
 
@@ -176,17 +177,18 @@ def _draw_scale(draw, corner, panel, canvas, frames: int) -> None:
     draw.text((x + panel[0], y + panel[1] + 3), f"{canvas[0]}", fill="gray", font=font, anchor="ra")
     bar = y + panel[1] + 22
     for column in range(panel[0] // 2):
-        color = _time_color(column / max(panel[0] // 2 - 1, 1))
+        color = time_color(column / max(panel[0] // 2 - 1, 1))
         draw.line((x + column, bar, x + column, bar + 8), fill=color)
     draw.text((x, bar + 9), "first frame", fill="gray", font=font)
     draw.text((x + panel[0] // 2, bar + 9), f"frame {frames}", fill="gray", font=font, anchor="ra")
 
 
-def _draw_path(draw, corner, track: np.ndarray, seen: np.ndarray) -> None:
+def draw_track(draw, corner, track: np.ndarray, seen: np.ndarray) -> None:
+    """A path in the colours of time, from `track` `[f, 2]` in pixels; a gap where it is unseen."""
     frames = len(track)
     for frame in np.flatnonzero(seen[:-1] & seen[1:]):
         step = (track[frame : frame + 2] + corner).ravel().tolist()
-        draw.line(step, fill=_time_color(frame / max(frames - 2, 1)), width=3)
+        draw.line(step, fill=time_color(frame / max(frames - 2, 1)), width=3)
 
 
 def _draw_ends(draw, corner, track: np.ndarray, seen: np.ndarray, name: str, panel) -> None:

@@ -28,7 +28,7 @@ class EntityRecord(NamedTuple):
     images: tuple[UInt8[np.ndarray, "height width 4"], ...]  # references: RGBA, alpha is the mask
     track: Float[np.ndarray, "f 2"]  # centre, (x, y) in pixels of the clip
     visible: Bool[np.ndarray, "f"]  # whether the centre is inside the frame and seen
-    mask: Bool[np.ndarray, "f height width"]  # visible pixels of the entity
+    mask: Bool[np.ndarray, "f height width"] | None  # its visible pixels; None: not known
     has_trajectory: bool = True  # False: the path is withheld from the model
 
 
@@ -40,7 +40,19 @@ class Record(NamedTuple):
     video: UInt8[np.ndarray, "f height width 3"]
     fps: int
     entities: tuple[EntityRecord, ...]
-    flow: Float[np.ndarray, "f height width 2"]  # pixels from frame f to f+1; the last is zero
+    # Pixels from frame f to f+1, the last is zero; None: not known.
+    flow: Float[np.ndarray, "f height width 2"] | None = None
+
+
+class StoredFeatures(NamedTuple):
+    """Features of the references that files bring instead of images; the others are zero."""
+
+    given: Bool[Array, "b e r"]
+    dino: Float[Array, "b e r dino_tokens dino_width"]
+    face_tokens: Float[Array, "b e r face_tokens face_width"]
+    face_vector: Float[Array, "b e r face_vector"]
+    object_tokens: Float[Array, "b e r object_tokens object_width"]
+    object_vector: Float[Array, "b e r object_vector"]
 
 
 class Inputs(NamedTuple):
@@ -58,9 +70,10 @@ class Inputs(NamedTuple):
     prior_mask: Bool[Array, "b e r"]  # False: no face was found, only DINO tokens remain
     dino_images: Float[Array, "b e r side side 3"]  # in [0, 1], background white
     face_images: Float[Array, "b e r side side 3"]  # in [0, 1], aligned; zeros for objects
-    object_images: Float[Array, "b e r side side 3"]  # in [0, 1]; zeros for humans
+    object_images: Float[Array, "b e r height width 3"]  # in [0, 1]; of humans too
     image: Float[Array, "b height width 3"] | None = None  # first frame in [-1, 1] (I2V)
     negative_ids: Int[Array, "b l"] | None = None  # negative prompts; a row of zeros has none
+    stored: StoredFeatures | None = None  # references from files; their images are zeros
 
 
 class Conditions(NamedTuple):

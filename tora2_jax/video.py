@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -33,6 +34,15 @@ class VideoError(ValueError):
     """A video or picture that cannot be read or written; says which file and why."""
 
 
+class VideoInfo(NamedTuple):
+    """What is known of a video before it is decoded."""
+
+    frames: int
+    fps: float
+    height: int  # pixels
+    width: int
+
+
 def write_video(path: str | Path, frames: Frames, fps: float = 8) -> None:
     """Writes an mp4 (H.264, yuv420p) that every player shows.
 
@@ -55,7 +65,7 @@ def write_video(path: str | Path, frames: Frames, fps: float = 8) -> None:
         raise VideoError(f"{path}: {fps} frames per second is not possible")
     height, width = frames.shape[1:3]
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    _write_aside(path, lambda partial: _encode(partial, frames, fps))
+    write_aside(path, lambda partial: _encode(partial, frames, fps))
 
 
 def _encode(path: Path, frames: Frames, fps: float) -> None:
@@ -92,8 +102,8 @@ def read_video(path: str | Path) -> tuple[Frames, float]:
     return np.stack(frames), fps
 
 
-def video_length(path: str | Path) -> tuple[int, float]:
-    """How many frames a video has and shows per second; of the frames only the first is decoded.
+def video_info(path: str | Path) -> VideoInfo:
+    """Length, speed and size of a video; of its frames only the first is decoded.
 
     Raises:
         VideoError: as `read_video`, as far as it can be told without decoding.
@@ -108,8 +118,8 @@ def video_length(path: str | Path) -> tuple[int, float]:
         raise VideoError(f"{path}: is cut off; it holds {packets} of {expected} frames")
     if not fps:
         raise VideoError(f"{path}: does not say how many frames it shows per second")
-    next(frames_at(path, [0]))
-    return packets, fps
+    height, width = next(frames_at(path, [0])).shape[:2]
+    return VideoInfo(packets, fps, height, width)
 
 
 def frames_at(
@@ -168,7 +178,7 @@ def write_image(path: str | Path, image: UInt8[np.ndarray, "height width channel
     file_format = picture_format(path)
     if file_format is None:
         raise VideoError(f"{path}: the name must end in a picture format such as .png")
-    _write_aside(path, lambda partial: picture.save(partial, format=file_format))
+    write_aside(path, lambda partial: picture.save(partial, format=file_format))
 
 
 def picture_format(path: str | Path) -> str | None:
@@ -177,7 +187,7 @@ def picture_format(path: str | Path) -> str | None:
     return name if name in Image.SAVE else None
 
 
-def _write_aside(path: Path, write) -> None:
+def write_aside(path: Path, write) -> None:
     """Lets `write` fill a file beside `path`, then gives it the name."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:

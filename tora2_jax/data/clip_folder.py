@@ -4,20 +4,25 @@
 clip are used depends on the clip alone; which paths, on the seed and the example's position.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from absl import logging
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 
 from tora2_jax import conditioning, optical_flow
 from tora2_jax.config import ModelConfig, to_dict
+from tora2_jax.data.entity_annotations import Annotation, read_annotations
 from tora2_jax.flow_color import color_flow, flow_map
 from tora2_jax.request import size_problems
 from tora2_jax.train_config import ClipFolderConfig, TrainConfig, TrainError
 from tora2_jax.types import Inputs
-from tora2_jax.video import Frames, VideoError, frames_at, video_length
+from tora2_jax.video import Frames, VideoError, VideoInfo, frames_at, video_info
+
+_TOLD = 20  # faults of skipped clips
 
 
 class Clip(NamedTuple):
@@ -26,11 +31,86 @@ class Clip(NamedTuple):
     video: Path
     caption: str
     frames: tuple[int, ...]  # numbers in the file of the frames to use, rising
+    info: VideoInfo
+    entities: tuple[Annotation, ...] = ()
+
+
+class Findings(NamedTuple):
+    """What is in a folder of clips, and what is wrong with it."""
+
+    clips: list[Clip]  # without a fault
+    faults: list[str]  # of the settings and of the folder as a whole
+    faulty: dict[str, list[str]]  # faults of single clips, by name
+
+    @property
+    def shows_humans(self) -> bool:
+        """Whether a usable clip has a human among its entities."""
+        kinds = {entity.asked.kind for clip in self.clips for entity in clip.entities}
+        return "human" in kinds
+
+    def problems(self, settings: ClipFolderConfig) -> list[str]:
+        """What keeps the folder from being used; clips with a fault only if they must not be
+        skipped, or if no other is left."""
+        told = settings.faulty == "refuse" or not self.clips
+        return [*self.faults, *(told * [line for lines in self.faulty.values() for line in lines])]
 
 
 def problems(clips: ClipFolderConfig, model: ModelConfig) -> list[str]:
-    """Everything that is wrong with a folder of clips and the sizes that are asked of it."""
-    return _checked(clips, model)[1]
+    """Everything that keeps a folder of clips from being used in the sizes that are asked of it."""
+    return look_through(clips, model).problems(clips)
+
+
+def look_through(clips: ClipFolderConfig, model: ModelConfig) -> Findings:
+    """Checks the settings and every clip of a folder."""
+    faults = _size_problems(model)
+    try:
+        optical_flow.load_estimator(clips.estimator)
+    except ValueError as error:
+        faults.append(f"config.clips.estimator: {error}")
+    folder = Path(clips.folder)
+    names = _names(folder / "videos", "mp4")
+    beside = _names(folder / "labels", "txt")
+    if clips.entities is not None:
+        beside |= _names(folder / "entities", "json")
+    if not names:
+        faults.append(f"config.clips.folder: {folder / 'videos'} holds no *.mp4")
+    found = Findings([], faults, {})
+    for name in sorted(names | beside):
+        wrong: list[str] = []
+        clip = _clip(folder, name, clips, model, wrong)
+        if wrong:
+            found.faulty[name] = wrong
+        else:
+            found.clips.append(clip)
+    return found
+
+
+def _names(folder: Path, suffix: str) -> set[str]:
+    return {path.stem for path in folder.glob(f"*.{suffix}")}
+
+
+def _clip(
+    folder: Path, name: str, clips: ClipFolderConfig, model: ModelConfig, faults: list[str]
+) -> Clip | None:
+    video = folder / "videos" / f"{name}.mp4"
+    if not video.exists():
+        places = (("labels", "txt"), ("entities", "json"))
+        files = [folder / part / f"{name}.{suffix}" for part, suffix in places]
+        faults += [f"{file}: has no clip videos/{name}.mp4" for file in files if file.exists()]
+        return None
+    caption = _caption(folder / "labels" / f"{name}.txt", faults)
+    try:
+        info = video_info(video)
+    except VideoError as error:
+        faults.append(str(error))
+        return None
+    frames = _frame_numbers(video, info, model, clips.skip_frames, faults)
+    entities: tuple[Annotation, ...] = ()
+    if clips.entities is not None:
+        smallest = clips.entities.smallest_cut
+        entities, wrong = read_annotations(folder, name, caption, info, smallest)
+        faults += wrong
+    return Clip(video, caption, frames, info, entities)
 
 
 class ClipFolder:
@@ -41,17 +121,24 @@ class ClipFolder:
         model: Height, width, frames and frames per second.
 
     Raises:
-        TrainError: Lists everything that is wrong with the folder or the sizes.
+        TrainError: Lists everything that is wrong with the folder or the sizes; clips with a fault
+            only if they are not to be skipped.
     """
 
     def __init__(self, clips: ClipFolderConfig, model: ModelConfig):
-        self.clips, found = _checked(clips, model)
-        if found:
-            raise TrainError("\n".join(found))
+        found = look_through(clips, model)
+        if wrong := found.problems(clips):
+            raise TrainError("\n".join(wrong))
+        self.clips, self.skipped = found.clips, found.faulty
         self._size = (model.width, model.height)
 
     def __len__(self) -> int:
         return len(self.clips)
+
+    def warn(self) -> None:
+        """Tells which clips are left out, and why."""
+        if self.skipped:
+            _warn_of_skipped(self.skipped, len(self.clips))
 
     def read(self, index: int, part: slice = slice(None)) -> Frames:
         """Frames of a clip, scaled to cover the model's picture and cropped around the middle.
@@ -63,37 +150,45 @@ class ClipFolder:
         Raises:
             TrainError: The file is damaged where the first look could not see it.
         """
-        clip = self.clips[index]
+        numbers = self.clips[index].frames[part]
+        frames = self.raw_frames(index, numbers)
+        return np.stack([self.fitted(frames[number]) for number in numbers])
+
+    def raw_frames(self, index: int, numbers: Iterable[int]) -> dict[int, np.ndarray]:
+        """Frames of a clip by their number in the file, as they are there.
+
+        Raises:
+            TrainError: See `read`.
+        """
+        numbers = sorted(set(numbers))
         try:
-            frames = list(frames_at(clip.video, clip.frames[part]))
+            return dict(zip(numbers, frames_at(self.clips[index].video, numbers), strict=True))
         except VideoError as error:
             raise TrainError(str(error)) from error
-        return np.stack([self._fitted(frame) for frame in frames])
 
-    def _fitted(self, frame: np.ndarray) -> np.ndarray:
-        picture = ImageOps.fit(Image.fromarray(frame), self._size, Image.Resampling.BICUBIC)
-        return np.asarray(picture)
+    def fitted(self, picture: UInt8[np.ndarray, "file_height file_width *channels"]) -> np.ndarray:
+        """A picture scaled to cover the model's and cropped around the middle."""
+        return np.asarray(
+            ImageOps.fit(Image.fromarray(picture), self._size, Image.Resampling.BICUBIC)
+        )
+
+    def fitted_points(
+        self, points: Float[np.ndarray, "*n 2"], height: int, width: int
+    ) -> Float[np.ndarray, "*n 2"]:
+        """Where points (x, y) of a picture of that size are in the `fitted` one."""
+        size, target = np.array([width, height]), np.array(self._size)
+        return (points - size / 2) * (target / size).max() + target / 2
 
 
-def _checked(clips: ClipFolderConfig, model: ModelConfig) -> tuple[list[Clip], list[str]]:
-    found, faults = [], _size_problems(model)
-    try:
-        optical_flow.load_estimator(clips.estimator)
-    except ValueError as error:
-        faults.append(f"config.clips.estimator: {error}")
-    folder = Path(clips.folder)
-    videos = {path.stem: path for path in (folder / "videos").glob("*.mp4")}
-    labels = {path.stem: path for path in (folder / "labels").glob("*.txt")}
-    if not videos:
-        faults.append(f"config.clips.folder: {folder / 'videos'} holds no *.mp4")
-    for name in sorted(videos.keys() | labels.keys()):
-        if name not in videos:
-            faults.append(f"{labels[name]}: has no clip videos/{name}.mp4")
-            continue
-        caption = _caption(folder / "labels" / f"{name}.txt", faults)
-        numbers = _frame_numbers(videos[name], model, clips.skip_frames, faults)
-        found.append(Clip(videos[name], caption, numbers))
-    return found, faults
+def _warn_of_skipped(skipped: dict[str, list[str]], usable: int) -> None:
+    faults = [fault for found in skipped.values() for fault in found]
+    shown = faults[:_TOLD] + [f"... and {len(faults) - _TOLD} more"] * (len(faults) > _TOLD)
+    logging.warning(
+        "%d of %d clips are skipped:\n  %s",
+        len(skipped),
+        len(skipped) + usable,
+        "\n  ".join(shown),
+    )
 
 
 def _size_problems(model: ModelConfig) -> list[str]:
@@ -121,23 +216,20 @@ def _caption(path: Path, faults: list[str]) -> str:
     return lines[0].strip()
 
 
-def _frame_numbers(path: Path, model: ModelConfig, skip: int, faults: list[str]) -> tuple[int, ...]:
+def _frame_numbers(
+    path: Path, video: VideoInfo, model: ModelConfig, skip: int, faults: list[str]
+) -> tuple[int, ...]:
     """The frames nearest to the model's times; `skip` of them are left out at each end if spare."""
     if min(model.frames, model.fps) < 1:
         return ()  # named with the sizes
-    try:
-        length, fps = video_length(path)
-    except VideoError as error:
-        faults.append(str(error))
-        return ()
-    numbers = np.round(np.arange(model.frames) * (fps / model.fps)).astype(int)
-    spare = length - 1 - numbers[-1]
+    numbers = np.round(np.arange(model.frames) * (video.fps / model.fps)).astype(int)
+    spare = video.frames - 1 - numbers[-1]
     if (np.diff(numbers) < 1).any():
-        faults.append(f"{path}: shows {fps:g} frames per second, fewer than {model.fps}")
+        faults.append(f"{path}: shows {video.fps:g} frames per second, fewer than {model.fps}")
     if spare < 0:
         faults.append(
-            f"{path}: has {length} frames at {fps:g} per second; {model.frames} frames at "
-            f"{model.fps} per second take {numbers[-1] + 1}"
+            f"{path}: has {video.frames} frames at {video.fps:g} per second; {model.frames} frames "
+            f"at {model.fps} per second take {numbers[-1] + 1}"
         )
     return tuple((numbers + min(skip, spare // 2)).tolist())
 
@@ -178,22 +270,24 @@ class ClipExamples:
         self._model, self._tokenizer = model, tokenizer
         self._folder = ClipFolder(config.clips, model)
         self._estimator = optical_flow.load_estimator(config.clips.estimator)
+        self._damaged: dict[str, list[str]] = {}  # found only when it was read
 
     @property
     def identity(self) -> dict:
         """See `pool.Examples`; of a video its size and time stand for its content."""
         clips = [
-            [clip.video.name, clip.video.stat().st_size, clip.video.stat().st_mtime_ns, *clip[1:]]
-            for clip in self._folder.clips
+            [*_file_identity(clip.video), clip.caption, clip.frames] for clip in self._folder.clips
         ]
         model = self._model
         settings = {name: getattr(model, name) for name in ("height", "width", "frames", "fps")}
         settings |= {"transformer": to_dict(model.transformer), "motion": model.motion is not None}
         vocabulary = sorted(self._tokenizer.get_vocab().items())
+        own = to_dict(self._settings)
+        del own["faulty"]  # shows in the list of clips
         return {
             "clips": clips,
             "sizes": settings,
-            "settings": to_dict(self._settings),
+            "settings": {name: value for name, value in own.items() if value is not None},
             "seed": self._seed,
             "vocabulary": vocabulary,
         }
@@ -201,10 +295,39 @@ class ClipExamples:
     def __len__(self) -> int:
         return len(self._folder) * self._settings.draws
 
+    def warn(self) -> None:
+        """Tells once what is left out of the folder."""
+        self._folder.warn()
+
     def __getitem__(self, index: int) -> tuple[Inputs, UInt8[np.ndarray, "f height width 3"]]:
-        """Inputs and video of clip `index % clips`, in draw `index // clips`."""
-        rng = np.random.Generator(np.random.Philox(key=[self._seed, index]))
-        number = index % len(self._folder)
+        """Inputs and video of clip `index % clips`, in draw `index // clips`.
+
+        Where faulty clips are skipped, the next clip stands in for one that turns out damaged.
+
+        Raises:
+            TrainError: See `ClipFolder.read`.
+        """
+        draw, number = divmod(index, len(self._folder))
+        for _ in range(len(self._folder)):
+            try:
+                return self._example(number, draw)
+            except TrainError as error:
+                if self._settings.faulty != "skip":
+                    raise
+                self._note_damage(number, str(error))
+                number = (number + 1) % len(self._folder)
+        raise TrainError(f"config.clips.folder: no clip of {self._settings.folder} can be read")
+
+    def _note_damage(self, number: int, fault: str) -> None:
+        name = self._folder.clips[number].video.stem
+        if name not in self._damaged:
+            self._damaged[name] = [fault]
+            _warn_of_skipped(self._damaged, len(self._folder) - len(self._damaged))
+
+    def _example(self, number: int, draw: int) -> tuple[Inputs, np.ndarray]:
+        rng = np.random.Generator(
+            np.random.Philox(key=[self._seed, draw * len(self._folder) + number])
+        )
         video = self._folder.read(number)
         caption = self._folder.clips[number].caption
         inputs = conditioning.entity_inputs(
@@ -216,12 +339,18 @@ class ClipExamples:
             on = np.zeros_like(inputs.on)
             on[0] = True
             inputs = inputs._replace(flow_video=color_flow(flow), on=on)
-        if self._model.takes_image:
-            inputs = inputs._replace(image=self._noisy_image(video[0], rng))
-        return inputs, video
+        return self._with_image(inputs, video, rng), video
 
-    def _noisy_image(self, frame: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def _with_image(self, inputs: Inputs, video: Frames, rng: np.random.Generator) -> Inputs:
         """The first frame in [-1, 1] with noise, as CogVideoX's I2V models are trained."""
+        if not self._model.takes_image:
+            return inputs
         deviation = np.exp(rng.normal(*self._settings.image_noise))
-        image = frame / np.float32(127.5) - 1
-        return image + np.float32(deviation) * rng.standard_normal(frame.shape, np.float32)
+        image = video[0] / np.float32(127.5) - 1
+        noise = rng.standard_normal(image.shape, np.float32)
+        return inputs._replace(image=image + np.float32(deviation) * noise)
+
+
+def _file_identity(path: Path) -> list:
+    """What stands for the content of a large file."""
+    return [path.name, path.stat().st_size, path.stat().st_mtime_ns]

@@ -17,7 +17,13 @@ from tqdm import tqdm
 
 from tora2_jax import conditioning, config
 from tora2_jax.data import world
+from tora2_jax.data.reference_augmentation import guard_record
+from tora2_jax.faces import FaceDetector
+from tora2_jax.models.prior import stored_priors
+from tora2_jax.train_config import ReferenceGuardConfig
 from tora2_jax.types import Inputs
+
+_FORMAT = 2  # to be raised when other numbers are kept of the same clips
 
 
 class Examples(Protocol):
@@ -41,21 +47,41 @@ class WorldExamples:
         tokenizer: From `text.load_tokenizer`.
         world_config: Which world.
         size: Number of clips.
+        detector: Finds faces where `model.face_detector` needs a network.
+        guards: How references are drawn and augmented; None: as the world renders them.
+        seed: Of the guards.
     """
 
     at_once = 16
 
-    def __init__(self, model: config.ModelConfig, tokenizer, world_config, size: int):
+    def __init__(
+        self,
+        model: config.ModelConfig,
+        tokenizer,
+        world_config,
+        size: int,
+        *,
+        detector: FaceDetector | None = None,
+        guards: ReferenceGuardConfig | None = None,
+        seed: int = 0,
+    ):
         self._model, self._tokenizer, self._world = model, tokenizer, world_config
-        self._size = size
+        self._size, self._detector = size, detector
+        self._guards, self._seed = guards, seed
         self.identity = {"world": config.to_dict(world_config), "size": size}
+        if guards is not None:
+            self.identity |= {"guards": config.to_dict(guards), "seed": seed}
 
     def __len__(self) -> int:
         return self._size
 
     def __getitem__(self, index: int) -> tuple[Inputs, UInt8[np.ndarray, "f height width 3"]]:
         record = world.render_clip(self._world, index)
-        return conditioning.record_inputs(self._model, self._tokenizer, record), record.video
+        if self._guards is not None:
+            limit = self._model.max_references
+            record = guard_record(record, self._guards, self._seed, draw=0, limit=limit)
+        inputs = conditioning.record_inputs(self._model, self._tokenizer, record, self._detector)
+        return inputs, record.video
 
 
 def fingerprint(model: config.ModelConfig, examples: Examples, weights: list[str]) -> str:
@@ -63,8 +89,10 @@ def fingerprint(model: config.ModelConfig, examples: Examples, weights: list[str
     digest = hashlib.sha256()
     parts = {name: config.to_dict(getattr(model, name)) for name in ("vae", "dino", "face")}
     parts |= {"object": config.to_dict(model.object), "binding": model.binding.word_tokens}
+    for name in stored_priors(model):
+        parts[f"stored_{name}"] = config.to_dict(getattr(model, f"stored_{name}"))
     parts |= examples.identity
-    parts |= {"padding": [model.max_entities, model.max_references]}
+    parts |= {"padding": [model.max_entities, model.max_references], "format": _FORMAT}
     digest.update(json.dumps(parts, sort_keys=True).encode())
     for path in map(Path, weights):
         files = [path] if path.is_file() else sorted(path.rglob("*"))

@@ -102,7 +102,7 @@ class ArcFace(nnx.Module):
         Raises:
             ValueError: the images do not have the side the network was made for.
         """
-        check_side("ArcFace", images.shape, self.image_size)
+        check_shape("ArcFace", images.shape, (self.image_size, self.image_size))
         leading = images.shape[:-3]
         x = self.stem((images.reshape(-1, *images.shape[-3:]) - 0.5) / 0.5)
         x = self.activation(self.norm_stem(x, train=train))
@@ -121,12 +121,13 @@ def map_size(config: ArcFaceConfig) -> int:
     return -(-config.image_size // 2 ** len(config.layers))
 
 
-def check_side(name: str, shape: tuple[int, ...], side: int) -> None:
-    """Raises ValueError unless the images are RGB squares of that side."""
-    if shape[-3:] != (side, side, 3):
+def check_shape(name: str, shape: tuple[int, ...], wanted: tuple[int, int]) -> None:
+    """Raises ValueError unless the images are RGB of that height and width."""
+    if shape[-3:] != (*wanted, 3):
+        height, width = wanted
         raise ValueError(
-            f"{name} was made for images [..., {side}, {side}, 3] and got {list(shape)}; "
-            f"resize them to {side} x {side} pixels, channels last."
+            f"{name} was made for images [..., {height}, {width}, 3] and got {list(shape)}; "
+            f"resize them to {height} x {width} pixels, channels last."
         )
 
 

@@ -26,19 +26,19 @@ def attention(
     Args:
         query: `[b, n, heads, d]`.
         key: `[b, m, heads, d]`.
-        value: `[b, m, heads, d]`.
+        value: `[b, m, heads, dv]`.
         mask: boolean, broadcastable to `[b, heads, n, m]`; True where a query may see a key.
         scale: factor of the logits, `1 / sqrt(d)` by default.
         max_logits: elements of `[b, heads, n, m]` that may be held at once.
 
     Returns:
-        `[b, n, heads, d]` in the dtype of `value`.
+        `[b, n, heads, dv]` in the dtype of `value`.
     """
     batch, queries, heads, width = query.shape
     keys = key.shape[1]
     scale = 1 / math.sqrt(width) if scale is None else scale
     if keys == 0:
-        return jnp.zeros(query.shape, value.dtype)
+        return jnp.zeros((*query.shape[:3], value.shape[-1]), value.dtype)
     if mask is not None:
         mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
     elif _cudnn_can(query, key, value):
@@ -52,6 +52,7 @@ def attention(
 def _cudnn_can(query: jax.Array, key: jax.Array, value: jax.Array) -> bool:
     half = all(x.dtype in (jnp.bfloat16, jnp.float16) for x in (query, key, value))
     width = query.shape[-1]
+    half = half and value.shape[-1] == width
     return half and width % 8 == 0 and width <= 128 and jax.default_backend() == "gpu"
 
 
@@ -85,5 +86,5 @@ def _attend_in_chunks(query, key, value, mask, scale, chunk):
         return _attend(part, key, value, part_mask if per_query else mask, scale)
 
     output = jax.lax.map(attend_chunk, (query, mask_chunks if per_query else None))
-    output = output.swapaxes(0, 1).reshape(batch, count * chunk, heads, width)
+    output = output.swapaxes(0, 1).reshape(batch, count * chunk, heads, -1)
     return output[:, :queries]

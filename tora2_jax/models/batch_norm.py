@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+EPSILON = 1e-5  # PyTorch's default, added to every variance
+
 
 class BatchNorm(nnx.Module):
     """Normalises the last axis over all others; float32 inside, whatever the input is.
@@ -14,7 +16,7 @@ class BatchNorm(nnx.Module):
     """
 
     def __init__(
-        self, features: int, eps: float = 1e-5, *, momentum: float = 0.1, rngs: nnx.Rngs
+        self, features: int, eps: float = EPSILON, *, momentum: float = 0.1, rngs: nnx.Rngs
     ) -> None:
         """`momentum` is the share of the new batch in the running averages; needs no keys."""
         self.scale = nnx.Param(jnp.ones(features))
@@ -28,10 +30,10 @@ class BatchNorm(nnx.Module):
         """Normalised `x` in the dtype of `x`."""
         values = x.astype(jnp.float32)
         mean, variance = (
-            self._batch_statistics(values) if train else (self.mean[...], self.var[...])
+            self._batch_statistics(values) if train else (_single(self.mean), _single(self.var))
         )
-        factor = self.scale[...] * jax.lax.rsqrt(variance + self.eps)
-        return ((values - mean) * factor + self.bias[...]).astype(x.dtype)
+        factor = _single(self.scale) * jax.lax.rsqrt(variance + self.eps)
+        return ((values - mean) * factor + _single(self.bias)).astype(x.dtype)
 
     def _batch_statistics(
         self, x: Float[Array, "*n c"]
@@ -43,3 +45,8 @@ class BatchNorm(nnx.Module):
         self.mean[...] += self.momentum * (jax.lax.stop_gradient(mean) - self.mean[...])
         self.var[...] += self.momentum * (jax.lax.stop_gradient(unbiased) - self.var[...])
         return mean, variance
+
+
+def _single(value: nnx.Variable) -> Float[Array, " c"]:
+    """An array in float32, also where it rests in half precision."""
+    return value[...].astype(jnp.float32)

@@ -1,10 +1,11 @@
-"""Binding of an entity's reference, word and path, and the contrastive loss (eqs. 5 and 6).
+"""Binding of an entity's reference, word and path (eq. 5); for the loss see contrast.py.
 
 The gated self-attention is the paper's; the form of motion tokens, gates and the way back into the
 motion map are our decisions. Everything here is float32.
 """
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from tora2_jax.config import ModelConfig
 from tora2_jax.models.attention import attention
+from tora2_jax.models.contrast import retrieval_accuracy
 from tora2_jax.models.layers import LECUN_NORMAL, ZEROS, LayerNorm, Linear, sinusoid
 from tora2_jax.models.personalization import keep, normal_parameter
 from tora2_jax.types import Conditions, ContrastEmbeddings
@@ -33,6 +35,15 @@ class BoundEntities(NamedTuple):
     motion_tokens: Float[Array, "b e t d"]
     motion_tokens_before: Float[Array, "b e t d"]
     metrics: dict[str, Float[Array, ""]]
+
+
+class BindingDetails(NamedTuple):
+    """How the gated binding comes to its result; n = q + t + s tokens, in the order [p ; m ; c]."""
+
+    attention: Float[Array, "b e heads n n"]  # rows: who looks; 0 where nothing can be looked at
+    mask: Bool[Array, "b e n"]  # which tokens there are
+    gate_personalization: Float[Array, "b e q d"]  # factor of each channel
+    gate_motion: Float[Array, "b e t d"]
 
 
 class MotionTokens(nnx.Module):
@@ -73,9 +84,13 @@ class SigmoidGate(nnx.Module):
         self.gate = Linear(width, width, rngs=rngs)
         self.value = Linear(width, width, use_bias=False, rngs=rngs)
 
+    def opening(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+        """The gate's factors, in (0, 1)."""
+        return jax.nn.sigmoid(self.gate(x))
+
     def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
         """Gated values."""
-        return jax.nn.sigmoid(self.gate(x)) * self.value(x)
+        return self.opening(x) * self.value(x)
 
 
 class TanhGate(nnx.Module):
@@ -86,9 +101,13 @@ class TanhGate(nnx.Module):
         self.alpha = nnx.Param(jnp.zeros(()))
         self.value = Linear(width, width, use_bias=False, rngs=rngs)
 
+    def opening(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+        """The gate's factor, in (-1, 1): one for all."""
+        return jnp.broadcast_to(jnp.tanh(self.alpha[...]), x.shape)
+
     def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
         """Gated values."""
-        return jnp.tanh(self.alpha[...]) * self.value(x)
+        return self.opening(x) * self.value(x)
 
 
 class GatedBinding(nnx.Module):
@@ -125,6 +144,40 @@ class GatedBinding(nnx.Module):
         conditions: Conditions,
     ) -> tuple[Float[Array, "b e q d"], Float[Array, "b e t d"], Float[Array, "b t h w u"]]:
         """What is to be added to p, to m and to the motion map; 0 where there is nothing."""
+        tokens, mask = self._tokens(p, p_mask, m, words, conditions)
+        at_p, at_m = self._split(self._attend(tokens, mask), p, m)
+        delta_p = keep(self.gate_personalization(at_p), p_mask)
+        delta_m = keep(self.gate_motion(at_m), conditions.on)
+        spread = jnp.einsum("bethw,betu->bthwu", conditions.splat, self.to_map(delta_m))
+        return delta_p, delta_m, spread
+
+    def details(
+        self,
+        p: Float[Array, "b e q d"],
+        p_mask: Bool[Array, "b e q"],
+        m: Float[Array, "b e t d"],
+        words: Float[Array, "b e s d"],
+        conditions: Conditions,
+    ) -> BindingDetails:
+        """What a call does on its way, for people to look at."""
+        tokens, mask = self._tokens(p, p_mask, m, words, conditions)
+        query, key, _ = self._heads(tokens)
+        # As values, one-hot rows make the attention give its weights.
+        count = tokens.shape[-2]
+        one_hot = jnp.broadcast_to(jnp.eye(count)[:, None], (*key.shape[:3], count))
+        weights = attention(query, key, one_hot, rearrange(mask, "b e n -> (b e) 1 1 n"))
+        at_p, at_m = self._split(self._attend(tokens, mask), p, m)
+        return BindingDetails(
+            rearrange(weights, "(b e) n heads k -> b e heads n k", b=p.shape[0]),
+            mask,
+            self.gate_personalization.opening(at_p),
+            self.gate_motion.opening(at_m),
+        )
+
+    def _tokens(
+        self, p, p_mask, m, words, conditions: Conditions
+    ) -> tuple[Float[Array, "b e n d"], Bool[Array, "b e n"]]:
+        """[p ; m ; c], each with its norm and embeddings, and which of them there are."""
         modality = self.modalities[...]
         frame = sinusoid(jnp.arange(m.shape[2]), m.shape[-1])
         tokens = [
@@ -133,26 +186,28 @@ class GatedBinding(nnx.Module):
             self.norm_words(words) + modality[2],
         ]
         mask = jnp.concatenate([p_mask, conditions.on, conditions.word_mask], -1)
-        attended = self._attend(jnp.concatenate(tokens, -2), mask)
+        return jnp.concatenate(tokens, -2), mask
+
+    def _heads(self, tokens: Float[Array, "b e n d"]) -> list[Float[Array, "n2 n heads d2"]]:
+        """Query, key and value of every head; entities are folded into the batch."""
+        return [
+            rearrange(project(tokens), "b e n (heads d) -> (b e) n heads d", heads=self.num_heads)
+            for project in (self.query, self.key, self.value)
+        ]
+
+    def _split(self, attended: Float[Array, "b e n d"], p, m) -> tuple[Array, Array]:
+        """The parts of p and m; that of the words is discarded."""
         count = p.shape[2]
-        delta_p = keep(self.gate_personalization(attended[:, :, :count]), p_mask)
-        motion = attended[:, :, count : count + m.shape[2]]
-        delta_m = keep(self.gate_motion(motion), conditions.on)
-        spread = jnp.einsum("bethw,betu->bthwu", conditions.splat, self.to_map(delta_m))
-        return delta_p, delta_m, spread
+        return attended[:, :, :count], attended[:, :, count : count + m.shape[2]]
 
     def _attend(
         self, tokens: Float[Array, "b e n d"], mask: Bool[Array, "b e n"]
     ) -> Float[Array, "b e n d"]:
         """Self-attention inside each entity."""
-        batch = tokens.shape[0]
-        query, key, value = (
-            rearrange(project(tokens), "b e n (heads d) -> (b e) n heads d", heads=self.num_heads)
-            for project in (self.query, self.key, self.value)
-        )
         mask = rearrange(mask, "b e n -> (b e) 1 1 n")
-        attended = attention(query, key, value, mask)
-        return self.output(rearrange(attended, "(b e) n heads d -> b e n (heads d)", b=batch))
+        attended = attention(*self._heads(tokens), mask)
+        attended = rearrange(attended, "(b e) n heads d -> b e n (heads d)", b=tokens.shape[0])
+        return self.output(attended)
 
 
 class LinearBinding(nnx.Module):
@@ -178,24 +233,30 @@ class LinearBinding(nnx.Module):
         return keep(self.merge(jnp.concatenate([p, entity], -1)), p_mask), None, None
 
 
+def needs_binder(config: ModelConfig) -> bool:
+    """Whether references and paths are there, and are bound or at least contrasted."""
+    settings = config.binding
+    together = config.motion is not None and config.personalization is not None
+    return together and (settings.variant, settings.contrast_on) != ("none", "none")
+
+
 class Binder(nnx.Module):
     """Personalization tokens and motion map in, both bound to each other and to the words out."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
-        """`binding.variant` chooses (Table 3); needs the motion part and the personalization."""
+        """Only the parts that `binding.variant` (Table 3) and `binding.contrast_on` need."""
         width, settings = config.personalization.width, config.binding
+        kind = {"none": None, "linear": LinearBinding, "gated": GatedBinding}[settings.variant]
         self.motion_tokens = MotionTokens(
             config.motion.width, width, settings.frequencies, rngs=rngs
         )
-        self.words = Linear(config.text.width, width, rngs=rngs)
-        kinds = {"none": None, "linear": LinearBinding, "gated": GatedBinding}
-        kind = kinds[settings.variant]
+        self.words = None if kind is None else Linear(config.text.width, width, rngs=rngs)
         self.binding = None if kind is None else kind(config, rngs=rngs)
-        self.contrast_personalization = Linear(
-            width, settings.contrast_width, use_bias=False, rngs=rngs
-        )
-        self.contrast_motion = Linear(width, settings.contrast_width, use_bias=False, rngs=rngs)
         self.contrast_on = settings.contrast_on
+        head = partial(Linear, width, settings.contrast_width, use_bias=False, rngs=rngs)
+        compares = self.contrast_on != "none"
+        self.contrast_personalization = head() if compares else None
+        self.contrast_motion = head() if compares else None
 
     def __call__(
         self,
@@ -205,15 +266,12 @@ class Binder(nnx.Module):
         conditions: Conditions,
     ) -> BoundEntities:
         """Binds; whatever the masks hide is 0 and touches nothing. The map keeps its dtype."""
-        p = keep(p, p_mask)
-        on = conditions.on[..., None, None]
-        conditions = conditions._replace(splat=jnp.where(on, conditions.splat, 0.0))
         values = motion_map.astype(jnp.float32)
-        m = self.motion_tokens(values, conditions)
-        words = keep(self.words(keep(conditions.words, conditions.word_mask)), conditions.word_mask)
+        given = self._given(p, p_mask, values, conditions)
+        p, _, m, _, conditions = given
         delta_p = delta_m = spread = None
         if self.binding is not None:
-            delta_p, delta_m, spread = self.binding(p, p_mask, m, words, conditions)
+            delta_p, delta_m, spread = self.binding(*given)
         bound_map = motion_map if spread is None else (values + spread).astype(motion_map.dtype)
         bound = BoundEntities(
             personalization=p if delta_p is None else p + delta_p,
@@ -229,8 +287,32 @@ class Binder(nnx.Module):
         )
         return bound._replace(metrics={**bound.metrics, **self._retrieval(bound, conditions)})
 
-    def contrast(self, bound: BoundEntities, conditions: Conditions) -> ContrastEmbeddings:
-        """Both sides of the contrastive loss, from the tokens that `contrast_on` names."""
+    def details(
+        self,
+        p: Float[Array, "b e q d"],
+        p_mask: Bool[Array, "b e q"],
+        motion_map: Float[Array, "b t h w u"],
+        conditions: Conditions,
+    ) -> BindingDetails | None:
+        """Attention and gates of a call; None for the variants that have neither."""
+        if not isinstance(self.binding, GatedBinding):
+            return None
+        return self.binding.details(*self._given(p, p_mask, motion_map, conditions))
+
+    def _given(self, p, p_mask, motion_map, conditions: Conditions) -> tuple:
+        """What a binding takes: p, its mask, m, words and conditions; 0 where masks hide it."""
+        on = conditions.on[..., None, None]
+        conditions = conditions._replace(splat=jnp.where(on, conditions.splat, 0.0))
+        m = self.motion_tokens(motion_map.astype(jnp.float32), conditions)
+        known, words = conditions.word_mask, None
+        if self.words is not None:
+            words = keep(self.words(keep(conditions.words, known)), known)
+        return keep(p, p_mask), p_mask, m, words, conditions
+
+    def contrast(self, bound: BoundEntities, conditions: Conditions) -> ContrastEmbeddings | None:
+        """Both sides of the contrastive loss, from the tokens that `contrast_on` names, if any."""
+        if self.contrast_on == "none":
+            return None
         return self._contrast_on(self.contrast_on, bound, conditions)
 
     def contrast_embeddings(
@@ -261,52 +343,13 @@ class Binder(nnx.Module):
         """Accuracies before and after binding: only the first says whether p and m agree."""
         return {
             f"retrieval_{which}": retrieval_accuracy(self._contrast_on(which, bound, conditions))
-            for which in ("unbound", "bound")
+            for which in (() if self.contrast_on == "none" else ("unbound", "bound"))
         }
-
-
-def contrastive_loss(
-    embeddings: ContrastEmbeddings, temperature: float
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """L_cont (eq. 6) as half the sum of two means over the entities that take part (our decision).
-
-    Negatives are all other entities of the whole batch; with fewer than two the loss is 0.
-
-    Returns:
-        The loss, and `contrast_accuracy`: how often the own counterpart is the most similar.
-    """
-    part = embeddings.takes_part.reshape(-1)
-    logits = _similarity(embeddings, scale=1 / temperature)
-    own = [-jnp.diagonal(jax.nn.log_softmax(logits, axis)) for axis in (0, 1)]
-    count = part.sum()
-    means = [jnp.where(part, value, 0.0).sum() / jnp.maximum(count, 1) for value in own]
-    loss = jnp.where(count >= 2, 0.5 * sum(means), 0.0)
-    return loss, {"contrast_accuracy": retrieval_accuracy(embeddings)}
-
-
-def retrieval_accuracy(embeddings: ContrastEmbeddings) -> Float[Array, ""]:
-    """How often an entity's own counterpart is the most similar, mean of both directions.
-
-    0 if fewer than two entities take part.
-    """
-    part = embeddings.takes_part.reshape(-1)
-    similarity = _similarity(embeddings, scale=1.0)
-    right = sum(similarity.argmax(axis) == jnp.arange(part.size) for axis in (0, 1)) / 2
-    count = part.sum()
-    return jnp.where(count >= 2, jnp.where(part, right, 0.0).sum() / jnp.maximum(count, 1), 0.0)
 
 
 def masked_mean(x: Float[Array, "*n j d"], mask: Bool[Array, "*n j"]) -> Float[Array, "*n d"]:
     """Mean over the tokens that are there; 0 if there is none."""
     return keep(x, mask).sum(-2) / jnp.maximum(mask.sum(-1, keepdims=True), 1)
-
-
-def _similarity(embeddings: ContrastEmbeddings, scale: float) -> Float[Array, "n n"]:
-    """Scaled cosines of all entities of the batch; absent ones get a finite minimum."""
-    p, m = (x.reshape(-1, x.shape[-1]) for x in embeddings[:2])
-    part = embeddings.takes_part.reshape(-1)
-    both = part[:, None] & part[None]
-    return jnp.where(both, scale * p @ m.T, jnp.finfo(jnp.float32).min)
 
 
 def _unit(x: Float[Array, "*n c"]) -> Float[Array, "*n c"]:

@@ -10,41 +10,33 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from tora2_jax.config import DINOv2Config
-from tora2_jax.models.attention import attention
 from tora2_jax.models.layers import LayerNorm, Linear, scan, stack
 from tora2_jax.models.object_encoder import imagenet_normalise
+from tora2_jax.models.vit import SelfAttention, image_patches, small_normal
 
 
-class SelfAttention(nnx.Module):
-    """Multi-head attention of all tokens to all tokens."""
+def hidden_width(config: DINOv2Config) -> int:
+    """Channels inside the feed-forward layer; SwiGLU has two thirds, rounded up to a multiple of 8.
 
-    def __init__(self, width: int, num_heads: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
-        """Four square maps with bias."""
-        make = functools.partial(Linear, width, width, dtype=dtype, rngs=rngs)
-        self.query, self.key, self.value, self.output = make(), make(), make(), make()
-        self.num_heads = num_heads
-
-    def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
-        """Attention and output projection."""
-        split = functools.partial(rearrange, pattern="b n (heads d) -> b n heads d")
-        query, key, value = (
-            split(project(x), heads=self.num_heads)
-            for project in (self.query, self.key, self.value)
-        )
-        return self.output(rearrange(attention(query, key, value), "b n heads d -> b n (heads d)"))
+    Two thirds, because it has three maps where the other has two.
+    """
+    hidden = config.width * config.mlp_ratio
+    return hidden if config.feed_forward == "gelu" else -(-(hidden * 2 // 3) // 8) * 8
 
 
 class Block(nnx.Module):
-    """Attention and MLP, each behind a norm and scaled per channel."""
+    """Attention and feed-forward layer, each behind a norm and scaled per channel."""
 
     def __init__(self, config: DINOv2Config, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
         """Layer scales start at 1."""
-        width, hidden = config.width, config.width * config.mlp_ratio
+        width, hidden = config.width, hidden_width(config)
+        gated = config.feed_forward == "swiglu"
         norm = functools.partial(LayerNorm, width, eps=config.norm_eps, dtype=dtype, rngs=rngs)
         self.norm_attention = norm()
         self.attention = SelfAttention(width, config.num_heads, dtype=dtype, rngs=rngs)
         self.scale_attention = nnx.Param(jnp.ones(width))
         self.norm_mlp = norm()
+        self.mlp_gate = Linear(width, hidden, dtype=dtype, rngs=rngs) if gated else None
         self.mlp_in = Linear(width, hidden, dtype=dtype, rngs=rngs)
         self.mlp_out = Linear(hidden, width, dtype=dtype, rngs=rngs)
         self.scale_mlp = nnx.Param(jnp.ones(width))
@@ -52,8 +44,12 @@ class Block(nnx.Module):
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         """One layer."""
         x = x + self.attention(self.norm_attention(x)) * self.scale_attention[...].astype(x.dtype)
-        hidden = jax.nn.gelu(self.mlp_in(self.norm_mlp(x)), approximate=False)
-        return x + self.mlp_out(hidden) * self.scale_mlp[...].astype(x.dtype)
+        return x + self._feed_forward(self.norm_mlp(x)) * self.scale_mlp[...].astype(x.dtype)
+
+    def _feed_forward(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        if self.mlp_gate is None:
+            return self.mlp_out(jax.nn.gelu(self.mlp_in(x), approximate=False))
+        return self.mlp_out(jax.nn.silu(self.mlp_gate(x)) * self.mlp_in(x))
 
 
 class DINOv2(nnx.Module):
@@ -64,7 +60,7 @@ class DINOv2(nnx.Module):
     ) -> None:
         """Random weights; `convert/dinov2.py` brings published ones."""
         width, registers = config.width, config.num_registers
-        normal = functools.partial(_small_normal, rngs)
+        normal = functools.partial(small_normal, rngs)
         self.patch_embedding = Linear(config.patch_size**2 * 3, width, dtype=dtype, rngs=rngs)
         self.class_token = nnx.Param(normal(1, width))
         self.positions = nnx.Param(normal(1 + config.position_grid**2, width))
@@ -107,10 +103,7 @@ class DINOv2(nnx.Module):
                 f"DINOv2 cuts images into patches of {patch} x {patch} pixels and got images of "
                 f"{images.shape[1]} x {images.shape[2]}; resize them to multiples of {patch}."
             )
-        patches = rearrange(
-            images, "b (h p) (w r) channel -> b h w (p r channel)", p=patch, r=patch
-        )
-        tokens = self.patch_embedding(patches.astype(self.dtype))
+        tokens = self.patch_embedding(image_patches(images, patch).astype(self.dtype))
         tokens = tokens + self._positions(*tokens.shape[1:3]).astype(self.dtype)
         first = [self.class_token[...] + self.positions[...][:1]]
         if self.registers is not None:
@@ -155,7 +148,3 @@ def _keys_cubic(distance: Float[np.ndarray, "..."], a: float) -> Float[np.ndarra
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = (((x - 5) * x + 8) * x - 4) * a
     return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
-
-
-def _small_normal(rngs: nnx.Rngs, *shape: int) -> Float[Array, "..."]:
-    return 0.02 * jax.random.normal(rngs.params(), shape)

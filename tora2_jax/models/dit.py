@@ -5,8 +5,7 @@ and 1.5 models. Blocks are stacked and scanned; there is no second, unscanned fo
 """
 
 from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -252,7 +251,8 @@ class CogVideoXTransformer(nnx.Module):
         has_motion: jax.Array | None = None,
         keys_values: KeysValues | None = None,
         key_mask: jax.Array | None = None,
-    ) -> jax.Array:
+        observe: Callable | None = None,
+    ) -> jax.Array | tuple[jax.Array, Any]:
         """The velocity, float32 `[b, t_lat, h_lat, w_lat, c_out]`.
 
         Args:
@@ -264,6 +264,8 @@ class CogVideoXTransformer(nnx.Module):
             has_motion: `[b]`, which samples the fusers change; None: all.
             keys_values: from the method of that name; None leaves the cross-attention out.
             key_mask: `[b, j]`, which keys are there; None: all.
+            observe: `(cross_attention, video, keys_values, key_mask) -> arrays`, called where each
+                cross-attention is; its results follow the velocity, along a leading axis x.
 
         Raises:
             ValueError: lists every input that does not fit the model.
@@ -272,14 +274,15 @@ class CogVideoXTransformer(nnx.Module):
         layout, embedding = Layout.of(text.shape[1], grid), self._embed_time(timestep)
         shared = self._share(layout, embedding, motion_maps, has_motion, keys_values, key_mask)
         stream = self._embed(latents, text, shared.layout)
-        stream = self._run_blocks(stream, shared, motion_maps, keys_values)
+        stream, seen = self._run_blocks(stream, shared, motion_maps, keys_values, observe)
         modulation = self.output_modulation(jax.nn.silu(embedding)).astype(stream.dtype)
         shift, scale = jnp.split(modulation[:, None], 2, axis=-1)
         stream = self.output_norm(self.final_norm(stream)) * (1 + scale) + shift
         # The last map makes it small enough for every device to have all of it.
         output = parallel.batch(self.output_projection(stream).astype(jnp.float32))
         output, config = layout.take_video(output), self.config
-        return layers.unpatchify(output, grid, config.patch_size, config.patch_size_t or 1)
+        output = layers.unpatchify(output, grid, config.patch_size, config.patch_size_t or 1)
+        return output if observe is None else (output, seen)
 
     def _check(self, latents, timestep, text, motion_maps, keys_values):
         """The token grid, after everything that must fit has been seen to fit."""
@@ -347,28 +350,16 @@ class CogVideoXTransformer(nnx.Module):
         """The stream before the first block, made in place: the parts of it are never whole."""
         patches = layout.place_video(layers.patchify(latents, layout.grid))
         stream = layout.place_text(text, self.patch_embedding(parallel.stream(patches)))
-        table = self._positions(layout)
-        if table is not None:
+        stored = None if self.positions is None else self.positions[...]
+        if (table := positions.added(self.config, stored, layout)) is not None:
             stream = stream + parallel.positions(table).astype(stream.dtype)
         return parallel.stream(stream)
 
-    def _positions(self, layout):
-        """What is added to the stream for where its tokens stand, `[n, c]`, or None."""
-        config = self.config
-        if config.learned_positions and not config.add_learned_positions:
-            return None
-        sampled = positions.sample_grid(config)[0]
-        if self.positions is not None and layout.grid[0] == sampled:
-            return jnp.pad(self.positions[...], ((0, layout.length - layout.filled), (0, 0)))
-        if self.positions is not None or config.positions == "sincos":
-            # diffusers, too, takes the fixed table where the stored one has other frames.
-            return layout.place_video(positions.sincos(config, layout.grid))
-        return None
-
-    def _run_blocks(self, carry, shared, motion_maps, keys_values):
+    def _run_blocks(self, carry, shared, motion_maps, keys_values, observe):
         """All blocks, scanned in groups whose first block has a cross-attention."""
         every = 1 if keys_values is None else self.every
         groups, rest = divmod(self.config.num_layers, every)
+        seen = []
         for start, count, size in ((0, groups, every), (groups * every, 1, rest)):
             if count * size == 0:
                 continue
@@ -381,20 +372,29 @@ class CogVideoXTransformer(nnx.Module):
 
             def step(group, carry, inputs, size=size):
                 (blocks, cross), (maps, known) = group, inputs
-                personalize = None
+                personalize, found = None, []
+
+                def attend(stream):
+                    if observe is not None:
+                        video = shared.layout.take_video(stream)
+                        found.append(observe(cross, video, known, shared.key_mask))
+                    return cross(stream, known, shared.key_mask)
+
                 if known is not None:
-                    personalize = partial(cross, keys_values=known, key_mask=shared.key_mask)
+                    personalize = attend
                 carry = checkpoint_name(carry, layers.STREAM)
                 for index in range(size):
                     block = layers.map_arrays(lambda x, index=index: x[index], blocks)
                     motion_map = None if maps is None else maps[index]
                     carry = block(carry, shared, motion_map, personalize if index == 0 else None)
-                return carry, None
+                return carry, found
 
             with_keys = keys_values is not None
             cross = layers.map_arrays(take, self.cross_attention) if with_keys else None
             maps = None if motion_maps is None else regroup(motion_maps)
             inputs = (maps, jax.tree.map(take, keys_values))
             group = (layers.map_arrays(regroup, self.blocks), cross)
-            carry, _ = layers.scan(step, group, carry, inputs, self.config.rematerialize)
-        return carry
+            carry, found = layers.scan(step, group, carry, inputs, self.config.rematerialize)
+            seen += found
+        seen = jax.tree.map(lambda *parts: jnp.concatenate(parts), *seen) if seen else None
+        return carry, seen

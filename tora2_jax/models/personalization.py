@@ -15,9 +15,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from tora2_jax.config import ModelConfig, PersonalizationConfig
-from tora2_jax.models import arcface, object_encoder
 from tora2_jax.models.attention import attention
 from tora2_jax.models.layers import LayerNorm, Linear, scan, stack
+from tora2_jax.models.prior import PriorSizes, prior_configs, prior_sizes
 from tora2_jax.types import Conditions
 
 EMBEDDING_STD = 0.02
@@ -45,21 +45,12 @@ class Adapter(nnx.Module):
 class PriorAdapter(nnx.Module):
     """A class's f_theta (eq. 3): map tokens and vector of its recognition network -> d."""
 
-    def __init__(
-        self,
-        in_width: int,
-        vector_width: int,
-        count: int,
-        width: int,
-        *,
-        linear: bool,
-        rngs: nnx.Rngs,
-    ) -> None:
-        """`count` map tokens; `linear` (Table 2) has neither MLP nor positions."""
+    def __init__(self, sizes: PriorSizes, width: int, *, linear: bool, rngs: nnx.Rngs) -> None:
+        """`linear` (Table 2) has neither MLP nor positions."""
         make = Linear if linear else Adapter
-        self.map = make(in_width, width, rngs=rngs)
-        self.vector = make(vector_width, width, rngs=rngs)
-        self.positions = None if linear else normal_parameter(rngs, count, width)
+        self.map = make(sizes.width, width, rngs=rngs)
+        self.vector = make(sizes.vector_width, width, rngs=rngs)
+        self.positions = None if linear else normal_parameter(rngs, sizes.tokens, width)
 
     def __call__(
         self,
@@ -143,14 +134,10 @@ class AppearanceExtractor(nnx.Module):
         width, variant = settings.width, settings.variant
         linear = variant != "dpe"
         make = functools.partial(PriorAdapter, width=width, linear=linear, rngs=rngs)
-        face, objects = config.face, config.object
+        priors = prior_configs(config)
         uses_face = variant in ("dino_decoupled", "dpe")
-        face_count = arcface.map_size(face) ** 2
-        object_count = object_encoder.map_size(objects) ** 2
-        self.face = make(face.widths[-1], face.embedding, face_count) if uses_face else None
-        self.object = (
-            make(objects.width, objects.width, object_count) if variant != "dino" else None
-        )
+        self.face = make(prior_sizes(priors["face"])) if uses_face else None
+        self.object = make(prior_sizes(priors["object"])) if variant != "dino" else None
         projects = linear or config.dino.width != width
         self.image = Linear(config.dino.width, width, rngs=rngs) if projects else None
         # Rows: map of the prior, vector of the prior, DINO.

@@ -6,6 +6,7 @@ import numpy as np
 
 from tora2_jax.config import TransformerConfig
 from tora2_jax.models import layers
+from tora2_jax.models.stream import Layout
 
 Grid = tuple[int, int, int]  # token frames, rows and columns
 
@@ -28,6 +29,24 @@ def stored_table(config: TransformerConfig) -> layers.Buffer:
     """The table of I2V models for text and video; from scratch, 2B's fixed one for the video."""
     text = jnp.zeros((config.max_text_length, config.width))
     return layers.Buffer(jnp.concatenate([text, sincos(config, sample_grid(config))]))
+
+
+def added(config: TransformerConfig, stored: jax.Array | None, layout: Layout) -> jax.Array | None:
+    """What is added to the stream for where its tokens stand, float32 `[length, c]`, or None.
+
+    Args:
+        config: of the transformer.
+        stored: the array of `stored_table`, if the model has one.
+        layout: of the stream.
+    """
+    if config.learned_positions and not config.add_learned_positions:
+        return None
+    if stored is not None and layout.grid[0] == sample_grid(config)[0]:
+        return jnp.pad(stored, ((0, layout.length - layout.filled), (0, 0)))
+    if stored is not None or config.positions == "sincos":
+        # diffusers, too, takes the fixed table where the stored one has other frames.
+        return layout.place_video(sincos(config, layout.grid))
+    return None
 
 
 def rotary_grid(config: TransformerConfig, grid: Grid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,14 +1,15 @@
 """Tora2 (paper, Figure 2): everything that is trained, around the frozen CogVideoX transformer."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from tora2_jax.config import ModelConfig
-from tora2_jax.models.binding import Binder
+from tora2_jax.models.binding import Binder, needs_binder
 from tora2_jax.models.dit import CogVideoXTransformer
 from tora2_jax.models.motion import TrajectoryExtractor
 from tora2_jax.models.personalization import AppearanceExtractor
@@ -30,6 +31,14 @@ class Bound(NamedTuple):
     metrics: dict[str, Float[Array, ""]]
 
 
+class Encoded(NamedTuple):
+    """References and paths before binding; what a model has no part for is None."""
+
+    personalization: Float[Array, "b e q d"] | None
+    personalization_mask: Bool[Array, "b e q"] | None
+    motion_map: Float[Array, "b t h w u"] | None
+
+
 class Tora2(nnx.Module):
     """Noisy latents, timestep and `Conditions` -> velocity.
 
@@ -48,7 +57,7 @@ class Tora2(nnx.Module):
             else None
         )
         self.appearance = AppearanceExtractor(config, rngs=rngs) if personalization else None
-        self.binder = Binder(config, rngs=rngs) if motion and personalization else None
+        self.binder = Binder(config, rngs=rngs) if needs_binder(config) else None
 
     def bind(self, conditions: Conditions) -> Bound:
         """Trajectory extractor, personalization extractor and binding (eqs. 3 to 5).
@@ -56,19 +65,16 @@ class Tora2(nnx.Module):
         And everything else that no timestep enters: the text's projection, and the keys and values
         of each cross-attention. So a sampler binds once, and then only steps.
         """
-        tokens = mask = maps = has_motion = contrast = motion_map = keys_values = None
+        maps = has_motion = contrast = keys_values = None
         metrics = {}
-        if self.trajectory_extractor is not None:
-            motion_map = self.trajectory_extractor.embed(conditions.motion_latents)
-            has_motion = conditions.on.any((1, 2))
-        if self.appearance is not None:
-            tokens, mask = self.appearance(conditions)
+        tokens, mask, motion_map = self.encode(conditions)
         if self.binder is not None:
             bound = self.binder(tokens, mask, motion_map, conditions)
             contrast = self.binder.contrast(bound, conditions)
             metrics = bound.metrics
             tokens, motion_map = bound.personalization, bound.motion_map
         if self.trajectory_extractor is not None:
+            has_motion = conditions.on.any((1, 2))
             maps = self.trajectory_extractor.maps(motion_map)
         if tokens is not None:
             mask = rearrange(mask, "b e q -> b (e q)")
@@ -87,13 +93,26 @@ class Tora2(nnx.Module):
             metrics,
         )
 
+    def encode(self, conditions: Conditions) -> Encoded:
+        """What binding is given: personalization tokens and the motion map."""
+        tokens = mask = motion_map = None
+        if self.trajectory_extractor is not None:
+            motion_map = self.trajectory_extractor.embed(conditions.motion_latents)
+        if self.appearance is not None:
+            tokens, mask = self.appearance(conditions)
+        return Encoded(tokens, mask, motion_map)
+
     def __call__(
         self,
         latents: Float[Array, "b t_lat h_lat w_lat latent"],
         timestep: Float[Array, "b"],
         bound: BoundConditions,
-    ) -> Float[Array, "b t_lat h_lat w_lat latent"]:
-        """The velocity that takes noisy latents apart into clean ones and noise."""
+        observe: Callable | None = None,
+    ) -> Float[Array, "b t_lat h_lat w_lat latent"] | tuple[Array, Any]:
+        """The velocity that takes noisy latents apart into clean ones and noise.
+
+        `observe` looks at the cross-attentions, see `CogVideoXTransformer`.
+        """
         if bound.image_latents is not None:
             latents = jnp.concatenate([latents, bound.image_latents], axis=-1)
         return self.transformer(
@@ -104,4 +123,5 @@ class Tora2(nnx.Module):
             has_motion=bound.has_motion,
             keys_values=bound.keys_values,
             key_mask=bound.key_mask,
+            observe=observe,
         )

@@ -16,9 +16,11 @@ from flax import nnx
 from tora2_jax import checkpoint, conditioning, diffusion, pipeline, video
 from tora2_jax.conditioning import needed_networks
 from tora2_jax.config import ModelConfig, to_dict
-from tora2_jax.data import clip_folder, pool
+from tora2_jax.data import clip_folder, entity_clips, pool
 from tora2_jax.data.world import render_clip
-from tora2_jax.models import binding, tora2
+from tora2_jax.faces import GET_FACE_MODELS, FaceModelError, InsightFaceDetector, detector_file
+from tora2_jax.models import contrast, tora2
+from tora2_jax.models.prior import stored_priors
 from tora2_jax.models.t5 import T5Encoder
 from tora2_jax.networks import misfits
 from tora2_jax.text import load_tokenizer
@@ -76,6 +78,8 @@ def source(config) -> pool.Pool:
     _check(config, files)
     model = trained_model_config(config)
     examples = _examples(config, model)
+    if config.clips is not None:
+        examples.warn()
     key = pool.fingerprint(model, examples, list(files.values()))
     directory = Path(config.cache_dir) / f"pool-{key}"
     if not (directory / "pool.json").exists():
@@ -94,8 +98,13 @@ def _check(config, files: dict[str, str | None]) -> None:
         except (OSError, ValueError) as error:
             problems.append(f"config.tokenizer: {error}")
     problems += _weight_problems(config)
+    looks_for_faces = config.clips is None
     if config.clips is not None:
-        problems += clip_folder.problems(config.clips, config.model)
+        found = clip_folder.look_through(config.clips, config.model)
+        problems += found.problems(config.clips)
+        looks_for_faces = config.model.personalization is not None and found.shows_humans
+    if looks_for_faces:
+        problems += face_model_problems(config)
     if problems:
         raise TrainError(f"stage {config.stage} cannot start:\n  " + "\n  ".join(problems))
 
@@ -120,16 +129,45 @@ def _weight_problems(config) -> list[str]:
     return problems + misfits(model, places, _networks(config))
 
 
+def _detector(config) -> InsightFaceDetector | None:
+    return None if config.face_models is None else InsightFaceDetector(config.face_models)
+
+
+def face_model_problems(config) -> list[str]:
+    """Why faces cannot be found; the toy world needs no network."""
+    if config.model.face_detector == "mask_top":
+        return []
+    if config.face_models is None:
+        return [f"config.face_models: is needed; {GET_FACE_MODELS}"]
+    try:
+        detector_file(config.face_models)
+    except FaceModelError as error:
+        return [f"config.face_models: {error}"]
+    return []
+
+
 def _examples(config, model: ModelConfig) -> pool.Examples:
     tokenizer = load_tokenizer(config.tokenizer)
     if config.clips is None:
-        return pool.WorldExamples(model, tokenizer, config.world, config.data_size)
-    return clip_folder.ClipExamples(config, model, tokenizer)
+        return pool.WorldExamples(
+            model,
+            tokenizer,
+            config.world,
+            config.data_size,
+            detector=_detector(config),
+            guards=config.reference_guards,
+            seed=config.seed,
+        )
+    if config.clips.entities is None:
+        return clip_folder.ClipExamples(config, model, tokenizer)
+    return entity_clips.EntityExamples(config, model, tokenizer, _detector(config))
 
 
 def _networks(config) -> tuple[str, ...]:
     """The frozen networks of a run. The toy stages share one pool, which holds all features."""
-    return conditioning.NETWORKS if config.clips is None else needed_networks(config.model)
+    if config.clips is not None:
+        return needed_networks(config.model)
+    return tuple(name for name in conditioning.NETWORKS if name not in stored_priors(config.model))
 
 
 def frozen_files(config) -> dict[str, str | None]:
@@ -149,7 +187,8 @@ def frozen_networks(config, model: ModelConfig, dtype=jnp.float32) -> conditioni
         lambda: conditioning.FrozenNetworks(model, _networks(config), rngs=nnx.Rngs(0), dtype=dtype)
     )
     for name, path in frozen_files(config).items():
-        checkpoint.restore_frozen(getattr(networks, name), path, dtype=dtype)
+        own_dtype = conditioning.computes_in(name, dtype)
+        checkpoint.restore_frozen(getattr(networks, name), path, dtype=own_dtype)
     return networks
 
 
@@ -170,7 +209,7 @@ def sample(config, model: DiffusionModel, step: int) -> np.ndarray:
         return pipeline.to_uint8(np.concatenate([inputs.flow_video[0] / 2 + 0.5, frames], axis=2))
     world = dataclasses.replace(config.world, min_entities=2, max_entities=2)
     record = render_clip(world, SAMPLED_CLIP)
-    inputs = conditioning.inputs_from_records(sizes, sampler.tokenizer, [record])
+    inputs = conditioning.inputs_from_records(sizes, sampler.tokenizer, [record], _detector(config))
     frames = pipeline.to_uint8(sampler.generate_batch(inputs, seeds=[0]).video[0])
     entities = record.entities
     return video.overlay(
@@ -280,7 +319,7 @@ def loss(config, model: DiffusionModel, batch: dict, draws: Draws):
     total = per_sample.mean()
     metrics = {"diffusion": total, **bound.metrics, **_by_timestep(config, per_sample, draws)}
     if bound.contrast is not None and config.contrast_weight > 0:
-        contrastive, measures = binding.contrastive_loss(
+        contrastive, measures = contrast.contrastive_loss(
             bound.contrast, config.model.binding.contrast_temperature
         )
         total = total + config.contrast_weight * contrastive

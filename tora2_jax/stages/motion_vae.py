@@ -30,6 +30,7 @@ class _FlowCrops:
 
     def __init__(self, config: TrainConfig):
         self._config, self._folder = config, ClipFolder(config.clips, config.model)
+        self._folder.warn()
         self._estimator = optical_flow.load_estimator(config.clips.estimator)
 
     def __len__(self) -> int:

@@ -1,0 +1,54 @@
+"""Write what the encoders say about the references of a request as feature files.
+
+python scripts/encode_references.py --checkpoint DIR --request request.json --output FOLDER
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from tora2_jax import bundle, reference_encoding
+from tora2_jax.checkpoint import CheckpointError
+from tora2_jax.faces import FaceModelError, InsightFaceDetector
+from tora2_jax.feature_files import FORMATS
+from tora2_jax.request import RequestError, load_request
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, encode, write, print; exit code 2 and one message for what the user can mend."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", type=Path, required=True, help="folder with the model")
+    parser.add_argument("--request", type=Path, required=True, help="a request file (JSON)")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the files")
+    parser.add_argument("--format", choices=[name[1:] for name in FORMATS], default="npz")
+    parser.add_argument(
+        "--face-models",
+        type=Path,
+        help="folder with insightface's antelopev2 or buffalo_l, to find faces in references",
+    )
+    options = parser.parse_args(arguments)
+    try:
+        _write(options)
+    except (RequestError, CheckpointError, FaceModelError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def _write(options: argparse.Namespace) -> None:
+    """Everything after parsing."""
+    detector = None if options.face_models is None else InsightFaceDetector(options.face_models)
+    tokenizer = bundle.load_bundle_tokenizer(options.checkpoint)
+    model, networks = bundle.load_reference_encoders(options.checkpoint)
+    request = load_request(options.request, model, tokenizer)
+    references = reference_encoding.encode_request(networks, model, tokenizer, request, detector)
+    names = reference_encoding.write_features(options.output, references, f".{options.format}")
+    for entity, own in zip(request.entities, names, strict=True):
+        if own:
+            print(f'"word": "{entity.word}", "features": {json.dumps(own)}')
+    print(f"wrote {sum(map(len, names))} files to {options.output}; name them in a request there")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""See why an entity is ignored: one picture per entity of what the model makes of it.
+
+python scripts/inspect_entities.py request.json --checkpoint DIR --output out/inspection
+python scripts/inspect_entities.py a.json b.json --checkpoint DIR --json    and the numbers
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from tora2_jax.inspection import command
+from tora2_jax.sampling import SamplingError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, inspect, print; exit code 2 and one message for anything that the user can mend."""
+    parser = argparse.ArgumentParser(description="Draw what the model makes of every entity.")
+    parser.add_argument(
+        "requests", type=Path, nargs="+", metavar="REQUEST", help="request files (JSON), any sizes"
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, help="folder with the model")
+    parser.add_argument(
+        "--output", type=Path, default=Path("out/inspection"), help="folder for the pictures"
+    )
+    parser.add_argument("--json", action="store_true", help="write the numbers too (REQUEST.json)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise that is looked at")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=command.Options._field_defaults["steps"],
+        help="DDIM steps; cross-attention is looked at in the middle one (more: slower, truer)",
+    )
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="float32")
+    parser.add_argument(
+        "--face-models",
+        type=Path,
+        help="folder with insightface's antelopev2 or buffalo_l, to find faces in references",
+    )
+    try:
+        command.run(command.Options(**vars(parser.parse_args(arguments))))
+    except SamplingError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,212 @@
+"""The references of entities as the encoders read them, padded to what a model takes.
+
+`prepare_request` is the one place where a request's pictures are read, its faces found and its
+open kinds decided; `PreparedEntity` says how.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from tora2_jax.config import ModelConfig
+from tora2_jax.faces import GET_FACE_MODELS, FaceChoiceError, FaceDetector, is_landmarks
+from tora2_jax.feature_files import FeatureFileError, ReferenceFeatures, load_fitting
+from tora2_jax.image_file import load_image, load_mask
+from tora2_jax.models.prior import prior_of, stored_priors
+from tora2_jax.references import (
+    FaceSearch,
+    PreparedReference,
+    Reference,
+    find_face,
+    prepare,
+    with_mask,
+)
+from tora2_jax.request_file import EntityRequest, Request, RequestedKind, RequestError
+from tora2_jax.stored_features import stored_arrays
+from tora2_jax.types import Kind
+
+
+class PreparedEntity(NamedTuple):
+    """What the encoders see of one entity."""
+
+    kind: Kind
+    references: tuple[PreparedReference, ...]  # each with its face search
+    notes: tuple[str, ...] = ()  # what was decided here, in words
+    features: tuple[ReferenceFeatures, ...] = ()  # of more references, which files bring
+
+
+def prepare_entity(
+    model: ModelConfig,
+    kind: RequestedKind,
+    references: Sequence[Reference],
+    detector: FaceDetector | None = None,
+) -> PreparedEntity:
+    """Every reference of an entity, ready for the encoders.
+
+    Args:
+        model: Sizes of the encoders and the way faces are found.
+        kind: Whether the prior is a face or an object; `auto` is human if any has a face.
+        references: At most `model.max_references`.
+        detector: Finds faces where `model.face_detector` needs a network.
+
+    Raises:
+        RequestError: There are too many references, or a chosen face is not there.
+        ValueError: See `references.prepare`.
+    """
+    if len(references) > model.max_references:
+        raise RequestError(
+            [
+                f"images: {len(references)} are too many; {model.name} takes at most "
+                f"{model.max_references} per entity"
+            ]
+        )
+    searches: list[FaceSearch | None] = [None] * len(references)
+    seeks = model.face_detector == "insightface" and "face" not in stored_priors(model)
+    if kind == "auto" or (kind == "human" and seeks):
+        searches = _find_faces(references, detector)
+    decided, notes = _decide(kind, searches)
+    prepared = [
+        prepare(
+            reference.image,
+            decided,
+            model,
+            box=reference.box,
+            face=reference.face,
+            search=search,
+        )
+        for reference, search in zip(references, searches, strict=True)
+    ]
+    return PreparedEntity(decided, tuple(prepared), tuple(notes))
+
+
+def _find_faces(references: Sequence[Reference], detector) -> list[FaceSearch | None]:
+    searches, problems = [], []
+    for index, reference in enumerate(references):
+        try:
+            searches.append(find_face(reference, detector))
+        except FaceChoiceError as error:
+            problems.append(f"faces[{index}]: {error}")
+    if problems:
+        raise RequestError(problems)
+    return searches
+
+
+def _decide(kind: RequestedKind, searches: list[FaceSearch | None]) -> tuple[Kind, list[str]]:
+    """The kind, and what there is to say about it and about the faces."""
+    seen = [index for index, found in enumerate(searches) if found and found.landmarks is not None]
+    if kind != "auto":
+        decided, notes = kind, []
+    elif seen:
+        decided, notes = "human", [f"taken as human, for the face in images[{seen[0]}]"]
+    else:
+        decided, notes = "object", ["taken as object, for no face was found"] if searches else []
+    if decided == "human":
+        for index, found in enumerate(searches):
+            if found is not None and found.landmarks is None:
+                notes.append(f"images[{index}]: {found.said}; only its DINO tokens are used")
+            elif found is not None and len(found.faces) > 1:
+                notes.append(f"images[{index}]: {found.said}")
+    return decided, notes
+
+
+def prepare_request(
+    model: ModelConfig, request: Request, detector: FaceDetector | None = None
+) -> list[PreparedEntity]:
+    """The references of every entity of a checked request.
+
+    Raises:
+        RequestError: Lists every reference that needs face models without there being any, and
+            every chosen face that is not there.
+        FaceModelError: The face models cannot be used.
+    """
+    problems = face_problems(model, request, detector is not None)
+    if problems:
+        raise RequestError(problems)
+    prepared = []
+    for index, entity in enumerate(request.entities):
+        try:
+            references = load_references(entity)
+            appearance = prepare_entity(model, entity.kind, references, detector)
+            features = load_fitting(entity.features, appearance.kind, model)
+            prepared.append(appearance._replace(features=features))
+        except (RequestError, FeatureFileError) as error:
+            problems += [f"entities[{index}].{problem}" for problem in error.problems]
+    if problems:
+        raise RequestError(problems)
+    return prepared
+
+
+def load_references(entity: EntityRequest) -> tuple[Reference, ...]:
+    """The pictures of an entity, with their masks in the alpha channel.
+
+    Raises:
+        ValueError: A file cannot be read, or a mask does not fit its picture.
+    """
+    references = []
+    for index, path in enumerate(entity.images):
+        image, mask = load_image(path), _at(entity.masks, index)
+        if mask is not None:
+            image = with_mask(image, load_mask(mask))
+        references.append(Reference(image, _at(entity.boxes, index), _at(entity.faces, index)))
+    return tuple(references)
+
+
+def _at(values: Sequence, index: int):
+    """What is given for an image; nothing is given for any if there are no values."""
+    return values[index] if values else None
+
+
+def face_problems(model: ModelConfig, request: Request, has_detector: bool) -> list[str]:
+    """What of a request cannot be prepared because there are no face models."""
+    if has_detector:
+        return []
+    problems = []
+    for index, entity in enumerate(request.entities):
+        by_hand = entity.faces and all(map(is_landmarks, entity.faces))
+        needless = entity.kind == "human" and "face" in stored_priors(model)
+        if not entity.images or entity.kind == "object" or by_hand or needless:
+            continue
+        if entity.kind == "auto" and model.face_detector == "mask_top":
+            problem = f'{model.name} cannot tell; write "human" or "object"'
+            problems.append(f"entities[{index}].kind: {problem}")
+        elif model.face_detector == "insightface":
+            purpose = "tell human from object" if entity.kind == "auto" else "find the face"
+            problems.append(f"entities[{index}].kind: there are no face models to {purpose}")
+    if problems and model.face_detector == "insightface":
+        problems.append(
+            f'face models: {GET_FACE_MODELS}. Without them, write "kind": "object", or give the '
+            'five landmarks of every face in "faces"'
+        )
+    return problems
+
+
+def reference_arrays(
+    model: ModelConfig, entities: Sequence[PreparedEntity]
+) -> dict[str, np.ndarray]:
+    """The fields of `Inputs` that come from references, unbatched; absent ones are zero."""
+    shape = (model.max_entities, model.max_references)
+    sizes = {name: (getattr(model, name).image_size,) * 2 for name in ("dino", "face")}
+    sizes["object"] = model.object.image_shape
+    images = {name: np.zeros((*shape, *size, 3), np.float32) for name, size in sizes.items()}
+    reference_mask, prior_mask = np.zeros(shape, bool), np.zeros(shape, bool)
+    is_human = np.zeros(shape[0], bool)
+    for row, entity in enumerate(entities):
+        is_human[row] = entity.kind == "human"
+        only_stored = prior_of(model, entity.kind) in stored_priors(model)
+        for column, prepared in enumerate(entity.references):
+            for name, array in images.items():
+                array[row, column] = getattr(prepared, name)
+            reference_mask[row, column] = True
+            prior_mask[row, column] = prepared.has_prior and not only_stored
+        for column, features in enumerate(entity.features, start=len(entity.references)):
+            reference_mask[row, column] = True
+            prior_mask[row, column] = features.prior_tokens is not None
+    stored = [(entity.kind, len(entity.references), entity.features) for entity in entities]
+    return {
+        "is_human": is_human,
+        "reference_mask": reference_mask,
+        "prior_mask": prior_mask,
+        "stored": stored_arrays(model, stored),
+        **{f"{name}_images": array for name, array in images.items()},
+    }
