@@ -22,7 +22,11 @@ _HARMLESS = {
     "model.diffusion.scheduler",
     "model.diffusion.steps_offset",
     "model.diffusion.timestep_spacing",
+    "profile_steps",
     "sample_every",
+    "skips_allowed",
+    "stop_code",
+    "stop_seconds",
     "workers",
 }
 
@@ -117,6 +121,11 @@ class TrainConfig:
     keep_checkpoints: int = 2
     log_every: int = 10
     sample_every: int = 0  # 0: never
+    # (first, last) of the steps whose profile goes to DIR/profile; empty: none
+    profile_steps: tuple[int, ...] = ()
+    skips_allowed: int = 10  # steps in a row without a finite loss and gradient; one more ends it
+    stop_code: int = 75  # exit code of a run that was asked to stop before its last step
+    stop_seconds: float = 600.0  # for the step and the save that end such a run
     export: str | None = None  # NAME.safetensors, or a folder for one file per trained component
 
 
@@ -131,6 +140,18 @@ def problems(config: TrainConfig) -> list[str]:
         ("keep_checkpoints", config.keep_checkpoints > 0, "must be positive"),
         ("log_every", config.log_every > 0, "must be positive"),
         ("sample_every", config.sample_every >= 0, "must not be negative"),
+        ("skips_allowed", config.skips_allowed >= 0, "must not be negative"),
+        ("stop_code", 2 < config.stop_code < 126, "must be between 3 and 125"),
+        ("stop_seconds", config.stop_seconds > 0, "must be positive"),
+        (
+            "profile_steps",
+            not config.profile_steps
+            or (
+                len(config.profile_steps) == 2
+                and 0 < config.profile_steps[0] <= config.profile_steps[1]
+            ),
+            "must be empty or the first and the last step",
+        ),
         (
             "ema_decay",
             config.ema_decay is None or 0 < config.ema_decay < 1,

@@ -3,6 +3,7 @@
 import importlib
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -116,7 +117,10 @@ def train_step(
     state: TrainState,
     batch: dict[str, jax.Array],
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update; the metrics hold at least loss, gradient_norm and learning_rate."""
+    """One update, left out if the loss or a gradient is not finite.
+
+    The metrics hold at least loss, gradient_norm, learning_rate, and skipped (0 or 1).
+    """
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
     def loss(trainable):
@@ -132,13 +136,18 @@ def train_step(
         gradients, state.optimizer, state.trainable
     )
     trainable = optax.apply_updates(state.trainable, updates)
+    norm = optax.tree.norm(gradients)
+    finite = jnp.isfinite(value) & jnp.isfinite(norm)
     metrics = metrics | {
         "loss": value,
-        "gradient_norm": optax.tree.norm(gradients),
+        "skipped": 1.0 - finite,
+        "gradient_norm": norm,
         "learning_rate": learning_rate(config.optim, config.steps)(state.step),
     }
     average = state.average
     if average:
         average = optax.incremental_update(trainable, average, 1 - config.ema_decay)
     new = TrainState(state.step + 1, trainable, state.frozen, statistics, optimizer, average)
-    return new, metrics
+    old, own = state._replace(step=new.step, frozen={}), new._replace(frozen={})
+    chosen = jax.tree.map(partial(jnp.where, finite), own, old)
+    return chosen._replace(frozen=state.frozen), metrics
