@@ -170,14 +170,17 @@ def _load_workdir(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     if (root / FROZEN).is_dir():
         folders += (root / FROZEN).iterdir()
     variables = {}
-    with ocp.StandardCheckpointer() as checkpointer:
-        for folder in folders:
-            variables |= _flat(_as_numpy(checkpointer, folder))
+    for folder in folders:
+        variables |= _flat(_as_numpy(folder))
     return variables, json.loads((path / "config.json").read_text())
 
 
-def _as_numpy(checkpointer: ocp.StandardCheckpointer, path: Path) -> Any:
-    return jax.tree.map(np.asarray, checkpointer.restore(epath.Path(path)))
+def _as_numpy(folder: Path) -> Any:
+    """An item of a checkpoint, on whatever devices it was made."""
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        stored = checkpointer.metadata(epath.Path(folder)).item_metadata
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored.tree)
+        return checkpointer.restore(epath.Path(folder), restore_args=as_numpy)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
