@@ -59,6 +59,9 @@ class Checkpoints:
         That a save has failed is told at once and by `failed`; the next one tries again.
         """
         self._settle()
+        if self._failure is not None and processes.is_first():
+            for rest in Path(self._directory).glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(rest, ignore_errors=True)  # makes room
         self._warn_if_full(items)
         arguments = {
             name: ocp.args.StandardSave(item)
@@ -92,13 +95,11 @@ class Checkpoints:
             error = error or late
         step, self._step, self._failure = self._step, None, None
         if error is not None:
+            self._manager.reload()  # it has already forgotten what it meant to delete afterwards
             kept = "no checkpoint" if self.latest() is None else f"checkpoint {self.latest()}"
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             self._failure = f"step {step} could not be saved ({reason}); {kept} is kept"
             logging.error("%s", self._failure)
-            if processes.is_first():  # what is half written takes the room of the next save
-                for rest in Path(self._directory).glob(f"{step}.orbax-checkpoint-tmp*"):
-                    shutil.rmtree(rest, ignore_errors=True)
 
     def _warn_if_full(self, items: Mapping[str, Any]) -> None:
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(dict(items)))
