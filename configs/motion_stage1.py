@@ -34,7 +34,7 @@ def base_model(base: str) -> ModelConfig:
 def get_config(base: str = BASE) -> TrainConfig:
     """The settings of this stage on a converted base."""
     model = replace(base_model(base), motion=MotionConfig())
-    model.transformer.rematerialize = True
+    model.transformer.rematerialize = "full"
     return TrainConfig(
         stage="motion",
         steps=15_000,

@@ -17,6 +17,7 @@ from tests.parity import BLOCK_TOLERANCE, insensitive, numpy_state, randomise, r
 from tora2_jax.config import PRESETS, MotionConfig, PersonalizationConfig, TransformerConfig
 from tora2_jax.models import layers
 from tora2_jax.models.dit import CogVideoXTransformer, Shared
+from tora2_jax.models.stream import Layout
 
 PUBLISHED = {
     "cogvideox_2b": 1_693_783_872,
@@ -182,15 +183,19 @@ def test_every_block_equals_diffusers():
         for shape in ((2, TEXT, 32), (2, 18, 32), (2, 12))
     )
     tables = layers.rotary_tables((np.arange(3), np.arange(2), np.arange(3)), config.head_dim)
-    shared = Shared(embedding, tables, None, None)
+    layout = Layout.of(TEXT, (3, 2, 3))
+    cosines, sines = map(layout.place_video, tables)
+    cosines = cosines.at[:TEXT].set(1)
+    shared = Shared(layout, embedding, (cosines, sines), None, None)
+    stream = np.concatenate([text, video], axis=1)
     rotary = _rotary(config, twin, np.zeros((1, 3, ROWS, COLUMNS, 1)))
     for index, block in enumerate(twin.transformer_blocks):
         ours = layers.map_arrays(lambda x, i=index: x[i], model.blocks)
-        actual = nnx.jit(lambda block, *streams: block(*streams, shared))(ours, text, video)
+        actual = nnx.jit(lambda block, stream: block(stream, shared))(ours, stream)
         with torch.no_grad():
             video_out, text_out = block(*map(torch.from_numpy, (video, text, embedding)), rotary)
-        assert relative_error(actual[0], text_out) < BLOCK_TOLERANCE
-        assert relative_error(actual[1], video_out) < BLOCK_TOLERANCE
+        assert relative_error(actual[:, :TEXT], text_out) < BLOCK_TOLERANCE
+        assert relative_error(actual[:, TEXT:], video_out) < BLOCK_TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["cogvideox_5b_i2v", "cogvideox_1_5_5b_i2v"])
@@ -324,7 +329,7 @@ def test_a_step_reads_nothing_of_what_is_done_once_per_request():
 )
 def test_groups_of_blocks_equal_a_loop(order, every):
     config = _tiny("cogvideox_5b")
-    config.num_layers, config.rematerialize = 3, every == 2
+    config.num_layers, config.rematerialize = 3, "full" if every == 2 else "none"
     personalization = dataclasses.replace(PERSONALIZATION, order=order, every_k=every)
     model = _make(config, _random_twin(config), motion=MOTION, personalization=personalization)
     inputs, conditions = _inputs(config), _conditions(3)
@@ -334,12 +339,13 @@ def test_groups_of_blocks_equal_a_loop(order, every):
     @nnx.jit
     def both_ways(model):
         latents, timestep, text = inputs
-        grid = (3, 2, 3)
+        text = model.project_text(text)
+        layout = Layout.of(text.shape[1], (3, 2, 3))
         embedding = model._embed_time(timestep)
         known = model.keys_values(tokens, mask)
-        shared = model._share(grid, embedding, maps, None, known, None)
-        text, video = model._embed(latents, model.project_text(text), grid)
-        scanned = model._run_blocks(text, video, shared, maps, known)
+        shared = model._share(layout, embedding, maps, None, known, None)
+        stream = model._embed(latents, text, layout)
+        scanned = model._run_blocks(stream, shared, maps, known)
         for index in range(3):
             block = layers.map_arrays(lambda x, i=index: x[i], model.blocks)
             personalize = None
@@ -348,8 +354,8 @@ def test_groups_of_blocks_equal_a_loop(order, every):
                 personalize = partial(
                     cross, keys_values=cross.keys_values(tokens, mask), key_mask=mask
                 )
-            text, video = block(text, video, shared, maps[index], personalize)
-        return scanned, video
+            stream = block(stream, shared, maps[index], personalize)
+        return scanned, stream
 
     assert relative_error(*both_ways(model)) < BLOCK_TOLERANCE
 

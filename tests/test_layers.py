@@ -27,7 +27,7 @@ def blocks():
     return nnx.jit(lambda: layers.stack(_Layer, LAYERS, nnx.Rngs(0)))()
 
 
-@pytest.mark.parametrize("rematerialize", [False, True])
+@pytest.mark.parametrize("rematerialize", ["none", "full", "save_attention", "offload"])
 def test_scan_equals_a_python_loop_in_values_and_gradients(blocks, rematerialize):
     x = _normal(2, 3, 4)
     offsets = jnp.arange(LAYERS, dtype=jnp.float32)

@@ -21,6 +21,7 @@ from tora2_jax.models.motion import (
     TrajectoryExtractor,
     patchify,
 )
+from tora2_jax.models.stream import Layout
 
 GOLDEN = Path(__file__).parent / "golden" / "tora_transformer.npz"
 MOTION = MotionConfig()
@@ -79,7 +80,8 @@ def forward():
         module = nnx.merge(graph, state)
         maps = module.extractor.maps(module.extractor.embed(latents))
         first = map_arrays(lambda x: x[0], module.fuser)
-        fused = first(tokens.reshape(2, -1, WIDTH), maps[0], jnp.ones(2, bool))
+        layout = Layout.of(0, maps.shape[2:5])
+        fused = first(tokens.reshape(2, -1, WIDTH), maps[0], jnp.ones(2, bool), layout)
         return maps, fused.reshape(tokens.shape)
 
     def forward(variables):
@@ -170,6 +172,7 @@ def test_statistics_do_not_train():
 
 
 SELECT = np.array([True, True])
+LAYOUT = Layout.of(0, (3, 2, 4))
 
 
 @nnx.jit
@@ -184,7 +187,7 @@ def fuser():
 
 @nnx.jit
 def fuse(fuser, tokens, motion_map, select):
-    return fuser(tokens, motion_map, select)
+    return fuser(tokens, motion_map, select, LAYOUT)
 
 
 def _normal(seed: int, *shape: int) -> np.ndarray:
@@ -222,7 +225,7 @@ def test_frames_are_normalised_alone(fuser):
 
 def test_only_the_temporal_convolutions_learn_at_first(fuser):
     def loss(fuser):
-        return jnp.square(fuser(TOKENS, MOTION_MAP, SELECT)).sum()
+        return jnp.square(fuser(TOKENS, MOTION_MAP, SELECT, LAYOUT)).sum()
 
     gradients = nnx.to_flat_state(nnx.jit(nnx.grad(loss))(fuser))
     moving = {".".join(path) for path, value in gradients if np.asarray(value[...]).any()}

@@ -27,7 +27,7 @@ SMALL = {
     "optim.warmup_steps": 1,
     "optim.learning_rate": 0.02,
     "model.frames": 9,
-    "model.transformer.rematerialize": False,
+    "model.transformer.rematerialize": "none",
     "model.max_entities": 1,
     "model.max_references": 1,
     "model.motion.width": 8,
@@ -224,7 +224,7 @@ def test_settings_that_do_not_go_with_clips_are_refused(tmp_path):
 def test_temporal_patches_train_and_the_bundle_samples(bases, clips, tmp_path):
     for name in ("cogvideox_1_5_5b_i2v", "cogvideox_5b"):
         folder = tmp_path / name
-        changes = {"steps": 2, "model.fps": 8, "model.transformer.rematerialize": True}
+        changes = {"steps": 2, "model.fps": 8, "model.transformer.rematerialize": "full"}
         config = config_of("motion_stage1", bases(name), clips, folder, **changes)
         config.sample_every = 2
         train.train(config, folder / "work")

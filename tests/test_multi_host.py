@@ -14,7 +14,7 @@ import pytest
 from tests import test_train
 from tests.test_train import COMPONENTS, TRAINABLE, build, loss  # noqa: F401  (this stage's too)
 from tora2_jax import checkpoint, processes, train, train_state
-from tora2_jax.train_config import OptimConfig, TrainConfig
+from tora2_jax.train_config import MeshConfig, OptimConfig, TrainConfig
 
 PAUSE = 0.02  # seconds per example, so that signals meet a run under way
 _PROGRAM = """
@@ -28,12 +28,12 @@ _CONFIG = """
 from tests.test_multi_host import config
 
 def get_config():
-    return config(steps=100_000)
+    return config(steps=100_000)  # on the device of each process
 """
 
 
-def config(steps: int) -> TrainConfig:
-    """The run of these tests."""
+def config(steps: int, data: int = -1) -> TrainConfig:
+    """The run of these tests, on so many devices (-1: all)."""
     return TrainConfig(
         stage="base",
         steps=steps,
@@ -41,6 +41,7 @@ def config(steps: int) -> TrainConfig:
         checkpoint_every=5,
         ema_decay=0.9,
         optim=OptimConfig(learning_rate=1e-3, warmup_steps=2),
+        mesh=MeshConfig(data=data),
     )
 
 
@@ -119,8 +120,8 @@ def test_two_processes_are_one_run_through_a_stop_and_a_kill(tmp_path, monkeypat
     checkpoint.load_component(two)  # whole, and readable by a process that is alone
     last = _last_step(two)
     assert last > stopped
-    train.train(config(steps=last + 3), two)
-    train.train(config(steps=last + 3), tmp_path / "one")
+    train.train(config(last + 3, data=1), two)
+    train.train(config(last + 3, data=1), tmp_path / "one")
     ours, theirs = _losses(two), _losses(tmp_path / "one")
     assert list(ours) == list(theirs) == list(range(1, last + 4))
     np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-6)

@@ -21,6 +21,7 @@ from tests.weights_rule import array, state_dict
 from tora2_jax.config import ModelConfig, MotionConfig, TransformerConfig
 from tora2_jax.models import layers, positions
 from tora2_jax.models.layers import assign_variables, flat_variables, map_arrays
+from tora2_jax.models.stream import Layout
 from tora2_jax.models.tora2 import Tora2
 
 FOLDER = Path(__file__).parent / "golden"
@@ -72,7 +73,8 @@ def _maps(model, motion_latents):
 @nnx.jit
 def _fuse(model, tokens, motion_map):
     first = map_arrays(lambda x: x[0], model.transformer.blocks.fuser)
-    return first(tokens, motion_map, jnp.ones(len(tokens), bool))
+    layout = Layout.of(0, motion_map.shape[1:4])
+    return first(tokens, motion_map, jnp.ones(len(tokens), bool), layout)
 
 
 @nnx.jit

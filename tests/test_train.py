@@ -21,7 +21,7 @@ from tensorboardX.proto import event_pb2
 from tora2_jax import checkpoint, optim, run_checkpoints, train, train_export, train_state
 from tora2_jax.config import from_dict, to_dict
 from tora2_jax.data.loader import ENDLESS
-from tora2_jax.train_config import OptimConfig, TrainConfig, differences
+from tora2_jax.train_config import MeshConfig, OptimConfig, TrainConfig, differences
 
 TRAINABLE = r"head\."
 COMPONENTS = {"transformer": r"(?P<prefix>body\.)", "motion": r"(?P<prefix>head\.)"}
@@ -33,12 +33,12 @@ train_state.STAGES["base"] = "tests.test_train"
 train.run(sys.argv)
 """
 _CONFIG = """
-from tora2_jax.train_config import OptimConfig, TrainConfig
+from tora2_jax.train_config import MeshConfig, OptimConfig, TrainConfig
 
 def get_config():
     return TrainConfig(
         stage="base", steps=100_000, batch_size=4, checkpoint_every=2, ema_decay=0.9,
-        optim=OptimConfig(learning_rate=0.01, warmup_steps=2),
+        optim=OptimConfig(learning_rate=0.01, warmup_steps=2), mesh=MeshConfig(data=1),
     )
 """
 
@@ -88,6 +88,7 @@ def _stage(monkeypatch):
 def _config(**changes) -> TrainConfig:
     settings = {"stage": "base", "steps": 4, "batch_size": 4, "checkpoint_every": 2}
     settings |= {"optim": OptimConfig(learning_rate=0.01, warmup_steps=2), "ema_decay": 0.9}
+    settings |= {"mesh": MeshConfig(data=1)}
     return TrainConfig(**(settings | changes))
 
 

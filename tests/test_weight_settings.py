@@ -37,6 +37,6 @@ def test_the_null_text_is_what_motion_was_trained_beside():
 
 def test_other_settings_are_named_with_both_values():
     model = toy()
-    model.transformer.norm_eps, model.transformer.rematerialize = 0.5, True
+    model.transformer.norm_eps, model.transformer.rematerialize = 0.5, "full"
     (told,) = setting_differences("transformer", model, METADATA)
     assert told.startswith("model.transformer.norm_eps is 0.5; the weights want")

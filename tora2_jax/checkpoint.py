@@ -249,6 +249,11 @@ def faults(
     ]
 
 
+def refuse_misfits(own: Mapping[str, Any], given: Mapping[str, Any], expected: str | None) -> None:
+    """Raises CheckpointError with all `faults`."""
+    _refuse(faults(own, given, expected))
+
+
 def _refuse(found: list[str]) -> None:
     if found:
         raise CheckpointError("weights do not fit the model:\n  " + "\n  ".join(found))
@@ -275,7 +280,7 @@ def restore_frozen(
         merge(module, load_component(path)[0], expected=expected)
         return
     own, stored = flat_variables(module), component_specs(path)
-    _refuse(faults(own, stored, expected))
+    refuse_misfits(own, stored, expected)
     targets = {
         name: jax.ShapeDtypeStruct(
             spec.shape,

@@ -30,7 +30,13 @@ class TransformerConfig:
     temporal_compression: int = 4
     norm_eps: float = 1e-5
     final_norm_eps: float = 1e-5  # SAT checkpoints: 1e-6
-    rematerialize: bool = False
+    # What the backward pass makes again, see docs/sharding.md.
+    rematerialize: Literal["none", "full", "save_attention", "offload"] = "none"
+
+    def __post_init__(self):
+        """Takes the truth values that older files hold."""
+        if isinstance(self.rematerialize, bool):
+            self.rematerialize = "full" if self.rematerialize else "none"
 
     @property
     def width(self) -> int:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 # Computed in float32 in a network that otherwise computes in half precision.
 _FLOAT32 = re.compile(
     r".*(time_embedding|ofs_embedding|modulation)\..*|.*positions"
-    r"|(appearance|binder)\..*|.*\.(mean|var)"
+    r"|(.*\.)?(appearance|binder)\..*|.*\.(mean|var)"
     r"|.*norm[^.]*\.(scale|bias)"  # small, and some norms compute in float32
 )
 

@@ -7,6 +7,7 @@ import itertools
 import os
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
@@ -16,7 +17,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from tora2_jax.train_config import TrainError
+from tora2_jax import parallel
+from tora2_jax.train_config import MeshConfig, TrainError
 
 T = TypeVar("T")
 
@@ -126,28 +128,15 @@ def leave(code: int) -> None:
     os._exit(code)
 
 
-def replicated(tree: T) -> T:
-    """Equal arrays of all processes as arrays of the run, a copy on every device."""
-    if jax.process_count() == 1:
-        return tree
-    return jax.tree.map(lambda array: _global(array, jax.sharding.PartitionSpec()), tree)
-
-
-def sharded(batch: dict[str, np.ndarray]) -> dict[str, jax.Array | np.ndarray]:
-    """This process's share of a batch as part of the whole, shared over all devices."""
-    if jax.process_count() == 1:
-        return batch
-    return {name: _global(rows, jax.sharding.PartitionSpec("data")) for name, rows in batch.items()}
-
-
-def _global(array: jax.Array | np.ndarray, spec: jax.sharding.PartitionSpec) -> jax.Array:
-    mesh = jax.make_mesh((jax.device_count(),), ("data",))
-    sharding = jax.sharding.NamedSharding(mesh, spec)
-    return jax.make_array_from_process_local_data(sharding, np.asarray(array))
-
-
 def everywhere(tree: T) -> T:
     """Arrays of the run as whole arrays of this process. All processes must call it together."""
     if jax.process_count() == 1:
         return tree
     return jax.tree.map(lambda array: multihost_utils.process_allgather(array, tiled=True), tree)
+
+
+def alone() -> AbstractContextManager:
+    """Context in which programs run on the first device here, if there are other processes."""
+    if jax.process_count() == 1:
+        return nullcontext()
+    return parallel.use(parallel.make_mesh(MeshConfig(data=1), jax.local_devices()))

@@ -20,21 +20,21 @@ from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from absl import app, flags, logging
 from flax import nnx
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from tora2_jax import checkpoint, processes
+from tora2_jax import checkpoint, parallel, processes
 from tora2_jax.config import to_dict
-from tora2_jax.data.loader import REPLACED, Source, batches, positions
+from tora2_jax.data.loader import Source, batches, positions
 from tora2_jax.metric_log import MetricLog
 from tora2_jax.run_checkpoints import Checkpoints, SaveError
 from tora2_jax.stop import StopSignals
 from tora2_jax.train_config import TrainConfig, TrainError, differences
 from tora2_jax.train_export import export, export_paths, shown_model, trained_components
-from tora2_jax.train_state import TrainState, find_stage, init_state, train_step
+from tora2_jax.train_state import TrainState, compiled_step, find_stage, init_state, mesh_of
 
 _CHANGING = ("trainable", "statistics", "optimizer", "average")  # saved at every checkpoint
 _SAVE_FAILED = 2  # above 1, which asks to stop
@@ -64,22 +64,19 @@ def train(config: TrainConfig, workdir: str | Path, stop: StopSignals | None = N
     """
     workdir = Path(workdir)
     stage = find_stage(config)
+    mesh = mesh_of(config, stage)
     _claim(workdir, config)
     # First: what it may encode needs the memory of the model.
     source = processes.first_then_others(lambda: stage.source(config))
-    if config.batch_size % jax.process_count():
-        raise TrainError(
-            f"config.batch_size: {config.batch_size} examples cannot be shared equally by "
-            f"{jax.process_count()} processes"
-        )
-    graph, state = init_state(config, stage)
-    state = processes.replicated(state)
+    graph, state = init_state(config, stage, mesh)
     if config.export:
         export_paths(config.export, list(trained_components(stage, state)))  # fails early
     run = _Run(config, stage, graph, workdir)
     saved = Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints)
     try:
-        state = _loop(run, source, _resume(saved, state), saved, stop)
+        state = _resume(saved, state)
+        with parallel.use(mesh):
+            state = _loop(run, source, state, saved, stop)
         saved.finish()
     except Exception as error:
         # A process that fails alone must not wait for the others' part of a save.
@@ -121,28 +118,21 @@ def _resume(saved: Checkpoints, state: TrainState) -> TrainState:
         saved.save_frozen(state.frozen)
         return state
     restored = saved.restore(step, _changing(state))
-    frozen = saved.restore_frozen(state.frozen)
-    return state._replace(step=jnp.full_like(state.step, step), frozen=frozen, **restored)
+    position = jax.device_put(np.int32(step), state.step.sharding)
+    return state._replace(step=position, frozen=saved.restore_frozen(state.frozen), **restored)
 
 
 def _changing(state: TrainState) -> dict[str, Any]:
     return {name: getattr(state, name) for name in _CHANGING}
 
 
-def _update(run: _Run, state: TrainState, batch: dict[str, jax.Array]):
-    batch = dict(batch)
-    replaced = batch.pop(REPLACED).sum()
-    state, metrics = train_step(run.config, run.stage, run.graph, state, batch)
-    return state, metrics | {REPLACED: replaced}
-
-
 def _loop(
     run: _Run, source: Source, state: TrainState, saved: Checkpoints, stop: StopSignals | None
 ) -> TrainState:
     config, start = run.config, int(state.step)
-    update = jax.jit(partial(_update, run), donate_argnums=0)
+    update = compiled_step(config, run.stage, run.graph, state)
     log = MetricLog(run.workdir / "metrics", start, writes=processes.is_first())
-    data = _shares(config, source, start)
+    data = _batches(config, source, start, state.step.sharding.mesh)
     skipped: list[int] = []  # steps in a row
     batch = next(data, None)
     if stop is not None:
@@ -180,19 +170,15 @@ def _loop(
     return state
 
 
-def _shares(config: TrainConfig, source: Source, start: int) -> Iterator[dict[str, Any]]:
-    """This process's share of every batch that is left, on its devices."""
+def _batches(
+    config: TrainConfig, source: Source, start: int, mesh: jax.sharding.Mesh
+) -> Iterator[dict[str, jax.Array]]:
+    """The batches that are left; each process makes its share."""
+    share = parallel.batch_share(mesh)
     shares = batches(
-        source,
-        config.batch_size,
-        config.seed,
-        start,
-        config.steps,
-        config.workers,
-        jax.process_index(),
-        jax.process_count(),
+        source, config.batch_size, config.seed, start, config.steps, config.workers, *share
     )
-    return map(processes.sharded, shares)
+    return map(partial(parallel.global_batch, mesh), shares)
 
 
 def _bar(config: TrainConfig, steps: range) -> tqdm:
@@ -246,7 +232,8 @@ def _sample(run: _Run, state: TrainState) -> None:
     if processes.is_first():
         folder = run.workdir / "samples"
         folder.mkdir(exist_ok=True)
-        frames = run.stage.sample(run.config, model, step)
+        with processes.alone():
+            frames = run.stage.sample(run.config, model, step)
         write_video(folder / f"{step:08d}.mp4", frames, fps=run.config.model.fps)
     processes.wait_for_all()
 

@@ -19,9 +19,14 @@ _HARMLESS = {
     "export",
     "keep_checkpoints",
     "log_every",
+    "mesh.data",
+    "mesh.fsdp",
+    "mesh.sequence",
+    "mesh.tensor",
     "model.diffusion.scheduler",
     "model.diffusion.steps_offset",
     "model.diffusion.timestep_spacing",
+    "model.transformer.rematerialize",
     "profile_steps",
     "sample_every",
     "skips_allowed",
@@ -98,6 +103,16 @@ class ClipFolderConfig:
 
 
 @dataclass(slots=True, kw_only=True)
+class MeshConfig:
+    """How many devices share what, see docs/sharding.md; one of the sizes may be -1: the rest."""
+
+    data: int = -1  # samples
+    fsdp: int = 1  # samples, and weights at rest
+    sequence: int = 1  # positions of the stream
+    tensor: int = 1  # heads and hidden channels
+
+
+@dataclass(slots=True, kw_only=True)
 class TrainConfig:
     """Everything that determines a training run."""
 
@@ -115,6 +130,12 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
     weights: WeightsConfig = field(default_factory=WeightsConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    # In how many parts, one after another, a batch goes through the model. The contrastive loss
+    # has its negatives in one part.
+    accumulate: int = 1
+    dtype: Literal["float32", "bfloat16"] = "float32"  # in which the diffusion model computes
+    frozen_dtype: Literal["float32", "bfloat16"] = "float32"  # of weights that are not trained
     contrast_weight: float = 0.2
     ema_decay: float | None = None  # None: no average is kept
     checkpoint_every: int = 1000
@@ -134,6 +155,7 @@ def problems(config: TrainConfig) -> list[str]:
     checks = [
         ("steps", config.steps > 0, "must be positive"),
         ("batch_size", config.batch_size > 0, "must be positive"),
+        ("accumulate", config.accumulate > 0, "must be positive"),
         ("workers", config.workers >= 0, "must not be negative"),
         ("data_size", config.data_size is None or config.data_size > 0, "must be positive or None"),
         ("checkpoint_every", config.checkpoint_every > 0, "must be positive"),
@@ -208,6 +230,11 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     The number of steps counts only where the schedule of the learning rate depends on it.
     """
     before, after = _leaves(old), _leaves(new)
+    # A config of an earlier version lacks what was not there to be set.
+    before = {
+        **{name: value for name, value in _leaves(to_dict(TrainConfig())).items() if name in after},
+        **before,
+    }
     harmless = set(_HARMLESS)
     if before.get("optim.schedule") == after.get("optim.schedule") == "constant":
         harmless.add("steps")

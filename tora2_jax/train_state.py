@@ -12,20 +12,28 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
-from tora2_jax import checkpoint
+from tora2_jax import checkpoint, parallel
+from tora2_jax.data.loader import REPLACED
+from tora2_jax.initial_weights import metadata_of, restore
 from tora2_jax.models.layers import flat_variables
 from tora2_jax.optim import learning_rate, make_optimizer
-from tora2_jax.train_config import TrainConfig, TrainError, problems
+from tora2_jax.precision import resting_dtype
+from tora2_jax.train_config import MeshConfig, TrainConfig, TrainError, problems
 from tora2_jax.weight_settings import setting_differences
 
 # A stage is a module with
 #   build(config, rngs) -> nnx.Module
 #   source(config) -> tora2_jax.data.loader.Source
-#   loss(config, model, batch, key) -> (scalar, dict of scalars)
+#   loss(config, model, batch, random) -> (scalar, dict of scalars); `random` is a key, or what
+#     `draw` made
 #   TRAINABLE: regex, or trainable(config) -> regex, matched from the start of a parameter's path
 #   COMPONENTS: name -> regex of the paths that it owns (see checkpoint.stored_names)
 # and, if it likes,
+#   draw(config, batch, key) -> tree of arrays with one row per sample: all randomness of a step,
+#     without which a batch cannot be accumulated
+#   example_shapes(config) -> dict of jax.ShapeDtypeStruct, one sample
 #   sample(config, model, step) -> uint8 video [f, height, width, 3]
 #   finish(config, model) -> dict of metadata that is stored with the exported components
 # What its user can mend, it raises as train_config.TrainError.
@@ -64,6 +72,30 @@ def find_stage(config: TrainConfig) -> ModuleType:
     return importlib.import_module(STAGES[config.stage])
 
 
+def mesh_of(config: TrainConfig, stage: ModuleType, devices: list | None = None) -> Mesh:
+    """The mesh of a config, on all devices or on these.
+
+    Raises:
+        TrainError: the devices or the batch cannot be shared so.
+    """
+    try:
+        mesh = parallel.make_mesh(config.mesh, devices)
+    except ValueError as error:
+        raise TrainError(str(error)) from error
+    shards = parallel.batch_shards(mesh)
+    faults = []
+    if config.batch_size % (shards * config.accumulate):
+        faults.append(
+            f"config.batch_size {config.batch_size} is not a multiple of {shards} (mesh.data x "
+            f"mesh.fsdp) x {config.accumulate} (accumulate)"
+        )
+    if config.accumulate > 1 and not hasattr(stage, "draw"):
+        faults.append(f"config.accumulate must be 1 in stage {config.stage}")
+    if faults:
+        raise TrainError("\n".join(faults))
+    return mesh
+
+
 def trainable_filter(config: TrainConfig, stage: ModuleType) -> Callable[[tuple, Any], bool]:
     """The NNX filter of the trainable set: parameters whose path the stage's regex matches."""
     regex = stage.trainable(config) if hasattr(stage, "trainable") else stage.TRAINABLE
@@ -71,43 +103,139 @@ def trainable_filter(config: TrainConfig, stage: ModuleType) -> Callable[[tuple,
     return nnx.All(nnx.Param, lambda path, _: matches(".".join(map(str, path))) is not None)
 
 
-def init_state(config: TrainConfig, stage: ModuleType) -> tuple[nnx.GraphDef, TrainState]:
-    """The model at step 0, from random numbers and the components in `config.weights`."""
-    model = stage.build(config, nnx.Rngs(config.seed))
-    for name, regex in stage.COMPONENTS.items():
-        if path := getattr(config.weights, name, None):
-            _load(config, model, name, checkpoint.resolve(path, name), regex)
+def abstract_state(
+    config: TrainConfig, stage: ModuleType, mesh: Mesh
+) -> tuple[nnx.GraphDef, TrainState]:
+    """The state as shapes, types and shardings, without numbers; the devices need not be here."""
+    model = nnx.eval_shape(lambda: stage.build(config, nnx.Rngs(config.seed)))
     graph, trainable, frozen, statistics = nnx.split(
         model, trainable_filter(config, stage), nnx.Param, nnx.Not(nnx.RngState)
     )
-    trainable = {path: value.astype(jnp.float32) for path, value in _flat(trainable).items()}
+
+    def resting(path: str, value: Any) -> jax.ShapeDtypeStruct:
+        dtype = resting_dtype(path, value.dtype, config.frozen_dtype)
+        return jax.ShapeDtypeStruct(value.shape, dtype)
+
+    trainable = {
+        path: jax.ShapeDtypeStruct(value.shape, jnp.float32)
+        for path, value in _flat(trainable).items()
+    }
     if not trainable:
         raise TrainError(f"stage {config.stage}: its regex matches no parameter of the model")
     state = TrainState(
-        step=jnp.zeros((), jnp.int32),
+        step=jax.ShapeDtypeStruct((), jnp.int32),
         trainable=trainable,
-        frozen=_flat(frozen),
-        statistics=_flat(statistics),
-        optimizer=make_optimizer(config.optim, config.steps).init(trainable),
-        average=jax.tree.map(jnp.copy, trainable) if config.ema_decay else {},
+        frozen={path: resting(path, value) for path, value in _flat(frozen).items()},
+        statistics={
+            path: jax.ShapeDtypeStruct(value.shape, value.dtype)
+            for path, value in _flat(statistics).items()
+        },
+        optimizer=jax.eval_shape(make_optimizer(config.optim, config.steps).init, trainable),
+        average=trainable if config.ema_decay else {},
+    )
+    return graph, parallel.abstract(mesh, state)
+
+
+def init_state(
+    config: TrainConfig, stage: ModuleType, mesh: Mesh | None = None
+) -> tuple[nnx.GraphDef, TrainState]:
+    """The model at step 0, from random numbers and the components in `config.weights`.
+
+    Every array is made or read where it lies on the mesh (default: the first device) and in the
+    type in which it rests; nothing is ever whole on one device.
+    """
+    mesh = parallel.make_mesh(MeshConfig(data=1)) if mesh is None else mesh
+    graph, target = abstract_state(config, stage, mesh)
+    targets = target.trainable | target.frozen | target.statistics
+    variables = {}
+    for name, regex in stage.COMPONENTS.items():
+        if path := getattr(config.weights, name, None):
+            place = checkpoint.resolve(path, name)
+            variables |= _stored(config, name, place, regex, targets)
+    missing = {path: value for path, value in targets.items() if path not in variables}
+
+    def draw() -> dict[str, jax.Array]:
+        made = flat_variables(stage.build(config, nnx.Rngs(config.seed)))
+        return {path: made[path].astype(value.dtype) for path, value in missing.items()}
+
+    def rest(trainable: dict) -> tuple[optax.OptState, dict]:
+        optimizer = make_optimizer(config.optim, config.steps).init(trainable)
+        return optimizer, jax.tree.map(jnp.copy, trainable) if config.ema_decay else {}
+
+    shardings = jax.tree.map(lambda value: value.sharding, (target, missing))
+    with parallel.use(mesh):
+        variables |= jax.jit(draw, out_shardings=shardings[1])()
+        trainable = {path: variables[path] for path in target.trainable}
+        kept = (shardings[0].optimizer, shardings[0].average)
+        optimizer, average = jax.jit(rest, out_shardings=kept)(trainable)
+        step = jax.device_put(jnp.zeros((), jnp.int32), shardings[0].step)
+    state = TrainState(
+        step=step,
+        trainable=trainable,
+        frozen={path: variables[path] for path in target.frozen},
+        statistics={path: variables[path] for path in target.statistics},
+        optimizer=optimizer,
+        average=average,
     )
     return graph, state
 
 
-def _load(config: TrainConfig, model: nnx.Module, name: str, path: Path, regex: str) -> None:
-    names = checkpoint.stored_names(flat_variables(model), regex)
-    stored, metadata = checkpoint.load_component(path)
-    if found := setting_differences(name, config.model, metadata):
-        raise TrainError(f"config.weights.{name}: {path}:\n  " + "\n  ".join(found))
+def _stored(
+    config: TrainConfig, name: str, path: Path, regex: str, targets: dict
+) -> dict[str, jax.Array]:
     try:
-        renamed = {names.get(name, name): value for name, value in stored.items()}
-        checkpoint.merge(model, renamed, expected=regex)
+        if found := setting_differences(name, config.model, metadata_of(path)):
+            raise TrainError(f"config.weights.{name}: {path}:\n  " + "\n  ".join(found))
+        return restore(path, targets, regex)
     except checkpoint.CheckpointError as error:
         raise TrainError(f"{path}: {error}") from error
 
 
-def _flat(state: nnx.State) -> dict[str, jax.Array]:
+def _flat(state: nnx.State) -> dict[str, Any]:
     return {".".join(map(str, path)): value.get_value() for path, value in nnx.to_flat_state(state)}
+
+
+def compiled_step(
+    config: TrainConfig, stage: ModuleType, graph: nnx.GraphDef, state: TrainState
+) -> Callable:
+    """`train_step` as one program that takes a state's memory and leaves its arrays where they lie.
+
+    To be traced and called within `parallel.use(mesh)`; `state` may be abstract.
+    """
+    shardings = jax.tree.map(lambda value: value.sharding, state)
+    step = partial(train_step, config, stage, graph)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+class AbstractStep(NamedTuple):
+    """A training step without numbers, to be compiled for devices that need not be here."""
+
+    step: Callable  # jitted, see `compiled_step`
+    state: TrainState  # of jax.ShapeDtypeStruct with shardings
+    batch: dict[str, jax.ShapeDtypeStruct]
+    mesh: Mesh
+
+    def lower(self) -> jax.stages.Lowered:
+        """The program; `.compile()` it."""
+        with parallel.use_abstractly(self.mesh):
+            return self.step.lower(self.state, self.batch)
+
+
+def abstract_step(config: TrainConfig, stage: ModuleType, mesh: Mesh) -> AbstractStep:
+    """The training step of a config on a mesh, which may be of an absent machine.
+
+    Args:
+        config: of a stage that has `example_shapes`.
+        stage: from `find_stage`.
+        mesh: from `parallel.make_mesh`, also of the devices of an AOT topology.
+    """
+    graph, state = abstract_state(config, stage, mesh)
+    sharding = parallel.batch_sharding(mesh, config.batch_size)
+    batch = {
+        name: jax.ShapeDtypeStruct((config.batch_size, *leaf.shape), leaf.dtype, sharding=sharding)
+        for name, leaf in stage.example_shapes(config).items()
+    }
+    return AbstractStep(compiled_step(config, stage, graph, state), state, batch, mesh)
 
 
 def train_step(
@@ -121,17 +249,9 @@ def train_step(
 
     The metrics hold at least loss, gradient_norm, learning_rate, and skipped (0 or 1).
     """
-    key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-
-    def loss(trainable):
-        variables = trainable | state.frozen | state.statistics
-        model = nnx.merge(graph, checkpoint.nested(variables))
-        value, metrics = stage.loss(config, model, batch, key)
-        written = flat_variables(model)
-        return value, (metrics, {path: written[path] for path in state.statistics})
-
-    gradient = jax.value_and_grad(loss, has_aux=True)
-    (value, (metrics, statistics)), gradients = gradient(state.trainable)
+    (value, (metrics, statistics)), gradients = loss_and_gradients(
+        config, stage, graph, state, batch
+    )
     updates, optimizer = make_optimizer(config.optim, config.steps).update(
         gradients, state.optimizer, state.trainable
     )
@@ -144,6 +264,8 @@ def train_step(
         "gradient_norm": norm,
         "learning_rate": learning_rate(config.optim, config.steps)(state.step),
     }
+    if REPLACED in batch:
+        metrics[REPLACED] = batch[REPLACED].sum()
     average = state.average
     if average:
         average = optax.incremental_update(trainable, average, 1 - config.ema_decay)
@@ -151,3 +273,52 @@ def train_step(
     old, own = state._replace(step=new.step, frozen={}), new._replace(frozen={})
     chosen = jax.tree.map(partial(jnp.where, finite), own, old)
     return chosen._replace(frozen=state.frozen), metrics
+
+
+def loss_and_gradients(
+    config: TrainConfig,
+    stage: ModuleType,
+    graph: nnx.GraphDef,
+    state: TrainState,
+    batch: dict[str, jax.Array],
+) -> tuple[tuple[jax.Array, tuple[dict, dict]], dict[str, jax.Array]]:
+    """`((loss, (metrics, statistics)), gradients of the trainable variables)`.
+
+    With `config.accumulate` the means over so many parts of the batch, one after another. All
+    randomness is drawn for the whole batch, so the parts see what the whole would see.
+    """
+    batch = parallel.batch(batch)
+    random = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    if hasattr(stage, "draw"):
+        random = parallel.batch(stage.draw(config, batch, random))
+
+    def loss(trainable, batch, random):
+        variables = trainable | state.frozen | state.statistics
+        model = nnx.merge(graph, checkpoint.nested(variables))
+        value, metrics = stage.loss(config, model, batch, random)
+        written = flat_variables(model)
+        return value, (metrics, {path: written[path] for path in state.statistics})
+
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    if config.accumulate == 1:
+        return gradient(state.trainable, batch, random)
+
+    def one(total, part):
+        result = gradient(state.trainable, *part)
+        return jax.tree.map(jnp.add, total, result), None
+
+    parts = jax.tree.map(lambda array: _in_parts(array, config.accumulate), (batch, random))
+    first = jax.tree.map(lambda array: array[0], parts)
+    zeros = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+        jax.eval_shape(gradient, state.trainable, *first),
+    )
+    total, _ = jax.lax.scan(one, zeros, parts)
+    (value, (metrics, _)), gradients = jax.tree.map(lambda x: x / config.accumulate, total)
+    return (value, (metrics, state.statistics)), gradients
+
+
+def _in_parts(array: jax.Array, parts: int) -> jax.Array:
+    """`[b, ...] -> [parts, b / parts, ...]`; every device's samples are dealt out evenly."""
+    split = array.reshape(array.shape[0] // parts, parts, *array.shape[1:])
+    return parallel.batch(jnp.swapaxes(split, 0, 1), axis=1)

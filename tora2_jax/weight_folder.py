@@ -118,13 +118,14 @@ def restore(
 
     Args:
         folder: From `Writer`.
-        targets: Some of the folder's paths; without a sharding, the default device.
+        targets: Some of the folder's paths; without a sharding, whole on every device of the
+            context's mesh, or on the default device.
 
     Raises:
         ValueError: an item cannot be read.
     """
     specs, _ = describe(folder)
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    device = jnp.zeros(()).sharding
     restored: dict[str, jax.Array] = {}
     for item, paths in _items(specs, targets).items():
         wanted = {

@@ -138,6 +138,54 @@ def _write(path: Path, content: dict) -> None:
     aside.replace(path)
 
 
+def shapes(networks, model: config.ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """What a pool holds of each clip, without making one; `networks` may be abstract."""
+    inputs = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype),
+        _input_shapes(model),
+    )
+    video = jax.ShapeDtypeStruct((1, model.frames, model.height, model.width, 3), np.float32)
+    graph, state = nnx.split(networks)
+    found = jax.eval_shape(
+        lambda state, inputs, video: _features(nnx.merge(graph, state), model, inputs, video),
+        state,
+        inputs,
+        video,
+    )
+    return {name: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for name, leaf in found.items()}
+
+
+def _input_shapes(model: config.ModelConfig) -> Inputs:
+    size, entities, references = (
+        (model.frames, model.height, model.width),
+        (model.max_entities,),
+        (model.max_entities, model.max_references),
+    )
+    t, h, w = model.token_grid(*size)
+    words = (*entities, model.binding.word_tokens)
+
+    def images(name: str) -> jax.ShapeDtypeStruct:
+        side = getattr(model, name).image_size
+        return jax.ShapeDtypeStruct((*references, side, side, 3), np.float32)
+
+    return Inputs(
+        token_ids=jax.ShapeDtypeStruct((model.transformer.max_text_length,), np.int32),
+        flow_video=jax.ShapeDtypeStruct((*size, 3), np.float32),
+        splat=jax.ShapeDtypeStruct((*entities, t, h, w), np.float32),
+        path=jax.ShapeDtypeStruct((*entities, t, 4), np.float32),
+        on=jax.ShapeDtypeStruct((*entities, t), bool),
+        word_index=jax.ShapeDtypeStruct(words, np.int32),
+        word_mask=jax.ShapeDtypeStruct(words, bool),
+        is_human=jax.ShapeDtypeStruct(entities, bool),
+        reference_mask=jax.ShapeDtypeStruct(references, bool),
+        prior_mask=jax.ShapeDtypeStruct(references, bool),
+        dino_images=images("dino"),
+        face_images=images("face"),
+        object_images=images("object"),
+        image=jax.ShapeDtypeStruct((*size[1:], 3), np.float32) if model.takes_image else None,
+    )
+
+
 def _features(networks, model, inputs, video) -> dict[str, jax.Array]:
     visual = conditioning.encode_visual(networks, model, inputs)
     arrays = {name: value for name, value in visual._asdict().items() if value is not None}

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from tora2_jax import parallel
 from tora2_jax.models.attention import attention
 from tora2_jax.models.layers import ZEROS, LayerNorm, Linear
 from tora2_jax.types import KeysValues
@@ -60,16 +61,18 @@ class PersonalizationCrossAttention(nnx.Module):
         """What is to be added to the tokens.
 
         Args:
-            tokens: video tokens `[b, n, c]`.
+            tokens: `[b, n, c]`, the whole stream.
             keys_values: from the method of that name.
             key_mask: `[b, j]`, True where there is a key.
 
         Returns:
             `[b, n, c]`; exactly 0 in a sample whose mask is empty.
         """
-        query = self.query_norm(self._split(self.query(self.token_norm(tokens))))
-        attended = attention(query, *keys_values, key_mask[:, None, None, :])
-        return self.output(attended.reshape(*attended.shape[:2], -1))
+        query = self._split(parallel.wide(self.query(self.token_norm(tokens))))
+        query = self.query_norm(query)
+        attended = parallel.cross_attention(attention, query, *keys_values, key_mask)
+        attended = parallel.wide(attended.reshape(*attended.shape[:2], -1))
+        return parallel.stream(self.output(attended))
 
     def _split(self, inputs: jax.Array) -> jax.Array:
         return inputs.reshape(*inputs.shape[:2], self.heads, -1)

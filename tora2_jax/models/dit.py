@@ -11,13 +11,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
+from tora2_jax import parallel
 from tora2_jax.config import MotionConfig, PersonalizationConfig, TransformerConfig
 from tora2_jax.models import layers, positions
 from tora2_jax.models.attention import attention
 from tora2_jax.models.cross_attention import PersonalizationCrossAttention
 from tora2_jax.models.layers import ZEROS, LayerNorm, Linear
 from tora2_jax.models.motion import MotionGuidanceFuser
+from tora2_jax.models.stream import Layout
 from tora2_jax.types import KeysValues
 
 OFS = 2.0  # the only value that CogVideoX 1.5 I2V was trained with
@@ -26,8 +29,9 @@ OFS = 2.0  # the only value that CogVideoX 1.5 I2V was trained with
 class Shared(NamedTuple):
     """What all blocks of one forward pass read."""
 
+    layout: Layout
     embedding: jax.Array  # of the timestep, float32 [b, time_embed_dim]
-    rotary: tuple[jax.Array, jax.Array] | None
+    rotary: tuple[jax.Array, jax.Array] | None  # one row per position of the stream
     has_motion: jax.Array | None  # [b]
     key_mask: jax.Array | None  # which personalization tokens there are, [b, j]
 
@@ -44,13 +48,16 @@ class ModulatedNorm(nnx.Module):
             config.time_embed_dim, 6 * config.width, kernel_init=ZEROS, rngs=rngs
         )
 
-    def __call__(self, text: jax.Array, video: jax.Array, embedding: jax.Array):
-        """`-> text [b, l, c], video [b, n, c], text gate [b, 1, c], video gate [b, 1, c]`."""
-        modulation = self.modulation(jax.nn.silu(embedding)).astype(video.dtype)
+    def __call__(self, stream: jax.Array, shared: Shared) -> tuple[jax.Array, jax.Array]:
+        """`-> stream [b, n, c], gate [b, n, c]`."""
+        modulation = self.modulation(jax.nn.silu(shared.embedding)).astype(stream.dtype)
         parts = jnp.split(modulation[:, None], 6, axis=-1)
-        shift, scale, gate, text_shift, text_scale, text_gate = parts
-        text = self.norm(text) * (1 + text_scale) + text_shift
-        return text, self.norm(video) * (1 + scale) + shift, text_gate, gate
+        is_text = shared.layout.is_text()
+        shift, scale, gate = (
+            jnp.where(is_text, text, video)
+            for video, text in zip(parts[:3], parts[3:], strict=True)
+        )
+        return self.norm(stream) * (1 + scale) + shift, gate
 
 
 class JointAttention(nnx.Module):
@@ -66,26 +73,20 @@ class JointAttention(nnx.Module):
         self.key_norm = LayerNorm(config.head_dim, 1e-6, rngs=rngs, dtype=dtype)
         self.output = Linear(width, width, rngs=rngs, dtype=dtype)
 
-    def __call__(
-        self,
-        text: jax.Array,
-        video: jax.Array,
-        rotary: tuple[jax.Array, jax.Array] | None,
-    ) -> tuple[jax.Array, jax.Array]:
-        joint = jnp.concatenate([text, video], axis=1)
-        batch, length, width = joint.shape
+    def __call__(self, stream: jax.Array, shared: Shared) -> jax.Array:
+        batch, length, width = stream.shape
         split = (batch, length, self.heads, width // self.heads)
-        query = self.query_norm(self.query(joint).reshape(split))
-        key = self.key_norm(self.key(joint).reshape(split))
-        value = self.value(joint).reshape(split)
-        start = text.shape[1]
-        if rotary is not None:
-            query, key = (
-                jnp.concatenate([x[:, :start], layers.rotate(x[:, start:], rotary)], axis=1)
-                for x in (query, key)
-            )
-        output = self.output(attention(query, key, value).reshape(joint.shape))
-        return output[:, :start], output[:, start:]
+        query, key, value = (
+            parallel.wide(project(stream)).reshape(split)
+            for project in (self.query, self.key, self.value)
+        )
+        query, key = self.query_norm(query), self.key_norm(key)
+        if shared.rotary is not None:
+            query, key = (layers.rotate(x, shared.rotary) for x in (query, key))
+        filled = shared.layout.filled
+        attended = parallel.self_attention(attention, query, key, value, filled)
+        attended = checkpoint_name(attended.reshape(stream.shape), layers.ATTENTION)
+        return parallel.stream(self.output(parallel.wide(attended)))
 
 
 class FeedForward(nnx.Module):
@@ -96,7 +97,8 @@ class FeedForward(nnx.Module):
         self.project = Linear(4 * width, width, rngs=rngs, dtype=dtype)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        return self.project(jax.nn.gelu(self.expand(tokens), approximate=True))
+        hidden = parallel.wide(jax.nn.gelu(self.expand(tokens), approximate=True))
+        return parallel.stream(self.project(hidden))
 
 
 class Block(nnx.Module):
@@ -127,34 +129,31 @@ class Block(nnx.Module):
 
     def __call__(
         self,
-        text: jax.Array,
-        video: jax.Array,
+        stream: jax.Array,
         shared: Shared,
         motion_map: jax.Array | None = None,
         personalize: Callable[[jax.Array], jax.Array] | None = None,
-    ) -> tuple[jax.Array, jax.Array]:
-        """`text [b, l, c], video [b, n, c] -> text, video`.
+    ) -> jax.Array:
+        """`stream [b, n, c] -> stream`.
 
         Args:
-            text: text stream.
-            video: video stream.
+            stream: text and video, see `models/stream.py`.
             shared: what all blocks read.
             motion_map: this layer's map `[b, t, h, w, u]`, or None: the fuser is left out.
-            personalize: this layer's cross-attention, video `[b, n, c]` -> what is added, or None.
+            personalize: this layer's cross-attention, stream `[b, n, c]` -> what is added to the
+                video, or None.
         """
+        layout = shared.layout
         if personalize is not None and self.personalization_first:
-            video = video + personalize(video)
-        text_in, video_in, text_gate, gate = self.attention_norm(text, video, shared.embedding)
+            stream = stream + jnp.where(layout.is_video(), personalize(stream), 0)
+        inner, gate = self.attention_norm(stream, shared)
         if motion_map is not None:
-            video_in = self.fuser(video_in, motion_map, shared.has_motion)
-        text_out, video_out = self.attention(text_in, video_in, shared.rotary)
-        text, video = text + text_gate * text_out, video + gate * video_out
+            inner = self.fuser(inner, motion_map, shared.has_motion, layout)
+        stream = stream + gate * self.attention(inner, shared)
         if personalize is not None and not self.personalization_first:
-            video = video + personalize(video)
-        text_in, video_in, text_gate, gate = self.feed_forward_norm(text, video, shared.embedding)
-        output = self.feed_forward(jnp.concatenate([text_in, video_in], axis=1))
-        start = text.shape[1]
-        return text + text_gate * output[:, :start], video + gate * output[:, start:]
+            stream = stream + jnp.where(layout.is_video(), personalize(stream), 0)
+        inner, gate = self.feed_forward_norm(stream, shared)
+        return parallel.stream(stream + gate * self.feed_forward(inner))
 
 
 class CogVideoXTransformer(nnx.Module):
@@ -271,13 +270,16 @@ class CogVideoXTransformer(nnx.Module):
         """
         grid = self._check(latents, timestep, text, motion_maps, keys_values)
         embedding = self._embed_time(timestep)
-        shared = self._share(grid, embedding, motion_maps, has_motion, keys_values, key_mask)
-        text, video = self._embed(latents, text, grid)
-        video = self._run_blocks(text, video, shared, motion_maps, keys_values)
-        modulation = self.output_modulation(jax.nn.silu(embedding)).astype(video.dtype)
+        layout = Layout.of(text.shape[1], grid)
+        shared = self._share(layout, embedding, motion_maps, has_motion, keys_values, key_mask)
+        stream = self._embed(latents, text, shared.layout)
+        stream = self._run_blocks(stream, shared, motion_maps, keys_values)
+        modulation = self.output_modulation(jax.nn.silu(embedding)).astype(stream.dtype)
         shift, scale = jnp.split(modulation[:, None], 2, axis=-1)
-        video = self.output_norm(self.final_norm(video)) * (1 + scale) + shift
-        output = self.output_projection(video).astype(jnp.float32)
+        stream = self.output_norm(self.final_norm(stream)) * (1 + scale) + shift
+        # The last map makes it small enough for every device to have all of it.
+        output = parallel.batch(self.output_projection(stream).astype(jnp.float32))
+        output = shared.layout.take_video(output)
         return layers.unpatchify(
             output, grid, self.config.patch_size, self.config.patch_size_t or 1
         )
@@ -328,35 +330,48 @@ class CogVideoXTransformer(nnx.Module):
             embedding = embedding + self.ofs_embedding(ofs)
         return embedding
 
-    def _share(self, grid, embedding, motion_maps, has_motion, keys_values, key_mask):
+    def _share(self, layout, embedding, motion_maps, has_motion, keys_values, key_mask):
         if motion_maps is not None and has_motion is None:
             has_motion = jnp.ones(embedding.shape[0], bool)
         if keys_values is not None and key_mask is None:
             key_mask = jnp.ones(keys_values.keys.shape[1:3], bool)
         rotary = None
         if self.config.positions == "rotary":
-            coordinates = positions.rotary_grid(self.config, grid)
-            rotary = layers.rotary_tables(coordinates, self.config.head_dim)
-        return Shared(embedding, rotary, has_motion, key_mask)
+            coordinates = positions.rotary_grid(self.config, layout.grid)
+            cosines, sines = map(
+                layout.place_video, layers.rotary_tables(coordinates, self.config.head_dim)
+            )
+            # By an angle of zero where there is no video.
+            cosines = jnp.where(layout.is_video(), cosines, 1.0)
+            rotary = parallel.positions(cosines), parallel.positions(sines)
+        return Shared(layout, embedding, rotary, has_motion, key_mask)
 
-    def _embed(self, latents, text, grid):
+    def _embed(self, latents, text, layout):
+        """The stream before the first block, made in place: the parts of it are never whole."""
+        patches = layout.place_video(layers.patchify(latents, layout.grid))
+        stream = layout.place_text(text, self.patch_embedding(parallel.stream(patches)))
+        table = self._positions(layout)
+        if table is not None:
+            stream = stream + parallel.positions(table).astype(stream.dtype)
+        return parallel.stream(stream)
+
+    def _positions(self, layout):
+        """What is added to the stream for where its tokens stand, `[n, c]`, or None."""
         config = self.config
-        video = self.patch_embedding(layers.patchify(latents, grid))
         if config.learned_positions and not config.add_learned_positions:
-            return text, video
-        if self.positions is not None and grid[0] == positions.sample_grid(config)[0]:
-            table = self.positions[...].astype(video.dtype)
-            return text + table[: text.shape[1]], video + table[text.shape[1] :]
+            return None
+        sampled = positions.sample_grid(config)[0]
+        if self.positions is not None and layout.grid[0] == sampled:
+            return jnp.pad(self.positions[...], ((0, layout.length - layout.filled), (0, 0)))
         if self.positions is not None or config.positions == "sincos":
             # diffusers, too, takes the fixed table where the stored one has other frames.
-            video = video + positions.sincos(config, grid).astype(video.dtype)
-        return text, video
+            return layout.place_video(positions.sincos(config, layout.grid))
+        return None
 
-    def _run_blocks(self, text, video, shared, motion_maps, keys_values):
+    def _run_blocks(self, carry, shared, motion_maps, keys_values):
         """All blocks, scanned in groups whose first block has a cross-attention."""
         every = 1 if keys_values is None else self.every
         groups, rest = divmod(self.config.num_layers, every)
-        carry = (text, video)
         for start, count, size in ((0, groups, every), (groups * every, 1, rest)):
             if count * size == 0:
                 continue
@@ -372,10 +387,11 @@ class CogVideoXTransformer(nnx.Module):
                 personalize = None
                 if known is not None:
                     personalize = partial(cross, keys_values=known, key_mask=shared.key_mask)
+                carry = checkpoint_name(carry, layers.STREAM)
                 for index in range(size):
                     block = layers.map_arrays(lambda x, index=index: x[index], blocks)
                     motion_map = None if maps is None else maps[index]
-                    carry = block(*carry, shared, motion_map, personalize if index == 0 else None)
+                    carry = block(carry, shared, motion_map, personalize if index == 0 else None)
                 return carry, None
 
             with_keys = keys_values is not None
@@ -384,4 +400,4 @@ class CogVideoXTransformer(nnx.Module):
             inputs = (maps, jax.tree.map(take, keys_values))
             group = (layers.map_arrays(regroup, self.blocks), cross)
             carry, _ = layers.scan(step, group, carry, inputs, self.config.rematerialize)
-        return carry[1]
+        return carry

@@ -9,6 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tora2_jax import parallel
+
+STREAM, ATTENTION = "stream", "attention"  # names of values that a policy may keep
+_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "save_attention": jax.checkpoint_policies.save_only_these_names(ATTENTION),
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[STREAM, ATTENTION],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+}
 LECUN_NORMAL = nnx.initializers.lecun_normal()
 ZEROS = nnx.initializers.zeros_init()
 
@@ -21,7 +34,8 @@ class Linear(nnx.Linear):
     """`y = x @ kernel + bias` over the last axis, `[..., in] -> [..., out]`.
 
     All leading axes are flattened to one before the product: with several of them XLA's CPU
-    back end computes the gradient of the kernel at half the speed.
+    back end computes the gradient of the kernel at half the speed. Not where a stream is cut along
+    its positions, because that cut cannot be told of the flat axis.
     """
 
     def __init__(
@@ -46,6 +60,8 @@ class Linear(nnx.Linear):
         )
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
+        if parallel.sequence_shards() > 1:
+            return super().__call__(inputs)
         flat = super().__call__(inputs.reshape(-1, inputs.shape[-1]))
         return flat.reshape(*inputs.shape[:-1], flat.shape[-1])
 
@@ -196,7 +212,7 @@ def scan(
     blocks: Any,
     carry: Any,
     xs: Any = None,
-    rematerialize: bool = False,
+    rematerialize: str = "none",
 ) -> tuple[Any, Any]:
     """Applies stacked layers one after another; the layers are read, never written.
 
@@ -205,7 +221,9 @@ def scan(
         blocks: a module from `stack`, or a tuple of such modules of equal length.
         carry: what goes from layer to layer; its structure, shapes and types stay the same.
         xs: arrays with a leading layer axis, one slice per layer.
-        rematerialize: recompute a layer in the backward pass instead of keeping its values.
+        rematerialize: what the backward pass does with the values of a layer: `none` keeps all;
+            `full` keeps what comes in and makes the rest again; `save_attention` keeps the
+            attention's output as well; `offload` keeps both, in the host's memory.
 
     Returns:
         The last carry, and all `y` along a new leading layer axis.
@@ -214,10 +232,11 @@ def scan(
 
     def body(carry, slices):
         layer_state, x = slices
-        return step(nnx.merge(graph, layer_state), carry, x)
+        return step(nnx.merge(graph, parallel.whole_layer(layer_state)), carry, x)
 
-    if rematerialize:
-        body = jax.checkpoint(body, prevent_cse=False)
+    if rematerialize != "none":
+        policy = _POLICIES[rematerialize]
+        body = jax.checkpoint(body, prevent_cse=False, policy=policy)
     return jax.lax.scan(body, carry, (state, xs))
 
 

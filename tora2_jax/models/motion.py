@@ -1,13 +1,17 @@
 """Tora's motion path: the trajectory extractor and the fuser that injects its maps into the DiT."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from tora2_jax import parallel
 from tora2_jax.config import MotionConfig, TransformerConfig
 from tora2_jax.models.batch_norm import BatchNorm
 from tora2_jax.models.layers import map_arrays, scan, stack
+from tora2_jax.models.stream import Layout
 
 _NORM_EPS = 1e-5
 _HE = nnx.initializers.he_normal()
@@ -40,16 +44,22 @@ class FrameConvolution(nnx.Module):
             for row in range(3)
             for column in range(3)
         ]
-        return _product(jnp.concatenate(taps, axis=-1), self.kernel, self.bias, self.dtype)
+        return self.product(jnp.concatenate(taps, axis=-1))
+
+    def product(self, taps: Float[Array, "*m 9*c"]) -> Float[Array, "*m d"]:
+        """Neighbourhoods (row, column, channel) times the kernel."""
+        return _product(taps, self.kernel, self.bias, self.dtype)
 
 
 def _product(
     taps: Float[Array, "*m k"], kernel: nnx.Param, bias: nnx.Param, dtype: jnp.dtype
 ) -> Float[Array, "*m d"]:
     """Neighbourhoods times a convolution kernel, computed in `dtype`."""
-    flat = taps.reshape(-1, taps.shape[-1]).astype(dtype)
-    result = flat @ kernel[...].reshape(taps.shape[-1], -1).astype(dtype)
-    return (result + bias[...].astype(dtype)).reshape(*taps.shape[:-1], -1)
+    taps, bias = taps.astype(dtype), bias[...].astype(dtype)
+    matrix = kernel[...].reshape(taps.shape[-1], -1).astype(dtype)
+    if parallel.sequence_shards() > 1:  # see `Linear`
+        return taps @ matrix + bias
+    return (taps.reshape(-1, taps.shape[-1]) @ matrix + bias).reshape(*taps.shape[:-1], -1)
 
 
 class ResidualBlock(nnx.Module):
@@ -148,16 +158,18 @@ class TemporalConvolution(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(channels_out))
         self.dtype = dtype
 
-    def __call__(self, video: Float[Array, "b t h w c"]) -> Float[Array, "b t h w d"]:
-        previous = jnp.concatenate([video[:, :1], video[:, :-1]], axis=1)
-        following = jnp.concatenate([video[:, 1:], video[:, -1:]], axis=1)
+    def __call__(self, taps: Float[Array, "*m 3*c"]) -> Float[Array, "*m d"]:
+        """A position in the frame before, in its own and in the one after -> the output."""
         # One matrix product, as in `FrameConvolution`.
-        taps = jnp.concatenate([previous, video, following], axis=-1)
         return _product(taps, self.kernel, self.bias, self.dtype)
 
 
 class FrameGroupNorm(nnx.Module):
-    """Group normalisation with the statistics of single frames, in float32."""
+    """Group normalisation with the statistics of single frames, in float32 (two passes).
+
+    The statistics are sums over the positions of a frame, wherever they lie: of a stream that is
+    cut, only these sums cross devices.
+    """
 
     def __init__(self, channels: int, groups: int, *, rngs: nnx.Rngs):
         """Draws nothing from `rngs`, which is there because every module takes one."""
@@ -165,13 +177,28 @@ class FrameGroupNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(channels))
         self.groups = groups
 
-    def __call__(self, frames: Float[Array, "b t m c"]) -> Float[Array, "b t m c"]:
-        """Normalised frames, float32; m counts the positions of a frame."""
-        groups = frames.astype(jnp.float32).reshape(*frames.shape[:-1], self.groups, -1)
-        mean = groups.mean((2, 4), keepdims=True)
-        centered = groups - mean
-        variance = jnp.square(centered).mean((2, 4), keepdims=True)
-        normal = (centered * jax.lax.rsqrt(variance + _NORM_EPS)).reshape(frames.shape)
+    def __call__(
+        self, tokens: Float[Array, "b n c"], frames: Float[Array, "n t"]
+    ) -> Float[Array, "b n c"]:
+        """Normalised tokens, float32; meaningless but finite where no frame is.
+
+        Args:
+            tokens: the stream.
+            frames: which frame a position belongs to, from `Layout.frames`.
+        """
+        groups = tokens.astype(jnp.float32).reshape(*tokens.shape[:2], self.groups, -1)
+        size = frames.sum(0)[:, None] * groups.shape[-1]
+        product = partial(jnp.einsum, precision="highest")
+
+        def mean(values: Float[Array, "b n g c"]) -> Float[Array, "b t g"]:
+            return product("bng,nt->btg", values.sum(-1), frames) / size
+
+        def spread(values: Float[Array, "b t g"]) -> Float[Array, "b n g 1"]:
+            return product("btg,nt->bng", values, frames)[..., None]
+
+        centered = groups - spread(mean(groups))
+        inverse = jax.lax.rsqrt(mean(jnp.square(centered)) + _NORM_EPS)
+        normal = (centered * spread(inverse)).reshape(tokens.shape)
         return normal * self.scale[...] + self.bias[...]
 
 
@@ -179,6 +206,7 @@ class MotionGuidanceFuser(nnx.Module):
     """`z + GroupNorm(z) * gamma + beta`, gamma and beta from a motion map (the released Tora).
 
     Equation 2 of Tora2 has neither the residual nor the norm; the released weights need both.
+    Gamma and beta are made where the tokens lie, from a map that every device has.
     """
 
     def __init__(
@@ -199,32 +227,72 @@ class MotionGuidanceFuser(nnx.Module):
         self.dtype = dtype
 
     def modulation(
-        self, motion_map: Float[Array, "b t h w u"]
-    ) -> tuple[Float[Array, "b t h w c"], Float[Array, "b t h w c"]]:
-        """Gamma and beta: independent of the timestep, so they can be computed once."""
-        gamma = self.gamma_temporal(self.gamma_spatial(motion_map))
-        return gamma, self.beta_temporal(self.beta_spatial(motion_map))
+        self, motion_map: Float[Array, "b t h w u"], layout: Layout
+    ) -> tuple[Float[Array, "b n c"], Float[Array, "b n c"]]:
+        """Gamma and beta of the stream; meaningless but finite beside the video.
+
+        They do not depend on the timestep, so they can be computed once.
+        """
+        taps = neighbourhoods(motion_map, layout)
+        _, h, w = layout.grid
+        step = taps.shape[2] - 2 * h * w
+
+        def temporal(values: Float[Array, "b shards m d"]) -> Float[Array, "b n 3*d"]:
+            parts = [values[:, :, start : start + step] for start in (0, h * w, 2 * h * w)]
+            taps = jnp.concatenate(parts, axis=-1)
+            return taps.reshape(taps.shape[0], layout.length, -1)
+
+        gamma = self.gamma_temporal(temporal(self.gamma_spatial.product(taps)))
+        beta = self.beta_temporal(temporal(self.beta_spatial.product(taps)))
+        return parallel.wide(gamma), parallel.wide(beta)
 
     def apply(
         self,
         tokens: Float[Array, "b n c"],
-        gamma: Float[Array, "b t h w c"],
-        beta: Float[Array, "b t h w c"],
+        gamma: Float[Array, "b n c"],
+        beta: Float[Array, "b n c"],
         select: Bool[Array, "b"],
+        layout: Layout,
     ) -> Float[Array, "b n c"]:
-        """The fused tokens; those of samples that are not selected pass bit by bit."""
-        b, t = gamma.shape[:2]
-        frames = tokens.reshape(b, t, -1, tokens.shape[-1])
-        gamma, beta = gamma.reshape(frames.shape), beta.reshape(frames.shape)
-        fused = frames + self.norm(frames) * gamma + beta
-        fused = fused.reshape(tokens.shape).astype(tokens.dtype)
-        return jnp.where(select[:, None, None], fused, tokens)
+        """The fused stream; text and samples that are not selected pass bit by bit."""
+        fused = tokens + self.norm(tokens, layout.frames()) * gamma + beta
+        fused = parallel.wide(fused.astype(tokens.dtype))
+        chosen = select[:, None, None] & layout.is_video()
+        return parallel.stream(jnp.where(chosen, fused, tokens))
 
     def __call__(
         self,
         tokens: Float[Array, "b n c"],
         motion_map: Float[Array, "b t h w u"],
         select: Bool[Array, "b"],
+        layout: Layout,
     ) -> Float[Array, "b n c"]:
-        """Fuses the motion map of this layer into the video tokens where `select` says so."""
-        return self.apply(tokens, *self.modulation(motion_map), select)
+        """Fuses this layer's map into the stream's video tokens where `select` says so."""
+        return self.apply(tokens, *self.modulation(motion_map, layout), select, layout)
+
+
+def neighbourhoods(
+    motion_map: Float[Array, "b t h w u"], layout: Layout
+) -> Float[Array, "b shards m 9*u"]:
+    """The 3 x 3 neighbourhood of each position of the stream, for each part of it.
+
+    A part has `m` rows: its own positions and one frame more on both sides, where the first and
+    the last frame are repeated. Beside the video stand values that nobody uses.
+    """
+    b, t, h, w, u = motion_map.shape
+    area, edge = h * w, w + 1
+    repeated = jnp.concatenate([motion_map[:, :1], motion_map, motion_map[:, -1:]], axis=1)
+    margins = (layout.text + edge, layout.length - layout.filled + edge)
+    flat = jnp.pad(repeated.reshape(b, (t + 2) * area, u), ((0, 0), margins, (0, 0)))
+    windows = parallel.windows(flat, layout.length, 2 * area + 2 * edge)
+    shards, rows = windows.shape[1], windows.shape[2] - 2 * edge
+    position = jnp.arange(shards)[:, None] * (layout.length // shards) + jnp.arange(rows)
+    row, column = jnp.divmod((position - layout.text) % area, w)
+    taps = []
+    for down in (-1, 0, 1):
+        for right in (-1, 0, 1):
+            start = edge + down * w + right
+            inside = (row + down >= 0) & (row + down < h)
+            inside &= (column + right >= 0) & (column + right < w)
+            taps.append(jnp.where(inside[..., None], windows[:, :, start : start + rows], 0))
+    return jnp.concatenate(taps, axis=-1)

@@ -40,8 +40,8 @@ SAMPLED_CLIP = 1 << 40  # far beyond any pool
 class DiffusionModel(nnx.Module):
     """Tora2 with its text encoder, which the base stage of the toy model trains as well."""
 
-    def __init__(self, config, rngs: nnx.Rngs):
-        self.tora2 = tora2.Tora2(config, rngs=rngs)
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtype=jnp.float32):
+        self.tora2 = tora2.Tora2(config, rngs=rngs, dtype=dtype)
         self.text = T5Encoder(config.text, rngs=rngs)
 
 
@@ -54,7 +54,15 @@ def trainable(config) -> str:
 
 def build(config, rngs: nnx.Rngs) -> DiffusionModel:
     """A fresh model; the training program gives it the weights that the config names."""
-    return DiffusionModel(config.model, rngs)
+    return DiffusionModel(config.model, rngs, jnp.dtype(config.dtype))
+
+
+def example_shapes(config) -> dict[str, jax.ShapeDtypeStruct]:
+    """What `source` holds of each clip, without encoding one."""
+    networks = nnx.eval_shape(
+        lambda: conditioning.FrozenNetworks(config.model, _networks(config), rngs=nnx.Rngs(0))
+    )
+    return pool.shapes(networks, config.model)
 
 
 def source(config) -> pool.Pool:
@@ -193,39 +201,46 @@ def finish(config, model: DiffusionModel) -> dict:
     return {"model": to_dict(trained_model_config(config))}
 
 
-class _Draws(NamedTuple):
-    """The randomness of one step."""
+class Draws(NamedTuple):
+    """The randomness of one step, one row per sample."""
 
     timestep: jax.Array
     noise: jax.Array
     keep_caption: jax.Array
     keep_trajectories: jax.Array
     keep_references: jax.Array
+    keep_image: jax.Array
 
 
-def _draw(config, key: jax.Array, latents: jax.Array, entities: int) -> _Draws:
+def draw(config, batch: dict, key: jax.Array) -> Draws:
+    """All randomness of a step."""
     keys = jax.random.split(key, 6)
-    batch = latents.shape[0]
     dropout = config.dropout
-    sample = jax.random.bernoulli(keys[4], 1 - dropout.references, (batch, 1))
-    entity = jax.random.bernoulli(keys[5], 1 - dropout.entity_references, (batch, entities))
-    return _Draws(
-        jax.random.randint(keys[0], (batch,), 0, config.model.diffusion.num_steps),
+    latents = _latents(config, batch)
+    size, entities = batch["on"].shape[:2]
+    sample = jax.random.bernoulli(keys[4], 1 - dropout.references, (size, 1))
+    entity = jax.random.bernoulli(keys[5], 1 - dropout.entity_references, (size, entities))
+    image = 0.0 if config.clips is None else config.clips.image_dropout
+    return Draws(
+        jax.random.randint(keys[0], (size,), 0, config.model.diffusion.num_steps),
         jax.random.normal(keys[1], latents.shape),
-        jax.random.bernoulli(keys[2], 1 - dropout.caption, (batch,)),
-        jax.random.bernoulli(keys[3], 1 - dropout.trajectories, (batch,)),
+        jax.random.bernoulli(keys[2], 1 - dropout.caption, (size,)),
+        jax.random.bernoulli(keys[3], 1 - dropout.trajectories, (size,)),
         sample & entity,
+        jax.random.bernoulli(jax.random.fold_in(key, 1), 1 - image, (size,)),
     )
 
 
-def _keep_images(config, conditions: Conditions, key: jax.Array) -> Conditions:
+def _latents(config, batch: dict) -> jax.Array:
+    """CogVideoX 1.5 repeats the first latent in front."""
+    return conditioning.pad_front(batch["latents"], config.model.transformer.patch_size_t or 1)
+
+
+def _keep_images(conditions: Conditions, keep: jax.Array) -> Conditions:
     """Withholds the first frame of some samples (I2V)."""
     images = conditions.image_latents
     if images is None:
         return conditions
-    keep = jax.random.bernoulli(
-        jax.random.fold_in(key, 1), 1 - config.clips.image_dropout, (images.shape[0],)
-    )
     return conditions._replace(image_latents=jnp.where(keep[:, None, None, None, None], images, 0))
 
 
@@ -238,18 +253,16 @@ def conditions_of(model: DiffusionModel, config, batch: dict) -> Conditions:
     return conditioning.join(conditioning.encode_text(model.text, tokens), visual)
 
 
-def loss(config, model: DiffusionModel, batch: dict, key: jax.Array):
+def loss(config, model: DiffusionModel, batch: dict, draws: Draws):
     """L = L_eps + lambda * L_cont (eq. 7), with the conditions dropped at random.
 
     Returns:
         The loss and its parts: diffusion loss overall and by quarter of the timesteps, contrastive
         loss, retrieval accuracies and the binding's own measures.
     """
-    # CogVideoX 1.5 repeats the first latent in front; that one has no loss.
-    latents = conditioning.pad_front(batch["latents"], config.model.transformer.patch_size_t or 1)
-    padding = latents.shape[1] - batch["latents"].shape[1]
-    conditions = _keep_images(config, conditions_of(model, config, batch), key)
-    draws = _draw(config, key, latents, conditions.on.shape[1])
+    latents = _latents(config, batch)
+    padding = latents.shape[1] - batch["latents"].shape[1]  # has no loss
+    conditions = _keep_images(conditions_of(model, config, batch), draws.keep_image)
     null = conditioning.null_text(model.text, config.model, latents.shape[0])
     text = jnp.where(draws.keep_caption[:, None, None], conditions.text, null)
     conditions = conditioning.keep_references(
@@ -275,7 +288,7 @@ def loss(config, model: DiffusionModel, batch: dict, key: jax.Array):
     return total, metrics
 
 
-def _by_timestep(config, per_sample: jax.Array, draws: _Draws) -> dict[str, jax.Array]:
+def _by_timestep(config, per_sample: jax.Array, draws: Draws) -> dict[str, jax.Array]:
     quarter = draws.timestep * 4 // config.model.diffusion.num_steps
     measures = {}
     for index in range(4):

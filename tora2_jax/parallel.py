@@ -1,0 +1,356 @@
+"""Where arrays lie on the devices: the mesh, rules by parameter path, and what crosses devices.
+
+The only file that names mesh axes. Models call functions that say what an array is (a stream, a
+feature axis that may be cut, a small array that every device has); without a mesh they change
+nothing. The axes, what each costs and how to choose them: docs/sharding.md.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float
+
+from tora2_jax.train_config import MeshConfig
+
+DATA, FSDP, SEQUENCE, TENSOR = AXES = ("data", "fsdp", "sequence", "tensor")
+BATCH = (DATA, FSDP)
+
+# Arrays of stacked layers, by their path in the model or, with "blocks." before it, in the layer.
+_LAYER = r"(?:.*\.)?(?:blocks|layers|cross_attention)\.(?:.*\.)?"
+_WIDENING = rf"{_LAYER}(?:query|key|value|feed_forward\.expand|mlp\.gate|mlp\.up|mlp_in)"
+_NARROWING = rf"{_LAYER}(?:output|feed_forward\.project|mlp\.down|mlp_out)"
+_FUSER_OUT = rf"{_LAYER}fuser\.(?:gamma|beta)_temporal"
+# Path -> axes of an array's last dimensions; the first match counts. An axis that does not divide
+# its dimension is left out; what no rule names lies whole on every device.
+RULES = [
+    (re.compile(pattern), axes)
+    for pattern, axes in (
+        (rf"{_WIDENING}\.kernel", (FSDP, TENSOR)),
+        (rf"(?:{_WIDENING}|{_FUSER_OUT})\.bias", (TENSOR,)),
+        (rf"{_NARROWING}\.kernel", (TENSOR, FSDP)),
+        (rf"{_FUSER_OUT}\.kernel", (FSDP, TENSOR)),
+        (rf"{_LAYER}kernel", (None, FSDP)),
+        (r"(?:.*\.)?token_embedding\.embedding", (None, FSDP)),
+        (r"(?:.*\.)?transformer\.positions", (None, FSDP)),
+    )
+]
+
+
+def make_mesh(sizes: MeshConfig, devices: list | None = None) -> Mesh:
+    """A mesh of the axes `data, fsdp, sequence, tensor`.
+
+    Args:
+        sizes: One of them may be -1 and takes the devices that are left.
+        devices: Default: all. A mesh of one process may be smaller and takes the first ones.
+
+    Raises:
+        ValueError: the sizes do not fit the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    shape = [getattr(sizes, axis) for axis in AXES]
+    written = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
+    if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
+        raise ValueError(f"config.mesh ({written}): sizes are positive; one may be -1")
+    known = math.prod(size for size in shape if size != -1)
+    if -1 in shape:
+        if len(devices) % known:
+            raise ValueError(f"config.mesh ({written}): {len(devices)} devices cannot be shared so")
+        shape[shape.index(-1)] = len(devices) // known
+    count = math.prod(shape)
+    several = len({device.process_index for device in devices}) > 1
+    if count > len(devices) or (several and count < len(devices)):
+        raise ValueError(f"config.mesh ({written}): needs {count} devices of {len(devices)}")
+    types = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(tuple(shape), AXES, types, devices=devices[:count])
+
+
+def use(mesh: Mesh):
+    """Context in which programs are traced for a mesh and run on it."""
+    return jax.set_mesh(mesh)
+
+
+def use_abstractly(mesh: Mesh):
+    """Context in which programs are traced for a mesh whose devices may not be here."""
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def _mesh() -> Any:
+    """The mesh of the context, or None."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or SEQUENCE not in mesh.shape else mesh
+
+
+def sequence_shards() -> int:
+    """Into how many parts the stream is cut."""
+    mesh = _mesh()
+    return 1 if mesh is None else mesh.shape[SEQUENCE]
+
+
+def padded(length: int) -> int:
+    """The next length that can be cut into equal parts of the stream."""
+    return length + -length % sequence_shards()
+
+
+# Arrays at rest
+
+
+def spec_of(mesh: Any, path: str, shape: tuple[int, ...], *, whole: bool = False) -> P:
+    """How a variable lies on a mesh.
+
+    Args:
+        mesh: concrete or abstract.
+        path: of the variable, joined by dots.
+        shape: of the variable; axes in front of those that a rule names are never cut.
+        whole: as it is used and not as it rests: gathered over `fsdp`.
+    """
+    axes = next((axes for rule, axes in RULES if rule.fullmatch(path)), ())
+    dimensions: list[str | None] = [None] * len(shape)
+    for index, axis in zip(range(len(shape) - 1, -1, -1), reversed(axes), strict=False):
+        if axis is not None and shape[index] % mesh.shape[axis] == 0:
+            dimensions[index] = None if whole and axis == FSDP else axis
+    return P(*dimensions)
+
+
+def shardings(mesh: Mesh, tree: Any) -> Any:
+    """A sharding for every array of a tree, by the innermost dictionary key (a variable's path).
+
+    So the moments of an optimizer and an average lie like the variables that they belong to.
+    """
+
+    def one(path: tuple, leaf: Any) -> NamedSharding:
+        keys = [str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+        return NamedSharding(mesh, spec_of(mesh, keys[-1] if keys else "", leaf.shape))
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def abstract(mesh: Mesh, tree: Any) -> Any:
+    """The same tree as shapes with shardings (see `shardings`)."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        shardings(mesh, tree),
+    )
+
+
+def whole_layer(state: nnx.State) -> nnx.State:
+    """The arrays of one layer, gathered over `fsdp` to be used; gradients go back as they rest."""
+    mesh = _mesh()
+    if mesh is None:
+        return state
+
+    def gather(path: tuple, array: Array) -> Array:
+        name = ".".join(["blocks", *(str(part) for part in path)])
+        return _gather(
+            array,
+            spec_of(mesh, name, array.shape),
+            spec_of(mesh, name, array.shape, whole=True),
+        )
+
+    flat = nnx.to_flat_state(state)
+    return nnx.from_flat_state(
+        [(path, value.replace(gather(path, value.get_value()))) for path, value in flat]
+    )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(array: Array, resting: P, used: P) -> Array:
+    return jax.lax.with_sharding_constraint(array, used)
+
+
+_gather.defvjp(
+    lambda array, resting, used: (_gather(array, resting, used), None),
+    lambda resting, used, _, gradient: (jax.lax.with_sharding_constraint(gradient, resting),),
+)
+
+
+# Batches
+
+
+def _batch_axes(mesh: Any, size: int) -> tuple[str, ...] | None:
+    """The axes that a batch is cut over: as many of them as divide it."""
+    for axes in (BATCH, (DATA,), (FSDP,)):
+        if size % math.prod(mesh.shape[axis] for axis in axes) == 0:
+            return axes
+    return None
+
+
+def batch_shards(mesh: Any) -> int:
+    """Into how many parts a batch is cut."""
+    return math.prod(mesh.shape[axis] for axis in BATCH)
+
+
+def batch_sharding(mesh: Mesh, size: int) -> NamedSharding:
+    """How arrays with that many samples lie on a mesh."""
+    return NamedSharding(mesh, P(_batch_axes(mesh, size)))
+
+
+def batch(tree: Any, axis: int = 0) -> Any:
+    """Arrays whose axis counts samples, cut along it and along no other."""
+    mesh = _mesh()
+    if mesh is None:
+        return tree
+
+    def one(array: Array) -> Array:
+        spec = P(*[None] * axis, _batch_axes(mesh, array.shape[axis]))
+        return jax.lax.with_sharding_constraint(array, spec)
+
+    return jax.tree.map(one, tree)
+
+
+def batch_share(mesh: Mesh) -> tuple[int, int]:
+    """Which equal part of each batch this process has to make: (index, number of parts).
+
+    Processes whose devices share the same samples make the same part.
+
+    Raises:
+        ValueError: the devices of a process do not hold neighbouring samples.
+    """
+    rows = mesh.devices.reshape(batch_shards(mesh), -1)
+    here = jax.process_index()
+    own = [any(device.process_index == here for device in row) for row in rows]
+    held = np.flatnonzero(own)
+    parts, rest = divmod(len(rows), len(held))
+    if rest or held[0] % len(held) or len(held) != held[-1] - held[0] + 1:
+        raise ValueError("config.mesh: the devices of a process do not hold neighbouring samples")
+    return int(held[0]) // len(held), parts
+
+
+def global_batch(mesh: Mesh, local: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """This process's samples (see `batch_share`) -> arrays over all processes."""
+    _, parts = batch_share(mesh)
+
+    def one(array: np.ndarray) -> jax.Array:
+        shape = (len(array) * parts, *array.shape[1:])
+        sharding = batch_sharding(mesh, shape[0])
+        return jax.make_array_from_process_local_data(sharding, array, shape)
+
+    return {name: one(np.asarray(array)) for name, array in local.items()}
+
+
+# The stream
+
+
+def stream(tokens: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+    """Tokens with all their channels: samples and positions are cut."""
+    return _constrain(tokens, 1)
+
+
+def wide(features: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+    """Tokens between two linear maps: samples, positions and channels are cut."""
+    return _constrain(features, 1, -1)
+
+
+def positions(table: Float[Array, "n c"]) -> Float[Array, "n c"]:
+    """A table with one row per position of the stream."""
+    return _constrain(table, 0, batch_axis=None)
+
+
+def _constrain(
+    array: Array, sequence: int, tensor: int | None = None, batch_axis: int | None = 0
+) -> Array:
+    mesh = _mesh()
+    if mesh is None:
+        return array
+    axes: list[Any] = [None] * array.ndim
+    if batch_axis is not None:
+        axes[batch_axis] = _batch_axes(mesh, array.shape[batch_axis])
+    axes[sequence] = SEQUENCE
+    if tensor is not None and array.shape[tensor] % mesh.shape[TENSOR] == 0:
+        axes[tensor] = TENSOR
+    return jax.lax.with_sharding_constraint(array, P(*axes))
+
+
+def windows(array: Float[Array, "b m u"], length: int, margin: int) -> Float[Array, "b shards n u"]:
+    """What every part of the stream sees of a small array that each device has whole.
+
+    Args:
+        array: `m = length + margin` rows.
+        length: positions of the stream.
+        margin: rows that a part sees beyond its own.
+
+    Returns:
+        Part s has the rows `s * n0 .. (s + 1) * n0 + margin`, where `n0 = length / shards`.
+    """
+    mesh, shards = _mesh(), sequence_shards()
+    step = length // shards
+    if mesh is None:
+        return array[:, None, : step + margin]
+
+    def cut(array: Array) -> Array:
+        start = jax.lax.axis_index(SEQUENCE) * step
+        return jax.lax.dynamic_slice_in_dim(array, start, step + margin, axis=1)[:, None]
+
+    samples = _batch_axes(mesh, array.shape[0])
+    return jax.shard_map(cut, in_specs=P(samples), out_specs=P(samples, SEQUENCE))(array)
+
+
+Attend = Callable[..., Array]  # (query, key, value, mask=None) -> output, see models/attention.py
+
+
+def self_attention(
+    attend: Attend,
+    query: Float[Array, "b n heads d"],
+    key: Float[Array, "b n heads d"],
+    value: Float[Array, "b n heads d"],
+    length: int,
+) -> Float[Array, "b n heads d"]:
+    """Attention of the stream to itself; what stands behind `length` is seen by nobody.
+
+    Where the heads can be cut among the parts of the stream, each device has all positions of some
+    heads (all-to-all, as DeepSpeed-Ulysses); otherwise it gathers keys and values.
+    """
+    mesh = _mesh()
+    if mesh is None:
+        return attend(query, key, value)
+    spec, shards = _head_spec(mesh, query.shape), mesh.shape[SEQUENCE]
+
+    def gathered(query: Array, key: Array, value: Array) -> Array:
+        key, value = (jax.lax.all_gather(x, SEQUENCE, axis=1, tiled=True) for x in (key, value))
+        return attend(query, key[:, :length], value[:, :length])
+
+    def exchanged(*arrays: Array) -> Array:
+        swap = partial(jax.lax.all_to_all, axis_name=SEQUENCE, tiled=True)
+        whole = (swap(x, split_axis=2, concat_axis=1)[:, :length] for x in arrays)
+        output = attend(*whole)
+        padding = [(0, 0)] * output.ndim
+        padding[1] = (0, query.shape[1] - length)
+        return swap(jax.numpy.pad(output, padding), split_axis=1, concat_axis=2)
+
+    heads = query.shape[2] // (mesh.shape[TENSOR] if spec[2] else 1)
+    inside = exchanged if heads % shards == 0 else gathered
+    return jax.shard_map(inside, in_specs=(spec, spec, spec), out_specs=spec)(query, key, value)
+
+
+def cross_attention(
+    attend: Attend,
+    query: Float[Array, "b n heads d"],
+    key: Float[Array, "b j heads d"],
+    value: Float[Array, "b j heads d"],
+    mask: Bool[Array, "b j"],
+) -> Float[Array, "b n heads d"]:
+    """Attention of the stream to a few keys, which every part of it has: nothing is exchanged."""
+    mesh = _mesh()
+    if mesh is None:
+        return attend(query, key, value, mask[:, None, None, :])
+    spec = _head_spec(mesh, query.shape)
+    keys = P(spec[0], None, spec[2], None)
+    return jax.shard_map(
+        lambda query, key, value, mask: attend(query, key, value, mask[:, None, None, :]),
+        in_specs=(spec, keys, keys, P(spec[0])),
+        out_specs=spec,
+    )(query, key, value, mask)
+
+
+def _head_spec(mesh: Any, shape: tuple[int, ...]) -> P:
+    """Of `[b, n, heads, d]`."""
+    heads = TENSOR if shape[2] % mesh.shape[TENSOR] == 0 else None
+    return P(_batch_axes(mesh, shape[0]), SEQUENCE, heads, None)
