@@ -215,7 +215,7 @@ def _too_many(run: _Run, skipped: list[int]) -> str:
 
 @contextmanager
 def _profile(run: _Run, step: int) -> Iterator[None]:
-    first, last = run.config.profile_steps or (0, 0)
+    first, last = run.config.profile_steps
     if step == first:
         jax.profiler.start_trace(str(run.workdir / "profile"))
     yield

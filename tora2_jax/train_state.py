@@ -14,7 +14,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from tora2_jax import checkpoint, parallel
+from tora2_jax import checkpoint, measures, parallel
 from tora2_jax.data.loader import REPLACED
 from tora2_jax.initial_weights import metadata_of, restore
 from tora2_jax.models.layers import flat_variables
@@ -262,6 +262,8 @@ def train_step(
         "loss": value,
         "skipped": 1.0 - finite,
         "gradient_norm": norm,
+        **measures.gradient_norms(gradients),
+        **measures.gates(state.trainable),
         "learning_rate": learning_rate(config.optim, config.steps)(state.step),
     }
     if REPLACED in batch:
