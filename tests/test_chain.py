@@ -26,6 +26,7 @@ def small(name: str, folder: Path):
     """A config of the chain with few clips and steps, reading and writing below `folder`."""
     config = importlib.import_module(f"configs.{name}").get_config()
     config.steps, config.batch_size, config.data_size = 2, 2, 16
+    config.mesh.data = 1
     config.cache_dir, config.tokenizer = str(folder / "cache"), str(TOY / "tokenizer")
     for part, place in to_dict(config.weights).items():
         if part in FROZEN:

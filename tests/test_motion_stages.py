@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
     "seed": 0,
     "batch_size": 2,
+    "mesh.data": 1,
     "steps": 40,
     "optim.warmup_steps": 1,
     "optim.learning_rate": 0.02,
