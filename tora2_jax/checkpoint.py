@@ -177,10 +177,10 @@ def _load_workdir(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 def _as_numpy(folder: Path) -> Any:
     """An item of a checkpoint, on whatever devices it was made."""
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        stored = checkpointer.metadata(epath.Path(folder)).item_metadata
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored.tree)
-        return checkpointer.restore(epath.Path(folder), restore_args=as_numpy)
+    handler, place = ocp.PyTreeCheckpointHandler(), epath.Path(folder)
+    stored = handler.metadata(place).tree
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
+    return handler.restore(place, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:

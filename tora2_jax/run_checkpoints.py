@@ -57,6 +57,9 @@ class Checkpoints:
         """Starts to save the items of a step; returns when their arrays may be overwritten.
 
         That a save has failed is told at once and by `failed`; the next one tries again.
+
+        Raises:
+            SaveError: it could not start in this process, and others already wait for its part.
         """
         self._settle()
         if self._failure is not None and processes.is_first():
@@ -71,6 +74,8 @@ class Checkpoints:
         try:
             self._manager.save(step, args=ocp.args.Composite(**arguments))
         except (OSError, ValueError, RuntimeError) as error:
+            if jax.process_count() > 1:
+                raise SaveError(f"step {step} could not be saved: {error}") from error
             self._settle(error)
 
     def failed(self) -> bool:

@@ -257,7 +257,7 @@ def main(arguments: list[str]) -> int:
     except (SaveError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         code = 1
-    except Exception:
+    except Exception:  # one of several processes has to end with its code all the same
         traceback.print_exc()
         code = 1
     processes.leave(code)
