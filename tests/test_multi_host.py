@@ -140,6 +140,6 @@ def test_the_cluster_is_known_by_its_environment(monkeypatch):
     assert not processes.in_cluster()
 
 
-def test_half_of_the_flags_is_refused():
+def test_flags_that_make_no_sense_are_refused():
     with pytest.raises(train.TrainError, match="together or not at all"):
         processes.start("127.0.0.1:1234", 2, None)

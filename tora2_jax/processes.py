@@ -24,7 +24,6 @@ T = TypeVar("T")
 
 HEARTBEAT = 40  # seconds without a sign of life after which the others end as well
 _LEAVING = 20  # seconds to wait for the others at the end
-_DAY = 24 * 3600
 _barriers = itertools.count()  # the same number in every process: all pass the same barriers
 
 
@@ -37,7 +36,8 @@ def start(coordinator: str | None, count: int | None, index: int | None) -> None
         index: of this process, from 0.
 
     Raises:
-        TrainError: some but not all are given, or the processes do not find each other.
+        TrainError: some but not all are given, or they make no sense.
+        ConnectionError: the processes do not find each other.
     """
     given = (coordinator, count, index)
     if None in given and given != (None, None, None):
@@ -55,8 +55,11 @@ def start(coordinator: str | None, count: int | None, index: int | None) -> None
             heartbeat_timeout_seconds=HEARTBEAT,
             shutdown_timeout_seconds=_LEAVING,
         )
-    except (ValueError, RuntimeError) as error:
-        raise TrainError(f"the processes of this run do not find each other: {error}") from error
+    except ValueError as error:
+        raise TrainError(f"the processes of this run: {error}") from error
+    except RuntimeError as error:  # another try may find them
+        message = f"the processes of this run do not find each other: {error}"
+        raise ConnectionError(message) from error
 
 
 def in_cluster() -> bool:
@@ -85,10 +88,13 @@ def agree(value: int) -> int:
     return int(np.max(multihost_utils.process_allgather(np.int32(value))))
 
 
-def wait_for_all(seconds: float = _DAY) -> None:
-    """Returns when every process has come here; raises RuntimeError if one does not in time."""
-    barrier = ocp.multihost.get_barrier_sync_fn()
-    barrier(key=f"tora2_{next(_barriers)}", timeout_ms=int(seconds * 1000))
+def wait_for_all() -> None:
+    """Returns when every process has come here; raises RuntimeError if one does not within a day."""
+    _wait(f"tora2_{next(_barriers)}", 24 * 3600)
+
+
+def _wait(barrier: str, seconds: int) -> None:
+    ocp.multihost.get_barrier_sync_fn()(key=barrier, timeout_ms=seconds * 1000)
 
 
 def first_then_others(make: Callable[[], T]) -> T:
@@ -121,7 +127,7 @@ def leave(code: int) -> None:
     sys.stderr.flush()
     if code != 1:
         try:
-            wait_for_all(_LEAVING)
+            _wait("tora2_end", _LEAVING)
             jax.distributed.shutdown()
         except RuntimeError as error:
             sys.stderr.write(f"another process did not end: {error}\n")
