@@ -89,7 +89,7 @@ def agree(value: int) -> int:
 
 
 def wait_for_all() -> None:
-    """Returns when every process has come here; raises RuntimeError if one does not within a day."""
+    """Returns when every process has come here; RuntimeError if one does not within a day."""
     _wait(f"tora2_{next(_barriers)}", 24 * 3600)
 
 
