@@ -39,6 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
         default="whole",
         help="decode all at once, in chunks of frames, or also in tiles (other numbers)",
     )
+    parser.add_argument(
+        "--mesh", help="share one video among devices, as sequence=4,tensor=2 (docs/sharding.md)"
+    )
     parser.add_argument("--init-latents", type=Path, help=".npy or .npz, [b, t, c, h, w]")
     parser.add_argument("--save-latents", type=Path, help=".npz, [b, t, c, h, w]")
     parser.add_argument("--save-frames", type=Path, help=".npy, [b, f, height, width, 3] in [0, 1]")

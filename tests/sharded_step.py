@@ -1,5 +1,7 @@
 """A whole training step of a tiny Tora2 with every part, to be run on meshes of fake devices."""
 
+import functools
+import json
 from functools import partial
 
 import jax
@@ -12,6 +14,7 @@ from tora2_jax.stages import diffusion
 from tora2_jax.train_config import MeshConfig, OptimConfig, TrainConfig
 
 LAYERS = 2
+COMPILE_FAST = {"xla_cpu_use_fusion_emitters": False}
 
 
 def tiny_config(**changes) -> TrainConfig:
@@ -58,11 +61,16 @@ def tiny_config(**changes) -> TrainConfig:
     return TrainConfig(**(base | changes))
 
 
+@functools.cache
+def _shapes(description: str) -> dict[str, jax.ShapeDtypeStruct]:
+    return diffusion.example_shapes(settings.from_dict(TrainConfig, json.loads(description)))
+
+
 def random_batch(config: TrainConfig, seed: int = 0) -> dict[str, np.ndarray]:
     """Features of a batch, with entities, references, paths and words that are not there."""
     rng = np.random.default_rng(seed)
     batch = {}
-    for name, leaf in diffusion.example_shapes(config).items():
+    for name, leaf in _shapes(json.dumps(settings.to_dict(config))).items():
         shape = (config.batch_size, *leaf.shape)
         if leaf.dtype == bool:
             batch[name] = rng.random(shape) < 0.7
@@ -96,11 +104,13 @@ def random_state(config: TrainConfig, mesh: Mesh, seed: int = 0) -> tuple:
         name: {path: fill(path, leaf) for path, leaf in getattr(target, name).items()}
         for name in ("trainable", "frozen", "statistics")
     }
-    optimizer, step = jax.tree.map(
-        lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding),
-        (target.optimizer, target.step),
+    optimizer, average, step = jax.tree.map(
+        lambda leaf: jax.device_put(
+            rng.standard_normal(leaf.shape).astype(leaf.dtype), leaf.sharding
+        ),
+        (target.optimizer, target.average, target.step),
     )
-    return graph, target._replace(**made, optimizer=optimizer, step=step)
+    return graph, target._replace(**made, optimizer=optimizer, average=average, step=step)
 
 
 def mesh_of(data: int, fsdp: int, sequence: int, tensor: int) -> Mesh:
@@ -108,14 +118,33 @@ def mesh_of(data: int, fsdp: int, sequence: int, tensor: int) -> Mesh:
     return parallel.make_mesh(MeshConfig(data=data, fsdp=fsdp, sequence=sequence, tensor=tensor))
 
 
-def loss_and_gradients(config: TrainConfig, mesh: Mesh) -> tuple[float, dict[str, np.ndarray]]:
-    """Of the random state and batch, on the mesh."""
-    graph, state = random_state(config, mesh)
+@functools.cache
+def _program(description: str, sizes: tuple[int, ...]):
+    """Compiled once for all tests of a process."""
+    config, mesh = settings.from_dict(TrainConfig, json.loads(description)), mesh_of(*sizes)
+    graph, _ = train_state.abstract_state(config, diffusion, mesh)
+    step = partial(train_state.loss_and_gradients, config, diffusion, graph)
+    return jax.jit(step, compiler_options=COMPILE_FAST)
+
+
+def run(
+    config: TrainConfig, sizes: tuple[int, ...], state: train_state.TrainState
+) -> tuple[float, dict[str, np.ndarray]]:
+    """Loss and gradients of a state on a mesh, for the random batch."""
+    mesh = mesh_of(*sizes)
     batch = parallel.global_batch(mesh, random_batch(config))
-    run = jax.jit(partial(train_state.loss_and_gradients, config, diffusion, graph))
+    variables = state._replace(optimizer=(), average={})
     with parallel.use(mesh):
-        (value, _), gradients = run(state, batch)
+        program = _program(json.dumps(settings.to_dict(config)), sizes)
+        (value, _), gradients = program(variables, batch)
     return float(value), jax.tree.map(np.asarray, gradients)
+
+
+def loss_and_gradients(
+    config: TrainConfig, sizes: tuple[int, ...]
+) -> tuple[float, dict[str, np.ndarray]]:
+    """Of the random state and batch, on a mesh."""
+    return run(config, sizes, random_state(config, mesh_of(*sizes))[1])
 
 
 def differences(

@@ -2,7 +2,6 @@
 
 import itertools
 import re
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,18 +11,17 @@ from flax import nnx
 
 from tests import sharded_step
 from tora2_jax import checkpoint, config, parallel, train_state
-from tora2_jax.models import dit, layers
+from tora2_jax.models import dit
 from tora2_jax.models.stream import Layout
 from tora2_jax.stages import diffusion
-from tora2_jax.train_config import MeshConfig, TrainError
 
 LOSS, GRADIENT = 1e-6, 1e-5
 FACTORISATIONS = [
     sizes for sizes in itertools.product((1, 2, 4, 8), repeat=4) if np.prod(sizes) == 8
 ]
-# data, fsdp, sequence, tensor. Heads are exchanged in the second and third; in the fourth and fifth
-# they cannot be, and 4 heads cannot be cut by 8. No number of parts divides 23 tokens.
-SHORT = [(8, 1, 1, 1), (1, 4, 2, 1), (1, 2, 2, 2), (1, 1, 8, 1), (1, 1, 1, 8)]
+# data, fsdp, sequence, tensor. Heads are exchanged in the second and third; the fourth has too few
+# for that, and the fifth for its parts. No number of parts divides 23 tokens.
+SHORT = [(1, 8, 1, 1), (2, 1, 4, 1), (1, 2, 2, 2), (1, 1, 8, 1), (1, 1, 1, 8)]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -35,14 +33,24 @@ def _compile_fast():
 
 @pytest.fixture(scope="module")
 def one_device():
-    return sharded_step.loss_and_gradients(
-        sharded_step.tiny_config(), sharded_step.mesh_of(1, 1, 1, 1)
-    )
+    return sharded_step.loss_and_gradients(sharded_step.tiny_config(), (1, 1, 1, 1))
+
+
+# What is added to all keys alike adds the same to all logits of a query, and softmax takes it away:
+# these three gradients are 0 but for rounding, which has no relative accuracy.
+ZERO = re.compile(
+    r".*(query_former\.layers|binder\.binding)\.key\.bias|.*cross_attention\.key_norm\.bias"
+)
 
 
 def assert_same(found, expected):
     assert abs(found[0] - expected[0]) <= LOSS * abs(expected[0])
-    assert sharded_step.difference(found[1], expected[1]) < (GRADIENT,)
+    norm = np.sqrt(sum(np.sum(np.square(gradient)) for gradient in expected[1].values()))
+    for gradients in (found[1], expected[1]):
+        zeros = [np.linalg.norm(x) for path, x in gradients.items() if ZERO.fullmatch(path)]
+        assert len(zeros) == 3 and max(zeros) < 1e-7 * norm
+    compared = {path: x for path, x in expected[1].items() if not ZERO.fullmatch(path)}
+    assert sharded_step.differences(found[1], compared)[0] < (GRADIENT,)
 
 
 def test_there_are_twenty_factorisations_and_every_array_has_a_gradient(one_device):
@@ -53,69 +61,63 @@ def test_there_are_twenty_factorisations_and_every_array_has_a_gradient(one_devi
 
 @pytest.mark.parametrize("sizes", SHORT)
 def test_a_step_is_the_same_on_every_mesh(sizes, one_device):
-    mesh = sharded_step.mesh_of(*sizes)
-    assert_same(sharded_step.loss_and_gradients(sharded_step.tiny_config(), mesh), one_device)
+    assert_same(sharded_step.loss_and_gradients(sharded_step.tiny_config(), sizes), one_device)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("sizes", [sizes for sizes in FACTORISATIONS if sizes not in SHORT])
 def test_a_step_is_the_same_on_every_other_mesh(sizes, one_device):
-    mesh = sharded_step.mesh_of(*sizes)
-    assert_same(sharded_step.loss_and_gradients(sharded_step.tiny_config(), mesh), one_device)
+    assert_same(sharded_step.loss_and_gradients(sharded_step.tiny_config(), sizes), one_device)
 
 
-def test_parts_of_a_batch_add_up():
+@pytest.fixture(scope="module")
+def without_contrast():
+    settings = sharded_step.tiny_config(contrast_weight=0.0)
+    return sharded_step.loss_and_gradients(settings, (1, 2, 1, 1))
+
+
+@pytest.mark.parametrize("parts", [2, pytest.param(4, marks=pytest.mark.long)])
+def test_parts_of_a_batch_add_up(parts, without_contrast):
     """Without the contrastive loss, whose negatives are those of one part."""
-    mesh = sharded_step.mesh_of(1, 2, 1, 1)
-    whole, *parts = (
-        sharded_step.loss_and_gradients(
-            sharded_step.tiny_config(accumulate=parts, contrast_weight=0.0), mesh
-        )
-        for parts in (1, 2, 4)
-    )
-    for found in parts:
-        assert_same(found, whole)
+    settings = sharded_step.tiny_config(accumulate=parts, contrast_weight=0.0)
+    found = sharded_step.loss_and_gradients(settings, (1, 2, 1, 1))
+    assert abs(found[0] - without_contrast[0]) <= LOSS * abs(found[0])
+    compared = {path: x for path, x in without_contrast[1].items() if not ZERO.fullmatch(path)}
+    compared = {path: x for path, x in compared.items() if np.abs(x).max() > 0}
+    assert len(compared) > 100
+    assert sharded_step.differences(found[1], compared)[0] < (GRADIENT,)
 
 
-def _step(settings, mesh, state, graph):
-    step = train_state.compiled_step(settings, diffusion, graph, state)
-    batch = parallel.global_batch(mesh, sharded_step.random_batch(settings))
-    with parallel.use(mesh):
-        return step(state, batch)
+FIELDS = ("trainable", "statistics", "optimizer", "average")  # what a run saves at each step
 
 
 def test_a_run_goes_on_on_another_mesh(tmp_path):
-    """Saved on a 1 x 8 mesh; the next loss on 2 x 4 and one device, and the same bits on 1 x 8."""
+    """Saved on a 1 x 8 mesh; restored on 2 x 4 and one device, and with the same bits on 1 x 8."""
     settings = sharded_step.tiny_config(ema_decay=0.9)
     mesh = sharded_step.mesh_of(1, 8, 1, 1)
-    graph, state = sharded_step.random_state(settings, mesh)
-    state = state._replace(average=jax.tree.map(jnp.copy, state.trainable))
-    state, _ = _step(settings, mesh, state, graph)
-    fields = ("trainable", "statistics", "optimizer", "average")
+    _, state = sharded_step.random_state(settings, mesh)
     saved = checkpoint.Checkpoints(tmp_path, own_item=1 << 12)
     saved.save_frozen(state.frozen)
-    saved.save(1, {name: getattr(state, name) for name in fields})
+    saved.save(1, {name: getattr(state, name) for name in FIELDS})
     saved.close()
-    expected_state, expected = _step(settings, mesh, state, graph)
+    before = sharded_step.run(sharded_step.tiny_config(), (1, 8, 1, 1), state)
     for sizes in ((1, 8, 1, 1), (2, 1, 4, 1), (1, 1, 1, 1)):
         other = sharded_step.mesh_of(*sizes)
         saved = checkpoint.Checkpoints(tmp_path, own_item=1 << 12)
-        graph, target = train_state.abstract_state(settings, diffusion, other)
-        restored = saved.restore(1, {name: getattr(target, name) for name in fields})
+        _, target = train_state.abstract_state(settings, diffusion, other)
+        restored = saved.restore(1, {name: getattr(target, name) for name in FIELDS})
         frozen = saved.restore_frozen(target.frozen)
         saved.close()
-        step = jax.device_put(np.int32(1), target.step.sharding)
+        step = jax.device_put(np.int32(0), target.step.sharding)
         start = target._replace(step=step, frozen=frozen, **restored)
-        sharding = start.trainable["tora2.transformer.blocks.fuser.gamma_temporal.kernel"].sharding
-        assert sharding.mesh == other
-        after, metrics = _step(settings, other, start, graph)
-        assert abs(metrics["loss"] - expected["loss"]) <= LOSS * abs(expected["loss"])
+        for one, two, wanted in zip(*map(jax.tree.leaves, (start, state, target)), strict=True):
+            assert one.sharding == wanted.sharding
+            np.testing.assert_array_equal(one, two)
+        after = sharded_step.run(sharded_step.tiny_config(), sizes, start)
+        assert abs(after[0] - before[0]) <= LOSS * abs(before[0])
         if sizes == (1, 8, 1, 1):
-            assert metrics["loss"] == expected["loss"]
-            for one, two in zip(
-                jax.tree.leaves(after), jax.tree.leaves(expected_state), strict=True
-            ):
-                np.testing.assert_array_equal(one, two)
+            assert after[0] == before[0]
+            assert all((after[1][path] == x).all() for path, x in before[1].items())
 
 
 @pytest.mark.parametrize(

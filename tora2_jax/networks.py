@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 
-from tora2_jax import checkpoint, conditioning
+from tora2_jax import checkpoint, conditioning, parallel
 from tora2_jax.config import ModelConfig
 from tora2_jax.models import tora2
 from tora2_jax.models.layers import flat_variables
@@ -26,7 +26,10 @@ class Networks(NamedTuple):
 def abstract_networks(
     model: ModelConfig, parts=conditioning.NETWORKS, dtype=jnp.float32
 ) -> Networks:
-    """All networks without numbers: every one of them comes from a file."""
+    """All networks without numbers: every one of them comes from a file.
+
+    On a mesh, the arrays of transformer and text encoder say how they are to lie.
+    """
 
     def make() -> Networks:
         rngs = nnx.Rngs(0)
@@ -36,7 +39,10 @@ def abstract_networks(
             conditioning.FrozenNetworks(model, parts, rngs=rngs, dtype=dtype),
         )
 
-    return nnx.eval_shape(make)
+    networks = nnx.eval_shape(make)
+    for module in (networks.model, networks.text):
+        parallel.plan_at_rest(module)
+    return networks
 
 
 def misfits(model: ModelConfig, places: Mapping[str, Path], parts: Sequence[str]) -> list[str]:

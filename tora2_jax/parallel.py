@@ -141,6 +141,20 @@ def abstract(mesh: Mesh, tree: Any) -> Any:
     )
 
 
+def plan_at_rest(module: nnx.Module) -> None:
+    """Gives an abstract module's arrays the shardings of the context's mesh, if there is one."""
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return
+    planned = []
+    for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Not(nnx.RngState))):
+        leaf = variable.get_value()
+        sharding = NamedSharding(mesh, spec_of(mesh, ".".join(map(str, path)), leaf.shape))
+        leaf = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        planned.append((path, variable.replace(leaf)))
+    nnx.update(module, nnx.from_flat_state(planned))
+
+
 def whole_layer(state: nnx.State) -> nnx.State:
     """The arrays of one layer, gathered over `fsdp` to be used; gradients go back as they rest."""
     mesh = _mesh()

@@ -5,6 +5,7 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -12,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from tora2_jax import bundle, conditioning, diffusion, pipeline, request, video
+from tora2_jax import bundle, conditioning, diffusion, parallel, pipeline, request, video
 from tora2_jax.checkpoint import CheckpointError
 from tora2_jax.config import DiffusionConfig, ModelConfig
 from tora2_jax.models.vae_tiling import VAEMemory
 from tora2_jax.references import load_image
+from tora2_jax.train_config import MeshConfig
 from tora2_jax.trajectory import is_still
 
 SEEDS = 2**32  # larger ones would repeat
@@ -58,6 +60,7 @@ class Options(NamedTuple):
     save_latents: Path | None = None
     save_frames: Path | None = None
     overlay: bool = False
+    mesh: str | None = None  # as sequence=4,tensor=2; None: one device
 
     @property
     def requests(self) -> list[Path]:
@@ -95,8 +98,27 @@ def run(options: Options) -> list[Path]:
     Raises:
         SamplingError: see `prepare` and `write`.
     """
-    job = prepare(options)
-    return write(options, job, sample(options, job))
+    with nullcontext() if options.mesh is None else _on_mesh(options.mesh):
+        job = prepare(options)
+        result = sample(options, job)
+    return write(options, job, result)
+
+
+def _on_mesh(written: str):
+    """Context of the mesh that `--mesh` names; axes that it leaves out are 1.
+
+    Raises:
+        SamplingError: it names no mesh of these devices.
+    """
+    try:
+        parts = (part.partition("=") for part in written.split(","))
+        sizes = {"data": 1} | {name.strip(): int(size) for name, _, size in parts}
+        return parallel.use(parallel.make_mesh(MeshConfig(**sizes)))
+    except (ValueError, TypeError) as error:
+        reason = (
+            str(error) if str(error).startswith("config") else "write it as sequence=4,tensor=2"
+        )
+        raise SamplingError([f"--mesh: {written}: {reason}"]) from error
 
 
 def sample(options: Options, job: Job) -> pipeline.Sample:
