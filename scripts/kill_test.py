@@ -38,6 +38,7 @@ def get_config() -> TrainConfig:
     config.steps, config.batch_size, config.checkpoint_every = 100_000, 4, 3
     config.optim = OptimConfig(learning_rate=1e-3, warmup_steps=5)
     config.ema_decay, config.export = 0.9, None
+    config.mesh.data = 1
     return config
 
 
@@ -111,18 +112,23 @@ def last_checkpoint(workdir: Path, target) -> tuple[int, str]:
         saved.close()
 
 
+def check(code: int, kind: str, folder: Path) -> None:
+    """Ends the script if a run has not ended in the way of its kind."""
+    if code != (75 if kind == "stop" else -signal.SIGKILL):
+        sys.exit(f"{kind}: unexpected exit code {code}; see {folder / 'output.txt'}")
+
+
 def kill_repeatedly(kills: int, folder: Path, rng: np.random.Generator) -> dict[int, str]:
     """Digests of the checkpoints that were the last when a run was killed, by step."""
     workdir, found = folder / "killed", {}
-    one_life("training", workdir, folder, rng)  # compiles
+    check(one_life("training", workdir, folder, rng), "training", folder)  # compiles
     target = initial_items()
     for number in range(kills):
         kind = KINDS[number % len(KINDS)]
         code = one_life(kind, workdir, folder, rng)
+        check(code, kind, folder)
         step, own = last_checkpoint(workdir, target)
         print(f"kill {number + 1}: {kind}, exit code {code}, last checkpoint {step}", flush=True)
-        if code != (75 if kind == "stop" else -signal.SIGKILL):
-            sys.exit(f"unexpected exit code; see {folder / 'output.txt'}")
         found[step] = own
     return found
 
