@@ -51,6 +51,14 @@ STAGES = {
 }
 
 
+# For a program of which the CPU's back end would spend much longer on making than on running it.
+_RUNS_ONCE = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+}
+
+
 class TrainState(NamedTuple):
     """All that a run carries from step to step; variables by path (see checkpoint.py)."""
 
@@ -163,8 +171,9 @@ def init_state(
         return optimizer, jax.tree.map(jnp.copy, trainable) if config.ema_decay else {}
 
     shardings = jax.tree.map(lambda value: value.sharding, (target, missing))
+    options = _RUNS_ONCE if mesh.devices.flat[0].platform == "cpu" else None
     with parallel.use(mesh):
-        variables |= jax.jit(draw, out_shardings=shardings[1])()
+        variables |= jax.jit(draw, out_shardings=shardings[1], compiler_options=options)()
         trainable = {path: variables[path] for path in target.trainable}
         kept = (shardings[0].optimizer, shardings[0].average)
         optimizer, average = jax.jit(rest, out_shardings=kept)(trainable)
