@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from absl import flags
 
-from tora2_jax.data.loader import ENDLESS, batches, positions
+from tora2_jax.data.loader import ENDLESS, batches, example_or_next, positions
+from tora2_jax.train_config import TrainError
 
 
 class _Numbers:
@@ -84,6 +85,13 @@ def test_examples_that_cannot_be_made_are_replaced_and_told(caplog):
     )
     with pytest.raises(OSError, match="record"):
         list(batches(_Damaged(10, set(range(10))), 2, seed=0, start_step=0, steps=1))
+    with pytest.raises(TrainError, match="refused"):
+        example_or_next(_Refusing(10), 2)
+
+
+class _Refusing(_Numbers):
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        raise TrainError("refused")
 
 
 def test_processes_share_each_batch():

@@ -11,6 +11,8 @@ import grain
 import numpy as np
 from absl import logging
 
+from tora2_jax.train_config import TrainError
+
 REPLACED = "replaced"  # in a batch, bool [b]: examples in the place of others that cannot be made
 ENDLESS = 2**31 - 1  # length of a source that never repeats; its order is not shuffled
 _TRIES = 16  # so many examples in a row that cannot be made are a fault of all
@@ -62,6 +64,7 @@ def example_or_next(source: Any, index: int) -> tuple[Any, int]:
     """An example and its position: the next that can be made if this one cannot, with a warning.
 
     Raises:
+        TrainError: the source does not want an example replaced.
         Exception: that of the first, if no example can be made in so many tries.
     """
     first, tries = None, min(_TRIES, len(source))
@@ -69,6 +72,8 @@ def example_or_next(source: Any, index: int) -> tuple[Any, int]:
         position = (index + offset) % len(source)
         try:
             example = source[position]
+        except TrainError:
+            raise  # the source refuses: its settings say so
         except Exception as error:  # whatever a damaged file raises in whatever reads it
             first = first or error
             continue
