@@ -7,7 +7,8 @@ found among 8 of the same word from 4 frames (goal: 98 %), all of them from 17 f
 Ends in `checkpoints/bench/judge.safetensors`; its metadata holds the numbers.
 """
 
-from tora2_jax.config import WorldConfig, toy
+from tora2_jax.config import toy
+from tora2_jax.data.world_config import WorldConfig
 from tora2_jax.train_config import OptimConfig, TrainConfig
 
 

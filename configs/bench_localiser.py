@@ -7,7 +7,8 @@ visible entities and 99.9 % of absent words right. Goal: 2 px and 98 %.
 Ends in `checkpoints/bench/localiser.safetensors`; its metadata holds the numbers.
 """
 
-from tora2_jax.config import WorldConfig, toy
+from tora2_jax.config import toy
+from tora2_jax.data.world_config import WorldConfig
 from tora2_jax.train_config import OptimConfig, TrainConfig
 
 

@@ -5,7 +5,8 @@ Hardware: two CPU cores, about 48 minutes, and 6 to encode the pool. Expected: s
 """
 
 from configs.toy_vae import FOLDER
-from tora2_jax.config import WorldConfig, toy
+from tora2_jax.config import toy
+from tora2_jax.data.world_config import WorldConfig
 from tora2_jax.train_config import DropoutConfig, OptimConfig, TrainConfig, WeightsConfig
 
 FIRST_BASE = "workdirs/base/first"  # where the second part starts

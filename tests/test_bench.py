@@ -28,8 +28,9 @@ from tora2_jax.bench.networks import (
     white_square,
 )
 from tora2_jax.checkpoint import CheckpointError, stored_names
-from tora2_jax.config import WorldConfig, toy
+from tora2_jax.config import toy
 from tora2_jax.data.world import render_clip
+from tora2_jax.data.world_config import WorldConfig
 from tora2_jax.models.layers import assign_variables, flat_variables
 from tora2_jax.models.vae import CausalVAE
 from tora2_jax.pipeline import Sample

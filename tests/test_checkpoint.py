@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tora2_jax import checkpoint, weight_folder
+from tora2_jax import checkpoint, run_checkpoints, weight_folder
 from tora2_jax.models.layers import flat_variables
 from tora2_jax.precision import resting_dtype
 
@@ -158,11 +158,11 @@ def test_stored_names_leave_out_the_prefix():
 
 
 def test_only_the_last_checkpoints_are_kept(tmp_path):
-    saved = checkpoint.Checkpoints(tmp_path, keep=2)
+    saved = run_checkpoints.Checkpoints(tmp_path, keep=2)
     for step in (1, 2, 3):
         saved.save(step, {"trainable": {"a.kernel": jnp.full(3, step, jnp.float32)}, "average": {}})
     saved.close()
-    saved = checkpoint.Checkpoints(tmp_path, keep=2)
+    saved = run_checkpoints.Checkpoints(tmp_path, keep=2)
     assert saved.latest() == 3
     target = {"trainable": {"a.kernel": jnp.zeros(3)}, "average": {}}
     restored = saved.restore(3, target)

@@ -11,11 +11,12 @@ from tests.random_conditions import random_module, tiny_model
 from tests.test_chain import TOY
 from tora2_jax import checkpoint, conditioning, train
 from tora2_jax.conditioning import FrozenNetworks
-from tora2_jax.config import ModelConfig, WorldConfig, to_dict, toy
+from tora2_jax.config import ModelConfig, to_dict, toy
 from tora2_jax.data import clip_folder, pool
 from tora2_jax.data.entity_clips import EntityClips, EntityExamples, frame_tiers
 from tora2_jax.data.record_files import write_record
 from tora2_jax.data.world import render_clip
+from tora2_jax.data.world_config import WorldConfig
 from tora2_jax.models.layers import flat_variables
 from tora2_jax.stages import diffusion
 from tora2_jax.text import load_tokenizer

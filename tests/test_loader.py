@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from absl import flags
 
-from tora2_jax.data.loader import ENDLESS, batches
+from tora2_jax.data.loader import ENDLESS, batches, example_or_next, positions
+from tora2_jax.train_config import TrainError
 
 
 class _Numbers:
@@ -44,6 +45,55 @@ def test_pool_is_passed_over_in_changing_order():
     assert rows[:10] != rows[10:] and rows[:10] != list(range(10))
 
 
+@pytest.mark.parametrize(("process_count", "workers"), [(1, 0), (2, 0), (2, 2)])
+def test_any_number_of_processes_and_workers_makes_the_same_batches(process_count, workers):
+    """Also from where another number of them has stopped: the data position is the step."""
+    flags.FLAGS.mark_as_parsed()  # worker processes inherit the flags of this one
+    whole = _indices(_Numbers(10), 4, seed=3, start_step=0, steps=4)
+    shares = [
+        _indices(
+            _Numbers(10), 4, seed=3, start_step=2, steps=4, workers=workers,
+            process_index=index, process_count=process_count,
+        )
+        for index in range(process_count)
+    ]  # fmt: skip
+    assert [list(chain(*parts)) for parts in zip(*shares, strict=True)] == whole[2:]
+    assert [positions(_Numbers(10), 4, 3, step) for step in range(4)] == whole
+
+
+class _Damaged(_Numbers):
+    def __init__(self, length: int, damaged: set[int]):
+        super().__init__(length)
+        self._damaged = damaged
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        if index in self._damaged:
+            raise OSError(f"record {index} is damaged")
+        return super().__getitem__(index)
+
+
+def test_examples_that_cannot_be_made_are_replaced_and_told(caplog):
+    source = _Damaged(10, {3, 4, 9})
+    made = list(batches(source, 5, seed=0, start_step=0, steps=4))
+    rows = [positions(_Numbers(10), 5, 0, step) for step in range(4)]
+    good = {3: 5, 4: 5, 9: 0}
+    for batch, wanted in zip(made, rows, strict=True):
+        assert batch["index"].tolist() == [good.get(index, index) for index in wanted]
+        assert batch["replaced"].tolist() == [index in good for index in wanted]
+    assert (
+        "example 3 cannot be made (OSError: record 3 is damaged); 5 takes its place" in caplog.text
+    )
+    with pytest.raises(OSError, match="record"):
+        list(batches(_Damaged(10, set(range(10))), 2, seed=0, start_step=0, steps=1))
+    with pytest.raises(TrainError, match="refused"):
+        example_or_next(_Refusing(10), 2)
+
+
+class _Refusing(_Numbers):
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        raise TrainError("refused")
+
+
 def test_processes_share_each_batch():
     whole = _indices(_Numbers(10), 6, seed=3, start_step=1, steps=4)
     shares = [
@@ -53,12 +103,6 @@ def test_processes_share_each_batch():
     assert [list(chain(*parts)) for parts in zip(*shares, strict=True)] == whole
     with pytest.raises(ValueError, match="cannot be shared by 4"):
         batches(_Numbers(10), 6, seed=3, start_step=0, steps=1, process_count=4)
-
-
-def test_workers_change_nothing():
-    flags.FLAGS.mark_as_parsed()  # worker processes inherit the flags of this one
-    whole = _indices(_Numbers(10), 4, seed=3, start_step=1, steps=6)
-    assert _indices(_Numbers(10), 4, seed=3, start_step=1, steps=6, workers=2) == whole
 
 
 def test_batches_are_made_ahead():

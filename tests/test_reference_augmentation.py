@@ -7,7 +7,7 @@ import pytest
 
 from tests.test_chain import TOY
 from tora2_jax import conditioning
-from tora2_jax.config import WorldConfig, to_dict, toy
+from tora2_jax.config import to_dict, toy
 from tora2_jax.data import pool
 from tora2_jax.data.reference_augmentation import (
     Change,
@@ -18,6 +18,7 @@ from tora2_jax.data.reference_augmentation import (
     guard_record,
 )
 from tora2_jax.data.world import render_clip
+from tora2_jax.data.world_config import WorldConfig
 from tora2_jax.references import prepare
 from tora2_jax.text import load_tokenizer
 from tora2_jax.train_config import ReferenceGuardConfig, TrainConfig, problems

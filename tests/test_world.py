@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tora2_jax.config import WorldConfig, from_dict, to_dict, toy
+from tora2_jax.config import from_dict, to_dict, toy
 from tora2_jax.data.world import (
     WORDS,
     caption_corpus,
@@ -13,6 +13,7 @@ from tora2_jax.data.world import (
     render_reference,
     sample_entity,
 )
+from tora2_jax.data.world_config import WorldConfig
 from tora2_jax.references import mask_top_face, prepare
 
 CONFIG = WorldConfig()

@@ -1,4 +1,4 @@
-"""What is kept on disk: the state of a training run (orbax) and single components (safetensors).
+"""Components on disk, as files of weights (safetensors), and whether they fit a model.
 
 Everywhere a set of variables is a flat dictionary from path ("blocks.attention.query.kernel") to
 array.
@@ -25,100 +25,11 @@ from tora2_jax.models.layers import flat_variables, update_variables
 from tora2_jax.precision import resting_dtype
 
 _STATISTICS = {"mean", "var"}  # last names of paths that are never stored in half precision
-_FROZEN = "frozen"
+FROZEN = "frozen"  # folder beside the checkpoints of a run
 
 
 class CheckpointError(ValueError):
     """A file or folder that cannot be used, with everything that is wrong with it."""
-
-
-class Checkpoints:
-    """The checkpoints of one training run, in a folder with one sub-folder per step.
-
-    What changes is saved at each step, what is frozen once. Every array of at least `own_item`
-    bytes (at full size: every stacked leaf) is an orbax item of its own, because a save holds
-    several copies of an item; the small arrays of a field share one. Saving is asynchronous; an
-    interrupted save leaves no checkpoint.
-    """
-
-    def __init__(self, directory: str | Path, keep: int = 2, own_item: int = 64 << 20):
-        self._directory = epath.Path(Path(directory).absolute())
-        self._own_item = own_item
-        self._manager = ocp.CheckpointManager(
-            self._directory,
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, create=True, enable_async_checkpointing=True
-            ),
-        )
-
-    def latest(self) -> int | None:
-        """The last step that was saved completely, None if there is none."""
-        return self._manager.latest_step()
-
-    def save_frozen(self, frozen: Mapping[str, Any]) -> None:
-        """Saves what no step changes, one item after another, and waits for it."""
-        for name, item in _split({_FROZEN: dict(frozen)}, self._own_item).items():
-            with ocp.StandardCheckpointer() as checkpointer:
-                checkpointer.save(self._directory / _FROZEN / name, item, force=True)
-
-    def save(self, step: int, items: Mapping[str, Any]) -> None:
-        """Starts to save the items of a step; returns when their arrays may be overwritten."""
-        arguments = {
-            name: ocp.args.StandardSave(item)
-            for name, item in _split(items, self._own_item).items()
-        }
-        self._manager.save(step, args=ocp.args.Composite(**arguments))
-
-    def restore(self, step: int, items: Mapping[str, Any]) -> dict[str, Any]:
-        """The items of a step, with the structure, types and sharding of the ones given."""
-        targets = {
-            name: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, item))
-            for name, item in _split(items, self._own_item).items()
-        }
-        restored = self._manager.restore(step, args=ocp.args.Composite(**targets))
-        return _joined(items, dict(restored.items()))
-
-    def restore_frozen(self, frozen: Mapping[str, Any]) -> dict[str, Any]:
-        """What `save_frozen` saved, with the types and sharding of the arrays given."""
-        restored = {}
-        for name, item in _split({_FROZEN: dict(frozen)}, self._own_item).items():
-            target = jax.tree.map(ocp.utils.to_shape_dtype_struct, item)
-            with ocp.StandardCheckpointer() as checkpointer:
-                restored[name] = checkpointer.restore(self._directory / _FROZEN / name, target)
-        return _joined({_FROZEN: dict(frozen)}, restored)[_FROZEN]
-
-    def close(self) -> None:
-        """Waits for the last save."""
-        self._manager.wait_until_finished()
-        self._manager.close()
-
-
-def _leaves(tree: Any) -> dict[str, Any]:
-    """Every array of a pytree by a name that says where it stands."""
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
-
-
-def _split(items: Mapping[str, Any], own_item: int) -> dict[str, dict[str, Any]]:
-    """Orbax items: `FIELD` with the small arrays of a field, `FIELD.PATH` for each large one."""
-    split: dict[str, dict[str, Any]] = {}
-    for field, tree in items.items():
-        for name, leaf in _leaves(tree).items():
-            large = leaf.size * leaf.dtype.itemsize >= own_item
-            item = f"{field}.{name.replace('/', '.')}" if large else field
-            split.setdefault(item, {})[name] = leaf
-    return split
-
-
-def _joined(items: Mapping[str, Any], restored: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """The inverse of `_split`, with the structure of `items`."""
-    joined = {}
-    for field, tree in items.items():
-        own = (part for name, part in restored.items() if name.split(".")[0] == field)
-        leaves = {name: leaf for part in own for name, leaf in part.items()}
-        structure = jax.tree.structure(tree)
-        joined[field] = jax.tree.unflatten(structure, [leaves[name] for name in _leaves(tree)])
-    return joined
 
 
 def save_component(
@@ -256,17 +167,20 @@ def _load_workdir(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     averaged = any(entry.name.split(".")[0] == "average" for entry in folders)
     wanted = ("statistics", "average" if averaged else "trainable")
     folders = [entry for entry in folders if entry.name.split(".")[0] in wanted]
-    if (root / _FROZEN).is_dir():
-        folders += (root / _FROZEN).iterdir()
+    if (root / FROZEN).is_dir():
+        folders += (root / FROZEN).iterdir()
     variables = {}
-    with ocp.StandardCheckpointer() as checkpointer:
-        for folder in folders:
-            variables |= _flat(_as_numpy(checkpointer, folder))
+    for folder in folders:
+        variables |= _flat(_as_numpy(folder))
     return variables, json.loads((path / "config.json").read_text())
 
 
-def _as_numpy(checkpointer: ocp.StandardCheckpointer, path: Path) -> Any:
-    return jax.tree.map(np.asarray, checkpointer.restore(epath.Path(path)))
+def _as_numpy(folder: Path) -> Any:
+    """An item of a checkpoint, on whatever devices it was made."""
+    handler, place = ocp.PyTreeCheckpointHandler(), epath.Path(folder)
+    stored = handler.metadata(place).tree
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
+    return handler.restore(place, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:

@@ -248,21 +248,6 @@ class ModelConfig:
         return -(-t // patch_t), h // patch, w // patch
 
 
-@dataclass(slots=True, kw_only=True)
-class WorldConfig:
-    """The toy world that training examples are rendered from."""
-
-    seed: int = 0
-    height: int = 96
-    width: int = 96
-    frames: int = 17
-    fps: int = 8
-    min_entities: int = 1
-    max_entities: int = 3
-    references: int = 2  # images per entity
-    trajectory_probability: float = 1.0
-
-
 _WIDTH_2B = {"num_layers": 30, "num_heads": 30, "positions": "sincos"}
 _SIZE_1_5 = {"patch_size_t": 2, "sample_frames": 81, "sample_height": 300, "sample_width": 300}
 

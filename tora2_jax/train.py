@@ -1,15 +1,23 @@
 """Training: `python -m tora2_jax.train --config configs/toy.py --workdir DIR`.
 
 Run again in the same folder, it continues exactly where the last checkpoint was made: step s is a
-function of the config and s alone. The folder holds `config.json`, `checkpoints/`, `metrics/`
-(TensorBoard, and `losses.jsonl` with the loss of every step) and `samples/`.
+function of the config and s alone, whatever the number of processes (docs/multi_host.md). The
+folder holds `config.json`, `checkpoints/`, `metrics/` (TensorBoard; `losses.jsonl` with the loss
+of every step; `skipped.jsonl`), `samples/` and `profile/`.
+
+Exit codes: 0 all steps are done; 2 the user has to change something; `config.stop_code` (75) it
+was asked to stop; anything else it failed. All but 0 and 2 go on when the command is run again.
 """
 
 import json
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -18,39 +26,64 @@ from flax import nnx
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from tora2_jax import checkpoint, parallel
+from tora2_jax import checkpoint, parallel, processes
 from tora2_jax.config import to_dict
-from tora2_jax.data.loader import Source, batches
+from tora2_jax.data.loader import Source, batches, positions
 from tora2_jax.metric_log import MetricLog
+from tora2_jax.run_checkpoints import Checkpoints, SaveError
+from tora2_jax.stop import StopSignals
 from tora2_jax.train_config import TrainConfig, TrainError, differences
 from tora2_jax.train_export import export, export_paths, shown_model, trained_components
 from tora2_jax.train_state import TrainState, compiled_step, find_stage, init_state, mesh_of
 
 _CHANGING = ("trainable", "statistics", "optimizer", "average")  # saved at every checkpoint
+_SAVE_FAILED = 2  # above 1, which asks to stop
 
 
-def train(config: TrainConfig, workdir: str | Path) -> TrainState:
+class Stopped(Exception):
+    """The run was asked to stop; its last step is saved."""
+
+
+class _Run(NamedTuple):
+    """What stays the same from the first step to the last."""
+
+    config: TrainConfig
+    stage: ModuleType
+    graph: nnx.GraphDef
+    workdir: Path
+
+
+def train(config: TrainConfig, workdir: str | Path, stop: StopSignals | None = None) -> TrainState:
     """Starts or continues the run in `workdir` and returns its last state.
 
     Raises:
         TrainError: the config is wrong or differs from the folder's, nothing can be written there,
-            or the loss is not finite.
+            or too many steps in a row have no finite loss or gradient.
+        SaveError: the last state could not be saved.
+        Stopped: `stop` was requested before the last step was done.
     """
     workdir = Path(workdir)
     stage = find_stage(config)
-    _claim(workdir, config)
-    source = stage.source(config)  # first: what it may encode needs the memory of the model
     mesh = mesh_of(config, stage)
+    _claim(workdir, config)
+    # First: what it may encode needs the memory of the model.
+    source = processes.first_then_others(lambda: stage.source(config))
     graph, state = init_state(config, stage, mesh)
     if config.export:
         export_paths(config.export, list(trained_components(stage, state)))  # fails early
-    saved = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints)
+    run = _Run(config, stage, graph, workdir)
+    saved = Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints)
     try:
         state = _resume(saved, state)
         with parallel.use(mesh):
-            state = _loop(config, stage, source, graph, state, saved, workdir)
-    finally:
-        saved.close()
+            state = _loop(run, source, state, saved, stop)
+        saved.finish()
+    except Exception as error:
+        # A process that fails alone must not wait for the others' part of a save.
+        if jax.process_count() == 1 or isinstance(error, (TrainError, Stopped)):
+            saved.close()
+        raise
+    saved.close()
     if config.export:
         export(config, stage, graph, state)
     return state
@@ -63,7 +96,7 @@ def _claim(workdir: Path, config: TrainConfig) -> None:
     try:
         started = path.exists() and any((workdir / "checkpoints").glob("[0-9]*"))
         old = json.loads(path.read_text()) if started else new
-        if not (changed := differences(old, new)):
+        if not (changed := differences(old, new)) and processes.is_first():
             (workdir / "metrics").mkdir(parents=True, exist_ok=True)
             aside = path.with_suffix(".partial")
             aside.write_text(json.dumps(new, indent=2) + "\n")
@@ -79,7 +112,7 @@ def _claim(workdir: Path, config: TrainConfig) -> None:
         )
 
 
-def _resume(saved: checkpoint.Checkpoints, state: TrainState) -> TrainState:
+def _resume(saved: Checkpoints, state: TrainState) -> TrainState:
     step = saved.latest()
     if step is None:
         saved.save_frozen(state.frozen)
@@ -94,60 +127,141 @@ def _changing(state: TrainState) -> dict[str, Any]:
 
 
 def _loop(
-    config: TrainConfig,
-    stage: ModuleType,
-    source: Source,
-    graph: nnx.GraphDef,
-    state: TrainState,
-    saved: checkpoint.Checkpoints,
-    workdir: Path,
+    run: _Run, source: Source, state: TrainState, saved: Checkpoints, stop: StopSignals | None
 ) -> TrainState:
-    update = compiled_step(config, stage, graph, state)
-    start, mesh = int(state.step), state.step.sharding.mesh
-    share = parallel.batch_share(mesh)
-    log = MetricLog(workdir / "metrics", start)
-    data = batches(
-        source, config.batch_size, config.seed, start, config.steps, config.workers, *share
-    )
-    with tqdm(data, initial=start, total=config.steps, desc=config.stage, unit="step") as bar:
-        for step, batch in enumerate(bar, start + 1):
-            state, metrics = update(state, parallel.global_batch(mesh, batch))
+    config, start = run.config, int(state.step)
+    update = compiled_step(config, run.stage, run.graph, state)
+    log = MetricLog(run.workdir / "metrics", start, writes=processes.is_first())
+    data = _batches(config, source, start, state.step.sharding.mesh)
+    skipped: list[int] = []  # steps in a row
+    batch = next(data, None)
+    if stop is not None:
+        stop.can_save = True
+    steps = range(start + 1, config.steps + 1)
+    with _bar(config, steps) as bar, log:
+        for step in bar:
+            with _profile(run, step):
+                state, metrics = update(state, batch)
+                with log.timed("data"):
+                    batch = next(data, None)  # while the devices work
+                with log.timed("step"):
+                    metrics = jax.device_get(metrics)
             log.add(step, metrics)
+            asked = processes.agree(_request(saved, stop))
             last = step == config.steps
-            save = last or step % config.checkpoint_every == 0
-            if save or step % config.log_every == 0:
-                bar.set_postfix(loss=f"{log.write():.4f}", refresh=False)
+            save = last or asked or step % config.checkpoint_every == 0
+            skipped = [*skipped, step] if metrics["skipped"] else []
+            if skipped:
+                log.add_skipped(_skip_row(config, source, step, metrics))
+            if save or skipped or step % config.log_every == 0:
+                bar.set_postfix(loss=f"{log.write():.4f}", skipped=log.skipped, refresh=False)
+            if len(skipped) > config.skips_allowed:
+                raise TrainError(_too_many(run, skipped))
+            if asked == _SAVE_FAILED:
+                raise SaveError("a process could not save its part; its message says why")
             if save:
-                saved.save(step, _changing(state))
+                with log.timed("save"):
+                    saved.save(step, _changing(state))
+            if asked and not last:
+                saved.finish()
+                raise Stopped(f"stopped after step {step} of {config.steps}, which is saved")
             if config.sample_every and (last or step % config.sample_every == 0):
-                _sample(config, stage, graph, state, workdir / "samples")
-    log.close()
+                _sample(run, state)
     return state
 
 
-def _sample(
-    config: TrainConfig, stage: ModuleType, graph: nnx.GraphDef, state: TrainState, folder: Path
-) -> None:
-    if not hasattr(stage, "sample"):
+def _batches(
+    config: TrainConfig, source: Source, start: int, mesh: jax.sharding.Mesh
+) -> Iterator[dict[str, jax.Array]]:
+    """The batches that are left; each process makes its share."""
+    share = parallel.batch_share(mesh)
+    shares = batches(
+        source, config.batch_size, config.seed, start, config.steps, config.workers, *share
+    )
+    return map(partial(parallel.global_batch, mesh), shares)
+
+
+def _bar(config: TrainConfig, steps: range) -> tqdm:
+    return tqdm(
+        steps,
+        initial=steps.start - 1,
+        total=config.steps,
+        desc=config.stage,
+        unit="step",
+        disable=not processes.is_first(),
+    )
+
+
+def _request(saved: Checkpoints, stop: StopSignals | None) -> int:
+    """What this process asks of all of them. Alone, it can go on after a failed save."""
+    if jax.process_count() > 1 and saved.failed():
+        return _SAVE_FAILED
+    return int(stop is not None and stop.requested)
+
+
+def _skip_row(config: TrainConfig, source: Source, step: int, metrics: dict) -> dict[str, Any]:
+    examples = positions(source, config.batch_size, config.seed, step - 1)
+    values = {name: str(metrics[name]) for name in ("loss", "gradient_norm")}
+    return {"step": step, **values, "examples": examples}
+
+
+def _too_many(run: _Run, skipped: list[int]) -> str:
+    return (
+        f"steps {skipped[0]} to {skipped[-1]} had no finite loss and gradient, more than "
+        f"config.skips_allowed ({run.config.skips_allowed}) in a row; lower the learning rate, or "
+        f"look at their examples, which {run.workdir / 'metrics' / 'skipped.jsonl'} lists"
+    )
+
+
+@contextmanager
+def _profile(run: _Run, step: int) -> Iterator[None]:
+    first, last = run.config.profile_steps
+    if step == first:
+        jax.profiler.start_trace(str(run.workdir / "profile"))
+    yield
+    if first and step == last:
+        jax.profiler.stop_trace()
+
+
+def _sample(run: _Run, state: TrainState) -> None:
+    if not hasattr(run.stage, "sample"):
         return
     from tora2_jax.video import write_video  # loads the codecs, which training does not need
 
-    folder.mkdir(exist_ok=True)
-    step = int(state.step)
-    frames = stage.sample(config, shown_model(graph, state), step)
-    write_video(folder / f"{step:08d}.mp4", frames, fps=config.model.fps)
+    model, step = shown_model(run.graph, state), int(state.step)
+    if processes.is_first():
+        folder = run.workdir / "samples"
+        folder.mkdir(exist_ok=True)
+        with processes.alone():
+            frames = run.stage.sample(run.config, model, step)
+        write_video(folder / f"{step:08d}.mp4", frames, fps=run.config.model.fps)
+    processes.wait_for_all()
 
 
 def main(arguments: list[str]) -> int:
-    """Trains as the flags say; returns the exit code, 2 if the user has to change something."""
+    """Trains as the flags say; returns the exit code (see the module)."""
     del arguments
     logging.set_verbosity(logging.WARNING)  # orbax reports every save
+    options = flags.FLAGS
+    config, code = options.config, 0
     try:
-        train(flags.FLAGS.config, flags.FLAGS.workdir)
+        processes.start(options.coordinator, options.processes, options.process)
+        with StopSignals(config.stop_code, config.stop_seconds) as stop:
+            train(config, options.workdir, stop)
+    except Stopped as stopped:
+        sys.stderr.write(f"{stopped}; run again to go on\n")
+        code = config.stop_code
     except (TrainError, checkpoint.CheckpointError) as error:
         sys.stderr.write(f"{error}\n")
-        return 2
-    return 0
+        code = 2
+    except (SaveError, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        code = 1
+    except Exception:  # one of several processes has to end with its code all the same
+        traceback.print_exc()
+        code = 1
+    processes.leave(code)
+    return code
 
 
 def run(arguments: list[str]) -> None:
@@ -156,6 +270,9 @@ def run(arguments: list[str]) -> None:
     config_flags.register_flag_parser_for_type(Literal, flags.ArgumentParser())
     config_flags.DEFINE_config_file("config", None, "A file of configs/.")
     flags.DEFINE_string("workdir", None, "Folder of this run; made if needed.")
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if not from the cluster.")
+    flags.DEFINE_integer("processes", None, "Number of processes, if not from the cluster.")
+    flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main, argv=arguments, flags_parser=_parse)
 

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from tora2_jax.config import ModelConfig, WorldConfig, to_dict
+from tora2_jax.config import ModelConfig, to_dict
+from tora2_jax.data.world_config import WorldConfig
 
 
 class TrainError(ValueError):
@@ -28,7 +29,11 @@ _HARMLESS = {
     "model.diffusion.steps_offset",
     "model.diffusion.timestep_spacing",
     "model.transformer.rematerialize",
+    "profile_steps",
     "sample_every",
+    "skips_allowed",
+    "stop_code",
+    "stop_seconds",
     "workers",
 }
 
@@ -172,11 +177,16 @@ class TrainConfig:
     keep_checkpoints: int = 2
     log_every: int = 10
     sample_every: int = 0  # 0: never
+    profile_steps: tuple[int, int] = (0, 0)  # first and last, to DIR/profile; (0, 0): none
+    skips_allowed: int = 10  # steps in a row without a finite loss and gradient; one more ends it
+    stop_code: int = 75  # exit code of a run that was asked to stop before its last step
+    stop_seconds: float = 600.0  # for the step and the save that end such a run
     export: str | None = None  # NAME.safetensors, or a folder for one file per trained component
 
 
 def problems(config: TrainConfig) -> list[str]:
     """What is wrong with the values of a config, one line per field; empty if nothing is."""
+    first, last = config.profile_steps
     checks = [
         ("steps", config.steps > 0, "must be positive"),
         ("batch_size", config.batch_size > 0, "must be positive"),
@@ -187,6 +197,10 @@ def problems(config: TrainConfig) -> list[str]:
         ("keep_checkpoints", config.keep_checkpoints > 0, "must be positive"),
         ("log_every", config.log_every > 0, "must be positive"),
         ("sample_every", config.sample_every >= 0, "must not be negative"),
+        ("skips_allowed", config.skips_allowed >= 0, "must not be negative"),
+        ("stop_code", 2 < config.stop_code < 126, "must be between 3 and 125"),
+        ("stop_seconds", config.stop_seconds > 0, "must be positive"),
+        ("profile_steps", 0 <= first <= last, "must be the first and the last step"),
         (
             "ema_decay",
             config.ema_decay is None or 0 < config.ema_decay < 1,

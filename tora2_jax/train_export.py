@@ -3,9 +3,11 @@
 from pathlib import Path
 from types import ModuleType
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 
-from tora2_jax import checkpoint
+from tora2_jax import checkpoint, processes
 from tora2_jax.config import to_dict
 from tora2_jax.models.layers import flat_variables
 from tora2_jax.train_config import TrainConfig, TrainError
@@ -13,14 +15,24 @@ from tora2_jax.train_state import TrainState
 
 
 def shown_model(graph: nnx.GraphDef, state: TrainState) -> nnx.Module:
-    """The model to look at or to export: with the averaged weights, if they are kept."""
+    """The model to look at or to export: with the averaged weights, if they are kept.
+
+    All processes must call it together; each gets the whole model.
+    """
     variables = (state.average or state.trainable) | state.frozen | state.statistics
+    variables = jax.tree.map(jnp.asarray, processes.everywhere(variables))
     return nnx.merge(graph, checkpoint.nested(variables))
 
 
 def export(config: TrainConfig, stage: ModuleType, graph: nnx.GraphDef, state: TrainState) -> None:
     """Writes the components that this stage has trained, each with all its variables."""
     model = shown_model(graph, state)
+    if processes.is_first():
+        _write(config, stage, model, state)
+    processes.wait_for_all()
+
+
+def _write(config: TrainConfig, stage: ModuleType, model: nnx.Module, state: TrainState) -> None:
     variables = flat_variables(model)
     names = trained_components(stage, state)
     extra = stage.finish(config, model) if hasattr(stage, "finish") else {}

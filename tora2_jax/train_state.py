@@ -14,7 +14,8 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from tora2_jax import checkpoint, parallel
+from tora2_jax import checkpoint, measures, parallel
+from tora2_jax.data.loader import REPLACED
 from tora2_jax.initial_weights import metadata_of, restore
 from tora2_jax.models.layers import flat_variables
 from tora2_jax.optim import learning_rate, make_optimizer
@@ -253,7 +254,10 @@ def train_step(
     state: TrainState,
     batch: dict[str, jax.Array],
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update; the metrics hold at least loss, gradient_norm and learning_rate."""
+    """One update, left out if the loss or a gradient is not finite.
+
+    The metrics hold at least loss, gradient_norm, learning_rate, and skipped (0 or 1).
+    """
     (value, (metrics, statistics)), gradients = loss_and_gradients(
         config, stage, graph, state, batch
     )
@@ -261,16 +265,25 @@ def train_step(
         gradients, state.optimizer, state.trainable
     )
     trainable = optax.apply_updates(state.trainable, updates)
+    norm = optax.tree.norm(gradients)
+    finite = jnp.isfinite(value) & jnp.isfinite(norm)
     metrics = metrics | {
         "loss": value,
-        "gradient_norm": optax.tree.norm(gradients),
+        "skipped": 1.0 - finite,
+        "gradient_norm": norm,
+        **measures.gradient_norms(gradients),
+        **measures.gates(state.trainable),
         "learning_rate": learning_rate(config.optim, config.steps)(state.step),
     }
+    if REPLACED in batch:
+        metrics[REPLACED] = batch[REPLACED].sum()
     average = state.average
     if average:
         average = optax.incremental_update(trainable, average, 1 - config.ema_decay)
     new = TrainState(state.step + 1, trainable, state.frozen, statistics, optimizer, average)
-    return new, metrics
+    old, own = state._replace(step=new.step, frozen={}), new._replace(frozen={})
+    chosen = jax.tree.map(partial(jnp.where, finite), own, old)
+    return chosen._replace(frozen=state.frozen), metrics
 
 
 def loss_and_gradients(

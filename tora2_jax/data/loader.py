@@ -1,12 +1,22 @@
 """Batches whose content depends on the step alone: not on workers, processes or restarts."""
 
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import grain
 import numpy as np
+from absl import logging
 
+from tora2_jax.train_config import TrainError
+
+REPLACED = "replaced"  # in a batch, bool [b]: examples in the place of others that cannot be made
 ENDLESS = 2**31 - 1  # length of a source that never repeats; its order is not shuffled
+_TRIES = 16  # so many examples in a row that cannot be made are a fault of all
+_GRACE = 60  # seconds that a worker outlives a SIGTERM, for the step that its batch belongs to
 _PREFETCHED = 2  # batches made ahead, so that making them overlaps with the training step
 
 
@@ -41,9 +51,43 @@ class _Batches:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         share = self._batch_size // self._process_count
         first = (self._start_step + index) * self._batch_size + self._process_index * share
-        rows = range(first, first + share)
-        examples = [self._source[_position(row, len(self._source), self._seed)] for row in rows]
-        return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+        length = len(self._source)
+        rows = [_position(row, length, self._seed) for row in range(first, first + share)]
+        examples, made_from = zip(
+            *(example_or_next(self._source, row) for row in rows), strict=True
+        )
+        batch = {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+        return batch | {REPLACED: np.asarray(made_from) != np.asarray(rows)}
+
+
+def example_or_next(source: Any, index: int) -> tuple[Any, int]:
+    """An example and its position: the next that can be made if this one cannot, with a warning.
+
+    Raises:
+        TrainError: the source does not want an example replaced.
+        Exception: that of the first, if no example can be made in so many tries.
+    """
+    first, tries = None, min(_TRIES, len(source))
+    for offset in range(tries):
+        position = (index + offset) % len(source)
+        try:
+            example = source[position]
+        except TrainError:
+            raise  # the source refuses: its settings say so
+        except Exception as error:  # whatever a damaged file raises in whatever reads it
+            first = first or error
+            continue
+        if first is not None:
+            message = "example %d cannot be made (%s: %s); %d takes its place"
+            logging.warning(message, index, type(first).__name__, first, position)
+        return example, position
+    raise first
+
+
+def positions(source: Source, batch_size: int, seed: int, step: int) -> list[int]:
+    """Which examples the batch of a step (from 0) holds."""
+    rows = range(step * batch_size, (step + 1) * batch_size)
+    return [_position(row, len(source), seed) for row in rows]
 
 
 def batches(
@@ -59,7 +103,8 @@ def batches(
     """Batches of steps `start_step` to `steps - 1`.
 
     The global batch of step s holds rows `s * batch_size` and following of an endless sequence:
-    the source itself if it is `ENDLESS`, else passes over it, each in another order.
+    the source itself if it is `ENDLESS`, else passes over it, each in another order. An example
+    that cannot be made is replaced by the next that can; `REPLACED` says which were.
 
     Args:
         source: picklable if `workers > 0`.
@@ -83,9 +128,24 @@ def batches(
     dataset = grain.MapDataset.source(made).to_iter_dataset(reading)
     if workers:
         dataset = dataset.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1),
+            worker_init_fn=_prepare_worker,
         )
     return iter(dataset)
+
+
+def _prepare_worker(index: int, count: int) -> None:
+    """Signals are for the program that trains; its workers end when it does, however it does."""
+    del index, count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: threading.Timer(_GRACE, os._exit, [0]).start())
+    parent = multiprocessing.parent_process()
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(0)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def _position(row: int, length: int, seed: int) -> int:

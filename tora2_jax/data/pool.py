@@ -11,12 +11,14 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from absl import logging
 from flax import nnx
 from jaxtyping import UInt8
 from tqdm import tqdm
 
 from tora2_jax import conditioning, config
 from tora2_jax.data import world
+from tora2_jax.data.loader import example_or_next
 from tora2_jax.data.reference_augmentation import guard_record
 from tora2_jax.faces import FaceDetector
 from tora2_jax.models.prior import stored_priors
@@ -118,6 +120,8 @@ class Pool:
 def build(directory: Path, model: config.ModelConfig, examples: Examples, networks) -> None:
     """Encode all examples into `directory`; an interrupted build goes on.
 
+    An example that cannot be made is replaced by the next that can: `pool.json` says which.
+
     Args:
         directory: Where the arrays go; `pool.json` appears when all are written.
         model: Sizes.
@@ -126,7 +130,8 @@ def build(directory: Path, model: config.ModelConfig, examples: Examples, networ
     """
     directory.mkdir(parents=True, exist_ok=True)
     progress = directory / "progress.json"
-    start = json.loads(progress.read_text())["done"] if progress.exists() else 0
+    before = json.loads(progress.read_text()) if progress.exists() else {"done": 0}
+    start, replaced = before["done"], before.get("replaced", {})
     size, chunk = len(examples), examples.at_once
     graph, state = nnx.split(networks)
 
@@ -137,7 +142,9 @@ def build(directory: Path, model: config.ModelConfig, examples: Examples, networ
     arrays: dict[str, np.memmap] = {}
     for first in tqdm(range(start, size, chunk), "encoding clips", disable=None):
         # The last chunk is filled up by wrapping round, so that one compiled shape serves all.
-        rows = [examples[(first + offset) % size] for offset in range(chunk)]
+        wanted = [(first + offset) % size for offset in range(chunk)]
+        rows, used = zip(*(example_or_next(examples, index) for index in wanted), strict=True)
+        replaced |= {str(bad): good for bad, good in zip(wanted, used, strict=True) if bad != good}
         inputs = conditioning.batch_inputs([row for row, _ in rows])
         video = np.stack([pixels for _, pixels in rows]).astype(np.float32) / 127.5 - 1
         features = jax.tree.map(np.asarray, encode(state, inputs, video))
@@ -147,8 +154,16 @@ def build(directory: Path, model: config.ModelConfig, examples: Examples, networ
                 arrays[name] = _open(directory / f"{name}.npy", size, values)
             arrays[name][first : first + count] = values[:count]
             arrays[name].flush()
-        progress.write_text(json.dumps({"done": first + count}))
-    (directory / "pool.json").write_text(json.dumps({"size": size}))
+        _write(progress, {"done": first + count, "replaced": replaced})
+    if replaced:
+        logging.warning("%d of %d examples are replaced by others", len(replaced), size)
+    _write(directory / "pool.json", {"size": size, "replaced": replaced})
+
+
+def _write(path: Path, content: dict) -> None:
+    aside = path.with_suffix(".partial")
+    aside.write_text(json.dumps(content))
+    aside.replace(path)
 
 
 def shapes(networks, model: config.ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from tora2_jax.config import WorldConfig
+from tora2_jax.data.world_config import WorldConfig
 from tora2_jax.data.world_humans import Pose, render_human, sample_pose
 from tora2_jax.data.world_paths import Motion, sample_motion
 from tora2_jax.data.world_scenes import (

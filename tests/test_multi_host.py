@@ -1,0 +1,159 @@
+"""Two processes on one machine train as one run, stop as one, and end when one is lost."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests import test_train
+from tests.test_train import COMPONENTS, TRAINABLE, build, loss  # noqa: F401  (this stage's too)
+from tora2_jax import checkpoint, processes, train, train_state
+from tora2_jax.train_config import MeshConfig, OptimConfig, TrainConfig
+
+PAUSE = 0.02  # seconds per example, so that signals meet a run under way
+_PROGRAM = """
+import sys
+sys.path[:0] = [{root!r}]
+from tora2_jax import train, train_state
+train_state.STAGES["base"] = "tests.test_multi_host"
+train.run(sys.argv)
+"""
+_CONFIG = """
+from tests.test_multi_host import config
+
+def get_config():
+    return config(steps=100_000)  # on the device of each process
+"""
+
+
+def config(steps: int, data: int = -1) -> TrainConfig:
+    """The run of these tests, on so many devices (-1: all)."""
+    return TrainConfig(
+        stage="base",
+        steps=steps,
+        batch_size=4,
+        checkpoint_every=5,
+        ema_decay=0.9,
+        optim=OptimConfig(learning_rate=1e-3, warmup_steps=2),
+        mesh=MeshConfig(data=data),
+    )
+
+
+class _SlowSource(test_train._Source):
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        time.sleep(PAUSE)
+        return super().__getitem__(index)
+
+
+def source(config):
+    return _SlowSource(config.seed)
+
+
+def _start(folder: Path, workdir: Path) -> list[subprocess.Popen]:
+    (folder / "config.py").write_text(_CONFIG)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = _PROGRAM.format(root=str(Path(__file__).resolve().parents[1]))
+    flags = [f"--config={folder / 'config.py'}", f"--workdir={workdir}", "--processes=2"]
+    flags.append(f"--coordinator=127.0.0.1:{port}")
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", program, *flags, f"--process={index}"],
+            stderr=(folder / f"errors{index}").open("a"),
+            env=test_train.one_device(),
+        )
+        for index in range(2)
+    ]
+
+
+def _wait_for_step(workdir: Path, step: int, running: list[subprocess.Popen]) -> None:
+    while _last_step(workdir) < step and all(process.poll() is None for process in running):
+        time.sleep(0.02)
+
+
+def _last_step(workdir: Path) -> int:
+    return max(_steps(workdir), default=0)
+
+
+def _steps(workdir: Path) -> list[int]:
+    return [int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()]
+
+
+def _errors(folder: Path) -> str:
+    return "\n".join((folder / f"errors{index}").read_text() for index in range(2))
+
+
+def _losses(workdir: Path) -> dict[int, float]:
+    rows = (workdir / "metrics/losses.jsonl").read_text().splitlines()
+    return {row["step"]: row["loss"] for row in map(json.loads, rows)}
+
+
+def _assert_like_one_process(two: Path, steps: int, folder: Path) -> None:
+    """Goes on alone to a step, with the losses of a run that was alone from the start."""
+    train.train(config(steps, data=1), two)
+    train.train(config(steps, data=1), folder / "one")
+    ours, theirs = _losses(two), _losses(folder / "one")
+    assert list(ours) == list(theirs) == list(range(1, steps + 1))
+    np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-6)
+
+
+@pytest.fixture
+def _alone(monkeypatch):
+    """Lets this process train the stage of this file, without its pauses."""
+    monkeypatch.setitem(train_state.STAGES, "base", "tests.test_multi_host")
+    monkeypatch.setattr(sys.modules[__name__], "PAUSE", 0)
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_process_ends_the_other_and_one_goes_on(tmp_path, _alone):
+    two = tmp_path / "two"
+    running = _start(tmp_path, two)
+    _wait_for_step(two, 5, running)
+    running[1].kill()
+    assert running[0].wait(timeout=60) not in (0, 2, 75), _errors(tmp_path)  # the issue's bound
+    assert running[1].wait() == -signal.SIGKILL, _errors(tmp_path)
+    checkpoint.load_component(two)  # whole, and readable by a process that is alone
+    last = _last_step(two)
+    assert last >= 5
+    _assert_like_one_process(two, last + 3, tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path, _alone):
+    two, stopped = tmp_path / "two", 0
+    for signalled in (1, 0):
+        running = _start(tmp_path, two)
+        _wait_for_step(two, stopped + 5, running)
+        running[signalled].send_signal(signal.SIGTERM)
+        assert [process.wait() for process in running] == [75, 75], _errors(tmp_path)
+        assert _last_step(two) >= stopped + 5
+        stopped = _last_step(two)
+        assert _errors(tmp_path).count(f"stopped after step {stopped} of") == 2
+        assert max(_losses(two)) == stopped
+    _assert_like_one_process(two, stopped + 1, tmp_path)
+
+
+def test_the_cluster_is_known_by_its_environment(monkeypatch):
+    for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "JOB_COMPLETION_INDEX"):
+        monkeypatch.delenv(name, raising=False)
+    assert not processes.in_cluster()  # JAX_PLATFORMS is cpu here
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    monkeypatch.delenv("SLURM_STEP_NODELIST", raising=False)
+    assert not processes.in_cluster()  # within an allocation, but not started by srun
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "node[1-4]")
+    assert processes.in_cluster()
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    assert not processes.in_cluster()
+
+
+def test_flags_that_make_no_sense_are_refused():
+    with pytest.raises(train.TrainError, match="together or not at all"):
+        processes.start("127.0.0.1:1234", 2, None)

@@ -1,0 +1,40 @@
+"""What a training step tells about its parts, from the gradients and variables by path."""
+
+import re
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+
+# Name of a part -> paths of its variables, as full matches.
+PARTS = {
+    "fuser": r".*\.blocks\.fuser\..*",
+    "extractor": r".*trajectory_extractor\..*",
+    "adapters": r".*appearance\.(?!query_former\.).*",
+    "qformer": r".*appearance\.query_former\..*",
+    "binder": r".*binder\..*",
+    "cross_attention": r".*\.cross_attention\..*",
+}
+_SIGMOID, _TANH = (re.compile(rf".*gate_(\w+)\.{end}") for end in (r"gate\.bias", "alpha"))
+
+
+def gradient_norms(gradients: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """L2 norms of the gradients of each part that is trained: `gradient_norm/PART`."""
+    norms = {}
+    for name, pattern in PARTS.items():
+        part = [value for path, value in gradients.items() if re.fullmatch(pattern, path)]
+        if part:
+            norms[f"gradient_norm/{name}"] = optax.tree.norm(part)
+    return norms
+
+
+def gates(variables: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """How far the binding's gates are open at zero input, on average: `gate/NAME`."""
+    opened = {}
+    for path, value in variables.items():
+        if match := _SIGMOID.fullmatch(path):
+            opened[f"gate/{match[1]}"] = jax.nn.sigmoid(value).mean()
+        elif match := _TANH.fullmatch(path):
+            opened[f"gate/{match[1]}"] = jnp.tanh(value).mean()
+    return opened
