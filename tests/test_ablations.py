@@ -161,6 +161,7 @@ def small(name: str, folder: Path):
     """A run of few steps on small clips, reading and writing below `folder`."""
     config = config_of(name)
     config.steps, config.batch_size, config.data_size = 3, 2, 4
+    config.mesh.data = 1
     config.model.frames = config.world.frames = SIZE["frames"]
     config.model.height = config.model.width = config.world.height = config.world.width = 32
     config.cache_dir, config.export = str(folder / "cache"), str(folder / name / "trained")

@@ -364,6 +364,7 @@ def test_the_joint_stage_trains_on_annotated_clips(tmp_path):
         write_record(tmp_path / "clips", render_clip(WORLD, index))
     settings = config(tmp_path / "clips", ReferenceGuardConfig(), draws=2)
     settings = dataclasses.replace(settings, steps=2, batch_size=2, model=sizes, weights=weights)
+    settings.mesh.data = 1
     settings.cache_dir, settings.export = str(tmp_path / "cache"), str(tmp_path / "made")
     settings.tokenizer = str(TOY / "tokenizer")
     state = train.train(settings, tmp_path / "work")

@@ -159,6 +159,7 @@ def test_the_motion_vae_learns_in_a_slot_of_its_own(bases, clips, tmp_path):
     base = bases("cogvideox_5b")
     config = importlib.import_module("configs.motion_vae").get_config(str(base))
     config.steps, config.batch_size, config.workers = 2, 2, 0
+    config.mesh.data = 1
     config.clips.folder, config.clips.crop_size = str(clips), 16
     config.export = str(tmp_path / "motion_vae.safetensors")
     train.train(config, tmp_path / "work")

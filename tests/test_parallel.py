@@ -13,6 +13,7 @@ from tests import sharded_step
 from tora2_jax import checkpoint, config, parallel, train_state
 from tora2_jax.models import dit
 from tora2_jax.models.stream import Layout
+from tora2_jax.run_checkpoints import Checkpoints
 from tora2_jax.stages import diffusion
 
 LOSS, GRADIENT = 1e-6, 1e-5
@@ -96,14 +97,14 @@ def test_a_run_goes_on_on_another_mesh(tmp_path):
     settings = sharded_step.tiny_config(ema_decay=0.9)
     mesh = sharded_step.mesh_of(1, 8, 1, 1)
     _, state = sharded_step.random_state(settings, mesh)
-    saved = checkpoint.Checkpoints(tmp_path, own_item=1 << 12)
+    saved = Checkpoints(tmp_path, own_item=1 << 12)
     saved.save_frozen(state.frozen)
     saved.save(1, {name: getattr(state, name) for name in FIELDS})
     saved.close()
     before = sharded_step.run(sharded_step.tiny_config(), (1, 8, 1, 1), state)
     for sizes in ((1, 8, 1, 1), (2, 1, 4, 1), (1, 1, 1, 1)):
         other = sharded_step.mesh_of(*sizes)
-        saved = checkpoint.Checkpoints(tmp_path, own_item=1 << 12)
+        saved = Checkpoints(tmp_path, own_item=1 << 12)
         _, target = train_state.abstract_state(settings, diffusion, other)
         restored = saved.restore(1, {name: getattr(target, name) for name in FIELDS})
         frozen = saved.restore_frozen(target.frozen)

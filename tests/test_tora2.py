@@ -193,7 +193,7 @@ def test_padding_entities_leave_the_contrastive_loss_alone(model_config):
     graph, state = nnx.split(model)
 
     @jax.jit
-    def contrast(conditions):
+    def loss(conditions):
         bound = nnx.merge(graph, state).bind(conditions)
         return contrast.contrastive_loss(bound.contrast, 0.07)[0]
 
@@ -204,7 +204,7 @@ def test_padding_entities_leave_the_contrastive_loss_alone(model_config):
             if name not in ("text", "motion_latents", "image_latents")
         }
     )
-    assert relative_error(contrast(padded), contrast(conditions)) < 1e-6
+    assert relative_error(loss(padded), loss(conditions)) < 1e-6
 
 
 @pytest.mark.parametrize("name", list(config.PRESETS))
