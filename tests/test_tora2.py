@@ -14,6 +14,7 @@ from tests.random_conditions import permuted, spoiled, tiny_model
 from tests.random_conditions import random_conditions as entity_conditions
 from tora2_jax import conditioning, config, diffusion
 from tora2_jax.models.layers import assign_variables, flat_variables
+from tora2_jax.models.contrast import contrastive_loss
 from tora2_jax.models.tora2 import COMPONENTS, Tora2
 
 LATENTS = (2, 3, 8, 10, 16)  # batch, then a token grid of 3 x 4 x 5
@@ -195,7 +196,7 @@ def test_padding_entities_leave_the_contrastive_loss_alone(model_config):
     @jax.jit
     def loss(conditions):
         bound = nnx.merge(graph, state).bind(conditions)
-        return contrast.contrastive_loss(bound.contrast, 0.07)[0]
+        return contrastive_loss(bound.contrast, 0.07)[0]
 
     padded = conditions._replace(
         **{
