@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from tests import sharded_step
-from tora2_jax import checkpoint, config, parallel, train_state
+from tora2_jax import config, parallel, train_state
 from tora2_jax.models import dit
 from tora2_jax.models.stream import Layout
 from tora2_jax.run_checkpoints import Checkpoints
