@@ -3,10 +3,7 @@
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Tests compile far longer than they compute, so XLA's fusion emitters, its slow part, are off.
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 --xla_cpu_use_fusion_emitters=false"
-)
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
