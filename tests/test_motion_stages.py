@@ -95,6 +95,7 @@ def assert_falls(values: np.ndarray):
     assert values[-10:].mean() < 0.8 * values[:10].mean()
 
 
+@pytest.mark.long
 def test_stage_2_goes_on_where_stage_1_has_ended(bases, clips, compiled, tmp_path):
     base = bases("cogvideox_5b")
     overrides = SMALL | {
@@ -130,6 +131,7 @@ def test_stage_2_goes_on_where_stage_1_has_ended(bases, clips, compiled, tmp_pat
     assert any((made[path] != after[path]).any() for path in made)
 
 
+@pytest.mark.long
 def test_a_resumed_stage_is_exact_on_a_base_with_first_frames(bases, clips, tmp_path):
     base = bases("cogvideox_5b_i2v")
 

@@ -92,6 +92,7 @@ def test_parts_of_a_batch_add_up(parts, without_contrast):
 FIELDS = ("trainable", "statistics", "optimizer", "average")  # what a run saves at each step
 
 
+@pytest.mark.long
 def test_a_run_goes_on_on_another_mesh(tmp_path):
     """Saved on a 1 x 8 mesh; restored on 2 x 4 and one device, and with the same bits on 1 x 8."""
     settings = sharded_step.tiny_config(ema_decay=0.9)

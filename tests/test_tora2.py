@@ -128,6 +128,7 @@ def test_without_conditions_a_trained_model_is_cogvideox_exactly(model_config, n
     assert relative_error(forward(model, noisy, conditions), expected) > 1e-2
 
 
+@pytest.mark.long
 def test_what_the_masks_hide_reaches_neither_output_nor_gradient(model_config, noisy):
     model = trained(model_config, list(COMPONENTS))
     conditions = conditions_for(model_config)
@@ -147,6 +148,7 @@ def test_what_the_masks_hide_reaches_neither_output_nor_gradient(model_config, n
         assert (np.asarray(one) == np.asarray(two)).all()
 
 
+@pytest.mark.long
 def test_the_order_of_entities_changes_nothing(model_config, noisy):
     model = trained(model_config, list(COMPONENTS))
     conditions = conditions_for(model_config)
