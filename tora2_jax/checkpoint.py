@@ -285,7 +285,7 @@ def restore_frozen(
         name: jax.ShapeDtypeStruct(
             spec.shape,
             resting_dtype(name, spec.dtype, dtype),
-            sharding=getattr(own[name], "sharding", None),
+            sharding=_place(own[name]),
         )
         for name, spec in stored.items()
     }
@@ -294,6 +294,13 @@ def restore_frozen(
     except ValueError as error:
         raise CheckpointError(str(error)) from error
     update_variables(module, restored, keep_dtypes=False)
+
+
+def _place(array: Any) -> jax.sharding.Sharding | None:
+    """Where an array lies; None if that is open: shapes made within a mesh name no devices."""
+    sharding = getattr(array, "sharding", None)
+    mesh = getattr(sharding, "mesh", None)
+    return None if isinstance(mesh, jax.sharding.AbstractMesh) else sharding
 
 
 def nested(flat: Mapping[str, Any]) -> dict:
