@@ -22,6 +22,7 @@ from tora2_jax.data.loader import example_or_next
 from tora2_jax.data.reference_augmentation import guard_record
 from tora2_jax.faces import FaceDetector
 from tora2_jax.models.prior import stored_priors
+from tora2_jax.reference_inputs import reference_arrays
 from tora2_jax.train_config import ReferenceGuardConfig
 from tora2_jax.types import Inputs
 
@@ -184,18 +185,12 @@ def shapes(networks, model: config.ModelConfig) -> dict[str, jax.ShapeDtypeStruc
 
 
 def _input_shapes(model: config.ModelConfig) -> Inputs:
-    size, entities, references = (
-        (model.frames, model.height, model.width),
-        (model.max_entities,),
-        (model.max_entities, model.max_references),
-    )
+    size, entities = (model.frames, model.height, model.width), (model.max_entities,)
     t, h, w = model.token_grid(*size)
     words = (*entities, model.binding.word_tokens)
-
-    def images(name: str) -> jax.ShapeDtypeStruct:
-        side = getattr(model, name).image_size
-        return jax.ShapeDtypeStruct((*references, side, side, 3), np.float32)
-
+    references = jax.tree.map(
+        lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), reference_arrays(model, [])
+    )
     return Inputs(
         token_ids=jax.ShapeDtypeStruct((model.transformer.max_text_length,), np.int32),
         flow_video=jax.ShapeDtypeStruct((*size, 3), np.float32),
@@ -204,13 +199,8 @@ def _input_shapes(model: config.ModelConfig) -> Inputs:
         on=jax.ShapeDtypeStruct((*entities, t), bool),
         word_index=jax.ShapeDtypeStruct(words, np.int32),
         word_mask=jax.ShapeDtypeStruct(words, bool),
-        is_human=jax.ShapeDtypeStruct(entities, bool),
-        reference_mask=jax.ShapeDtypeStruct(references, bool),
-        prior_mask=jax.ShapeDtypeStruct(references, bool),
-        dino_images=images("dino"),
-        face_images=images("face"),
-        object_images=images("object"),
         image=jax.ShapeDtypeStruct((*size[1:], 3), np.float32) if model.takes_image else None,
+        **references,
     )
 
 
