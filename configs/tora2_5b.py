@@ -3,7 +3,9 @@
 python -m tora2_jax.train --config configs/tora2_5b.py --workdir workdirs/tora2_5b
 Another base: --config configs/tora2_5b.py:checkpoints/tora_1_5_i2v
 Clips: --config.clips.folder=DIR with videos, labels and entities (docs/entity_clips.md)
-Weights: `python -m convert tora|dinov2|arcface|reid` makes the folders named below.
+Weights: `python -m convert tora|dinov2|arcface|reid` makes the folders named below. The encoders lie
+    beside the base; settings of what is there already are those of the weights.
+From PyTorch weights and clips to a checkpoint: scripts/clips_to_checkpoint.sh does it all.
 Devices: --config.mesh.fsdp=8 and so on (docs/sharding.md).
 Hardware, memory, hours: not measured; the paper does not name its own.
 """
@@ -11,6 +13,7 @@ Hardware, memory, hours: not measured; the paper does not name its own.
 from dataclasses import replace
 from pathlib import Path
 
+from tora2_jax import checkpoint
 from tora2_jax.bundle import load_config
 from tora2_jax.config import ModelConfig, MotionConfig, PersonalizationConfig, cogvideox_5b
 from tora2_jax.train_config import (
@@ -22,8 +25,10 @@ from tora2_jax.train_config import (
     TrainConfig,
     WeightsConfig,
 )
+from tora2_jax.weight_settings import stored_settings
 
 BASE = "checkpoints/tora_5b"  # from `python -m convert tora`
+ENCODERS = {"dino": "dinov2", "face": "arcface", "object": "reid"}  # folders beside the base
 
 
 def base_model(base: str) -> ModelConfig:
@@ -35,9 +40,21 @@ def base_model(base: str) -> ModelConfig:
     )
 
 
+def with_encoders(model: ModelConfig, places: dict[str, str]) -> ModelConfig:
+    """The model with the settings of the converted encoders, as far as they are there."""
+    for name, place in places.items():
+        path = checkpoint.resolve(place, name)
+        if path.exists():
+            metadata = checkpoint.component_metadata(path)
+            own = stored_settings(name, getattr(model, name), metadata)
+            model = replace(model, **{name: own})
+    return model
+
+
 def get_config(base: str = BASE) -> TrainConfig:
     """The settings of section 4.1; what is ours is in docs/decisions.md."""
-    model = base_model(base)
+    encoders = {name: str(Path(base).parent / own) for name, own in ENCODERS.items()}
+    model = with_encoders(base_model(base), encoders)
     model.transformer.rematerialize = "full"
     config = TrainConfig(
         stage="tora2",
@@ -55,9 +72,7 @@ def get_config(base: str = BASE) -> TrainConfig:
             motion=base,
             vae=base,
             text=base,
-            dino="checkpoints/dinov2",
-            face="checkpoints/arcface",
-            object="checkpoints/reid",
+            **encoders,
         ),
         mesh=MeshConfig(data=1, fsdp=-1),
         dtype="bfloat16",

@@ -8,19 +8,22 @@ python -m convert arcface --src FILE --dst DIR               insightface's recog
 python -m convert reid --src FILE --dst DIR [--size 256x128] [--last-stride 1] ...
                                                              a ResNet for objects -> its weights
 python -m convert export --src DIR --dst DIFFUSERS_DIR       a checkpoint -> what diffusers loads
-python -m convert bundle --config configs/C.py --dst DIR     several checkpoints -> one
+python -m convert bundle --config configs/C.py|RUN/config.json --dst DIR
+                                                             several checkpoints -> one
 """
 
 import argparse
 import functools
 import importlib
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
 from convert.engine import ConversionError
 from convert.folders import FolderError
 from tora2_jax.checkpoint import CheckpointError
+from tora2_jax.config import from_dict
 from tora2_jax.train_config import TrainConfig
 
 # Encoders by command: the module whose `convert_encoder(source, destination)` does it and returns
@@ -87,7 +90,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     command = commands.add_parser("bundle")
     command.add_argument(
-        "--config", required=True, help="file of configs/, or FILE:ARGUMENT as in training"
+        "--config",
+        required=True,
+        help="file of configs/, or FILE:ARGUMENT as in training; or the config.json of a run, which "
+        "has the flags that it was started with",
     )
     command.set_defaults(run=_bundle)
     for command in commands.choices.values():
@@ -165,7 +171,12 @@ def _bundle(options: argparse.Namespace) -> None:
 
 
 def _config(given: str) -> TrainConfig:
-    """What `get_config()` of a file of configs/ returns; what follows a colon is its argument."""
+    """The config of a run, or what `get_config()` of a file of configs/ returns.
+
+    What follows a colon is the argument of `get_config`.
+    """
+    if Path(given).suffix == ".json":
+        return _run_config(Path(given))
     name, _, argument = given.partition(":")
     path = Path(name)
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -180,6 +191,13 @@ def _config(given: str) -> TrainConfig:
     if not isinstance(config, TrainConfig):
         raise ConversionError(f"--config: get_config() of {path} returns no TrainConfig")
     return config
+
+
+def _run_config(path: Path) -> TrainConfig:
+    try:
+        return from_dict(TrainConfig, json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ConversionError(f"--config: {path} is not the config of a run: {error}") from error
 
 
 if __name__ == "__main__":

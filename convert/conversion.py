@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from convert import diffusers_config, folders, tora_transformer
+from convert import diffusers_config, folders, own_parts, tora_transformer
 from convert.components import COMPONENTS, Component, components, misfits, target
 from convert.engine import ConversionError, Piece, assembled, listing, plan
 from convert.tensor_files import SourceError, TensorFiles
@@ -114,6 +114,7 @@ def check_folder(source: Path, tora: bool = False, base: Path | None = None) -> 
     model, unusable = diffusers_config.read(data, name, other)
     if "transformer" in files and tora:
         model = with_motion(model, files["transformer"])
+    model, kept = own_parts.read(source, model, problems)
     problems += unusable + t5_problems(tokenizer, model.text.vocab_size)
     problems += _differences(other, model) if lacking else []
     jobs = []
@@ -125,7 +126,7 @@ def check_folder(source: Path, tora: bool = False, base: Path | None = None) -> 
     notes = ["--base was not needed: the source has everything"] if base and not lacking else []
     notes += _sampling_notes(model) if tora else []
     copies = {name: checkpoint.component_path(found.folder, name) for name in wanted}
-    return Plan(model, jobs, copies, tokenizer, notes)
+    return Plan(model, jobs, copies | kept, tokenizer, notes)
 
 
 def _sampling_notes(model: ModelConfig) -> list[str]:

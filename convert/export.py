@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from convert import diffusers_config, folders
+from convert import diffusers_config, folders, own_parts
 from convert.components import Component, components, misfits, target
 from convert.engine import ConversionError, disassemble, plan_export
 from tora2_jax import bundle, checkpoint
@@ -17,10 +17,6 @@ from tora2_jax.config import ModelConfig
 
 SHARD_BYTES = 5 << 30  # as large as the shards that diffusers and transformers write
 _JSON = {part.folder: part.file for part in diffusers_config.PARTS}
-_NO_PLACE = {
-    "personalization": "neither CogVideoX nor Tora has such weights; export the folder without it",
-    "motion_vae": "Tora's pipelines have one VAE for both; export the folder without it",
-}
 
 
 def export_folder(
@@ -32,16 +28,18 @@ def export_folder(
     """Writes transformer, VAE, T5, tokenizer and scheduler as diffusers' CogVideoX pipelines do.
 
     A checkpoint with motion becomes a folder of Tora's diffusers version. Every tensor keeps the
-    dtype in which the checkpoint holds it.
+    dtype in which the checkpoint holds it. What diffusers has no place for is kept in `tora2/`
+    (`convert.own_parts`), so that the way back gives the same checkpoint.
 
     Args:
         source: A converted folder or a bundle.
         destination: Must not exist.
         shard_bytes: Files are not larger than this, unless one array is.
-        accept_differences: Write although there are settings that diffusers cannot hold.
+        accept_differences: Write although there are settings and weights that diffusers cannot
+            hold.
 
     Returns:
-        What the user should know: those settings, and weights that are left out as unused.
+        What the user should know: those differences, and weights that are left out as unused.
 
     Raises:
         CheckpointError, ConversionError: the source cannot be read, or diffusers has no form for
@@ -52,25 +50,27 @@ def export_folder(
     model, unused = _exported(source)
     places, problems = _places(source, model, unused)
     notes = [f"left out: {path}, which this model does not add" for path in sorted(unused)]
-    differences = diffusers_config.inexpressible(model)
+    own = own_parts.find(source)
+    differences = diffusers_config.inexpressible(model) + own_parts.differences(own)
     if accept_differences:
-        notes += [f"left out: {difference}" for difference in differences]
+        notes += [f"not in diffusers: {difference}" for difference in differences]
     else:
         problems += [f"{text} (or --accept-differences)" for text in differences]
     if problems:
         raise ConversionError(f"{source} cannot be exported:\n  " + "\n  ".join(problems))
-    with folders.new_folder(
-        destination, sum(map(checkpoint.component_bytes, places.values()))
-    ) as folder:
+    size = sum(map(checkpoint.component_bytes, (places | own).values()))
+    with folders.new_folder(destination, size) as folder:
         for component in components(model).values():
             arrays = _arrays(component, places, unused)
             _write(folder / component.folder, component, model, arrays, shard_bytes)
         write_settings(folder, diffusers_config.write(model), source / "tokenizer")
+        if own or differences:
+            own_parts.write(folder, model, own)
     return notes
 
 
 def _places(source: Path, model: ModelConfig, unused: set[str]) -> tuple[dict[str, Path], list]:
-    """Where the components are, and which of them are missing, too many or do not fit."""
+    """Where the components are, and which of them are missing or do not fit."""
     places, problems = {}, []
     for component in components(model).values():
         own = {name: checkpoint.component_path(source, name) for name in component.parts}
@@ -79,19 +79,15 @@ def _places(source: Path, model: ModelConfig, unused: set[str]) -> tuple[dict[st
         if not missing:
             problems += _misfits(component, model, list(own.values()), unused)
             places |= own
-    problems += [
-        f"{name}: {reason}"
-        for name, reason in _NO_PLACE.items()
-        if checkpoint.component_path(source, name) is not None
-    ]
     return places, problems
 
 
 def _exported(source: Path) -> tuple[ModelConfig, set[str]]:
     """The model of a checkpoint as far as it goes out, and the paths that do not."""
     model = bundle.load_config(source)
-    if checkpoint.component_path(source, "motion") is None:
-        model = replace(model, motion=None)
+    for name in ("motion", "personalization"):
+        if checkpoint.component_path(source, name) is None:
+            model = replace(model, **{name: None})
     transformer = model.transformer
     if transformer.learned_positions and not transformer.add_learned_positions:
         # diffusers adds every table that it has; without this one the numbers are the same.

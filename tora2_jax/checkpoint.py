@@ -40,7 +40,8 @@ def save_component(
 ) -> None:
     """Writes variables and JSON metadata as one safetensors file, aside and then renamed.
 
-    Floating-point arrays are stored as `dtype`, but the statistics of norms as float32.
+    Floating-point arrays are stored as `dtype`, but the statistics of norms as float32; with None
+    every array as it is.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +54,7 @@ def save_component(
 
 def _stored(name: str, value: Any, dtype: Any) -> np.ndarray:
     array = np.asarray(value)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
+    if dtype is None or not jnp.issubdtype(array.dtype, jnp.floating):
         return np.ascontiguousarray(array)
     if name.rpartition(".")[2] in _STATISTICS:
         dtype = jnp.float32

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from tora2_jax.config import ModelConfig, to_dict
+from tora2_jax.config import ModelConfig, from_dict, to_dict
 
 _SETTINGS = {
     "motion_vae": ("vae",),
@@ -50,3 +50,18 @@ def _differing_fields(part: str, own: Mapping, expected: Mapping) -> list[str]:
         for name in own
         if name in names and name in expected and expected[name] != own[name]
     ]
+
+
+def stored_settings(component: str, own: Any, metadata: Mapping[str, Any]) -> Any:
+    """The settings that a component's weights were made for, in a config dataclass.
+
+    Args:
+        component: its name in `ModelConfig`.
+        own: what the weights leave open stays as it is here.
+        metadata: of the component.
+
+    Raises:
+        ValueError: it has settings that we do not know.
+    """
+    stored = metadata.get("model", {}).get(component) or {}
+    return from_dict(type(own), to_dict(own) | stored)

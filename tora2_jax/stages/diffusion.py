@@ -130,7 +130,10 @@ def _weight_problems(config) -> list[str]:
 
 
 def _detector(config) -> InsightFaceDetector | None:
-    return None if config.face_models is None else InsightFaceDetector(config.face_models)
+    """Of a model that looks for faces; None if there is none: `_check` says where one is needed."""
+    if config.model.face_detector == "mask_top" or face_model_problems(config):
+        return None
+    return InsightFaceDetector(config.face_models)
 
 
 def face_model_problems(config) -> list[str]:
