@@ -84,6 +84,12 @@ def test_value_and_gradients_are_the_same_however_the_batch_is_cut(cut, embeddin
         assert (ours[~np.asarray(embeddings.takes_part)] == 0).all()
 
 
+def test_no_branch_holds_an_exchange_between_devices(embeddings):
+    text = measured.lower(placed(embeddings, "samples over 8")).compile().as_text()
+    assert "all-reduce(" in text or "all-gather(" in text
+    assert " conditional(" not in text
+
+
 def test_devices_alone_would_give_another_loss(embeddings):
     """What the test above would not notice if it were the mean over devices."""
     halves = [

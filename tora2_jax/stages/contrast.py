@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from tora2_jax.models.contrast import diagonal
+
 TEMPERATURE = 0.1
 
 
@@ -19,7 +21,7 @@ def contrast(
     logits = jnp.where(usable[:, None], logits, -1e9)
     within = jnp.where(word[:, None] == word[None], logits, -1e9)
     losses = [
-        -jnp.diagonal(jax.nn.log_softmax(table, axis))
+        -diagonal(jax.nn.log_softmax(table, axis))
         for table in (logits, within)
         for axis in (0, 1)
     ]
