@@ -3,8 +3,8 @@
 python -m tora2_jax.train --config configs/tora2_5b.py --workdir workdirs/tora2_5b
 Another base: --config configs/tora2_5b.py:checkpoints/tora_1_5_i2v
 Clips: --config.clips.folder=DIR with videos, labels and entities (docs/entity_clips.md)
-Weights: `python -m convert tora|dinov2|arcface|reid` makes the folders named below. The encoders lie
-    beside the base; settings of what is there already are those of the weights.
+Weights: `python -m convert tora|dinov2|arcface|reid` makes the folders named below, encoders
+    beside the base; the settings of those that are there already are read from them.
 From PyTorch weights and clips to a checkpoint: scripts/clips_to_checkpoint.sh does it all.
 Devices: --config.mesh.fsdp=8 and so on (docs/sharding.md).
 Hardware, memory, hours: not measured; the paper does not name its own.

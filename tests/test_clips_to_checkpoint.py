@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "scripts" / "clips_to_checkpoint.sh"
 BASE, STEPS = "cogvideox_5b", 4
 CAPTION = "A man, a kite."
-COLOURS = {"man": (250, 240, 10), "kite": (10, 40, 240)}  # the detector takes discs without blue for faces
+COLOURS = {"man": (250, 240, 10), "kite": (10, 40, 240)}  # what has no blue is a face
 SIZES = {
     "steps": STEPS,
     "batch_size": 4,

@@ -21,9 +21,7 @@ def contrast(
     logits = jnp.where(usable[:, None], logits, -1e9)
     within = jnp.where(word[:, None] == word[None], logits, -1e9)
     losses = [
-        -diagonal(jax.nn.log_softmax(table, axis))
-        for table in (logits, within)
-        for axis in (0, 1)
+        -diagonal(jax.nn.log_softmax(table, axis)) for table in (logits, within) for axis in (0, 1)
     ]
     right = jnp.argmax(within, axis=1) == jnp.arange(len(word))
     return masked_mean(sum(losses) / len(losses), usable), masked_mean(right, usable)
