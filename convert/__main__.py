@@ -86,14 +86,15 @@ def _parser() -> argparse.ArgumentParser:
     commands.choices["export"].add_argument(
         "--accept-differences",
         action="store_true",
-        help="also export settings that diffusers cannot hold; they are named and left out",
+        help="also export settings and weights that diffusers cannot hold; they are named, and "
+        "kept in a folder tora2/ of DST",
     )
     command = commands.add_parser("bundle")
     command.add_argument(
         "--config",
         required=True,
-        help="file of configs/, or FILE:ARGUMENT as in training; or config.json of a run, which has "
-        "the flags that it was started with",
+        help="file of configs/, or FILE:ARGUMENT as in training; or config.json of a run, which "
+        "has the flags that it was started with",
     )
     command.set_defaults(run=_bundle)
     for command in commands.choices.values():
