@@ -35,6 +35,11 @@ from tora2_jax.data.record_files import write_record
 from tora2_jax.types import EntityRecord, Record
 from tora2_jax.video import read_video, write_image
 
+# Programs are compiled fast, and run slowly.
+XLA_FLAGS = (
+    "--xla_force_host_platform_device_count=8 --xla_cpu_use_fusion_emitters=false "
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "scripts" / "clips_to_checkpoint.sh"
 BASE, STEPS = "cogvideox_5b", 4
@@ -167,8 +172,8 @@ def run(command: list[str], out: Path, log: Path) -> tuple[int, str, int]:
     """Exit code and output of the script, and the step after which its training was killed."""
     environment = os.environ | {
         "PYTHON": sys.executable,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",  # programs are compiled fast
+        "XLA_FLAGS": XLA_FLAGS,
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
     }
     with log.open("w") as output:

@@ -4,6 +4,8 @@ import importlib
 
 import pytest
 
+from tora2_jax import checkpoint
+from tora2_jax.config import DINOv2Config, ObjectEncoderConfig, to_dict
 from tora2_jax.train_config import problems
 from tora2_jax.train_state import find_stage
 
@@ -21,3 +23,20 @@ def test_the_papers_run_is_the_papers():
     assert (config.dropout.caption, config.dropout.references) == (0.5, 0.33)
     assert config.dropout.trajectories == 0.33 and config.contrast_weight == 0.2
     assert config.model.transformer.num_layers == 42 and config.model.motion is not None
+
+
+def test_the_papers_run_reads_the_settings_of_the_encoders_that_are_there(tmp_path):
+    network = ObjectEncoderConfig(layers=(2, 1, 1, 1), last_stride=1, neck=True)
+    stored = to_dict(DINOv2Config(num_registers=4, image_size=518))
+    del stored["image_size"]  # free: convert dinov2 does not store it
+    for folder, name, settings in (
+        ("reid", "object", to_dict(network)),
+        ("dinov2", "dino", stored),
+    ):
+        path = tmp_path / folder / f"{name}.safetensors"
+        checkpoint.save_component(path, {}, {"model": {name: settings}})
+    config = importlib.import_module("configs.tora2_5b").get_config(str(tmp_path / "tora"))
+    assert config.weights.object == str(tmp_path / "reid")
+    assert config.model.object == network
+    assert config.model.dino == DINOv2Config(num_registers=4)
+    assert config.model.face.layers == (3, 13, 30, 3)
