@@ -183,6 +183,11 @@ def test_bundle_names_everything_that_does_not_fit(half, tmp_path, capsys):
     assert main(_bundle(tmp_path, converted, change)) == 2
     message = capsys.readouterr().err
     assert "model.vae.norm_eps" in message and "misshapen transformer.blocks" in message
+    run = tmp_path / "config.json"
+    for content in ("{", '{"setting": 1}', None):
+        run.unlink(missing_ok=True) if content is None else run.write_text(content)
+        assert main(["bundle", "--config", str(run), "--dst", str(tmp_path / "bundle")]) == 2
+        assert f"--config: {run} is not the config of a run" in capsys.readouterr().err
     assert not (tmp_path / "bundle").exists()
 
 

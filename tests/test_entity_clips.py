@@ -265,6 +265,8 @@ def test_faces_are_sought_after_the_augmentation(tmp_path, monkeypatch):
         with pytest.raises(TrainError) as error:
             diffusion.source(settings)
         assert str(error.value).count("config.face_models: is needed") == named
+    settings.face_models = str(tmp_path / "absent")  # as the config of the paper's run names one
+    assert diffusion._detector(settings) is None
 
 
 def test_the_motion_stage_sees_the_paths_of_the_entities(tmp_path):
