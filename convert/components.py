@@ -16,7 +16,7 @@ from tora2_jax import checkpoint
 from tora2_jax.config import ModelConfig
 from tora2_jax.models import tora2
 from tora2_jax.models.dit import CogVideoXTransformer
-from tora2_jax.models.layers import flat_variables
+from tora2_jax.models.layers import flat_variables, shape_rngs
 from tora2_jax.models.t5 import T5Encoder
 from tora2_jax.models.vae import CausalVAE
 
@@ -58,7 +58,7 @@ COMPONENTS = {
     "transformer": Component(
         "transformer",
         "diffusion_pytorch_model",
-        lambda model: CogVideoXTransformer(model.transformer, rngs=nnx.Rngs(0)),
+        lambda model: CogVideoXTransformer(model.transformer, rngs=shape_rngs()),
         lambda model: cogvideox_transformer.rules(model.transformer),
         ("transformer",),
         prefix="transformer.",
@@ -66,14 +66,14 @@ COMPONENTS = {
     "vae": Component(
         "vae",
         "diffusion_pytorch_model",
-        lambda model: CausalVAE(model.vae, rngs=nnx.Rngs(0)),
+        lambda model: CausalVAE(model.vae, rngs=shape_rngs()),
         lambda model: cogvideox_vae.rules(model.vae),
         ("vae",),
     ),
     "text": Component(
         "text_encoder",
         "model",
-        lambda model: T5Encoder(model.text, rngs=nnx.Rngs(0)),
+        lambda model: T5Encoder(model.text, rngs=shape_rngs()),
         lambda model: t5.rules(model.text),
         ("text",),
     ),
@@ -81,7 +81,7 @@ COMPONENTS = {
 TORA = Component(
     "transformer",
     "diffusion_pytorch_model",
-    lambda model: tora2.Tora2(replace(model, personalization=None), rngs=nnx.Rngs(0)),
+    lambda model: tora2.Tora2(replace(model, personalization=None), rngs=shape_rngs()),
     tora_transformer.model_rules,
     ("transformer", "motion"),
     constants=tora_transformer.counters,

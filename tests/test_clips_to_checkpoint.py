@@ -174,7 +174,7 @@ def run(command: list[str], out: Path, log: Path) -> tuple[int, str, int]:
         "PYTHON": sys.executable,
         "XLA_FLAGS": XLA_FLAGS,
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     with log.open("w") as output:
         script = subprocess.Popen(
@@ -276,4 +276,3 @@ def test_personalization_and_encoders_come_back_from_the_exported_folder(done, t
         assert ours.keys() == theirs.keys(), name
         for path, value in ours.items():
             assert value.dtype == theirs[path].dtype and (value == theirs[path]).all(), path
-    bundle.load_bundle(tmp_path / "again")

@@ -180,3 +180,18 @@ def test_absent_keys_reach_neither_output_nor_gradients(cross_attention):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradients[0], short_gradients[0]
     )
+
+
+def test_streams_for_shapes_give_the_shapes_of_others():
+    def make(rngs):
+        stacked = layers.stack(lambda own: nnx.Linear(3, 5, rngs=own), 4, rngs)
+        return nnx.List([stacked, nnx.Conv(2, 6, (3,), rngs=rngs)])
+
+    ours, theirs = (
+        layers.flat_variables(nnx.eval_shape(lambda rngs=rngs: make(rngs())))
+        for rngs in (layers.shape_rngs, lambda: nnx.Rngs(0))
+    )
+    assert {path: (x.shape, x.dtype) for path, x in ours.items()} == {
+        path: (x.shape, x.dtype) for path, x in theirs.items()
+    }
+    assert ours["0.kernel"].shape == (4, 3, 5)

@@ -10,7 +10,7 @@ from flax import nnx
 from tora2_jax import checkpoint, conditioning, parallel
 from tora2_jax.config import ModelConfig
 from tora2_jax.models import tora2
-from tora2_jax.models.layers import flat_variables
+from tora2_jax.models.layers import flat_variables, shape_rngs
 from tora2_jax.models.t5 import T5Encoder
 from tora2_jax.weight_settings import setting_differences
 
@@ -32,7 +32,7 @@ def abstract_networks(
     """
 
     def make() -> Networks:
-        rngs = nnx.Rngs(0)
+        rngs = shape_rngs()
         return Networks(
             tora2.Tora2(model, rngs=rngs, dtype=dtype),
             T5Encoder(model.text, rngs=rngs),

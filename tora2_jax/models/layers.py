@@ -190,6 +190,24 @@ def unpatchify(
     return latents.reshape(batch, t * patch_t, h * patch, w * patch, -1)
 
 
+class _OneKey(nnx.RngStream):
+    """Gives the same key again and again."""
+
+    def __call__(self) -> jax.Array:
+        return self.key[...]
+
+
+def shape_rngs() -> nnx.Rngs:
+    """Random streams for `nnx.eval_shape`, where no number is made: all keys are the same.
+
+    To count them takes half of the time there: flax asks every new count for its sharding, and JAX
+    makes a long message of why it has none (flax 0.12.8, jax 0.10.2).
+    """
+    rngs = nnx.Rngs(0)
+    rngs.default = _OneKey(0, tag="default")
+    return rngs
+
+
 def stack(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) -> nnx.Module:
     """`count` modules made by `make`, as one whose arrays have a leading layer axis.
 

@@ -20,6 +20,7 @@ from tora2_jax.data import clip_folder, entity_clips, pool
 from tora2_jax.data.world import render_clip
 from tora2_jax.faces import GET_FACE_MODELS, FaceModelError, InsightFaceDetector, detector_file
 from tora2_jax.models import contrast, tora2
+from tora2_jax.models.layers import shape_rngs
 from tora2_jax.models.prior import stored_priors
 from tora2_jax.models.t5 import T5Encoder
 from tora2_jax.networks import misfits
@@ -62,7 +63,7 @@ def build(config, rngs: nnx.Rngs) -> DiffusionModel:
 def example_shapes(config) -> dict[str, jax.ShapeDtypeStruct]:
     """What `source` holds of each clip, without encoding one."""
     networks = nnx.eval_shape(
-        lambda: conditioning.FrozenNetworks(config.model, _networks(config), rngs=nnx.Rngs(0))
+        lambda: conditioning.FrozenNetworks(config.model, _networks(config), rngs=shape_rngs())
     )
     return pool.shapes(networks, config.model)
 
@@ -187,7 +188,9 @@ def frozen_files(config) -> dict[str, str | None]:
 def frozen_networks(config, model: ModelConfig, dtype=jnp.float32) -> conditioning.FrozenNetworks:
     """The frozen networks that the config names."""
     networks = nnx.eval_shape(
-        lambda: conditioning.FrozenNetworks(model, _networks(config), rngs=nnx.Rngs(0), dtype=dtype)
+        lambda: conditioning.FrozenNetworks(
+            model, _networks(config), rngs=shape_rngs(), dtype=dtype
+        )
     )
     for name, path in frozen_files(config).items():
         own_dtype = conditioning.computes_in(name, dtype)
