@@ -250,6 +250,34 @@ def global_batch(mesh: Mesh, local: Mapping[str, np.ndarray]) -> dict[str, jax.A
     return {name: one(np.asarray(array)) for name, array in local.items()}
 
 
+# Pictures
+
+
+def picture(video: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
+    """Frames of a video: samples are cut, and rows over the axes that no samples are cut over.
+
+    What looks beyond its rows, as a convolution does, is given its neighbours' by the compiler. The
+    rows must be a multiple of the parts, see `row_parts`.
+    """
+    mesh = _mesh()
+    if mesh is None:
+        return video
+    samples = _batch_axes(mesh, video.shape[0])
+    return jax.lax.with_sharding_constraint(video, P(samples, None, _row_axes(mesh, samples)))
+
+
+def row_parts(batch: int) -> int:
+    """Into how many parts `picture` cuts the rows of so many samples."""
+    mesh = _mesh()
+    if mesh is None:
+        return 1
+    return math.prod(mesh.shape[axis] for axis in _row_axes(mesh, _batch_axes(mesh, batch)))
+
+
+def _row_axes(mesh: Any, samples: tuple[str, ...] | None) -> tuple[str, ...]:
+    return tuple(axis for axis in AXES if axis not in (samples or ()) and mesh.shape[axis] > 1)
+
+
 # The stream
 
 
