@@ -28,7 +28,7 @@ def abstract_networks(
 ) -> Networks:
     """All networks without numbers: every one of them comes from a file.
 
-    On a mesh, the arrays of transformer and text encoder say how they are to lie.
+    On a mesh, the arrays say how they are to lie.
     """
 
     def make() -> Networks:
@@ -40,7 +40,7 @@ def abstract_networks(
         )
 
     networks = nnx.eval_shape(make)
-    for module in (networks.model, networks.text):
+    for module in networks:
         parallel.plan_at_rest(module)
     return networks
 

@@ -25,6 +25,8 @@ BATCH = (DATA, FSDP)
 
 # Arrays of stacked layers, by their path in the model or, with "blocks." before it, in the layer.
 _LAYER = r"(?:.*\.)?(?:blocks|layers|cross_attention)\.(?:.*\.)?"
+# What is used a layer at a time, or a row at a time, is never gathered as a whole.
+_USED_IN_PARTS = re.compile(rf"{_LAYER}.*|(?:.*\.)?token_embedding\.embedding")
 _WIDENING = rf"{_LAYER}(?:query|key|value|feed_forward\.expand|mlp\.gate|mlp\.up|mlp_in)"
 _NARROWING = rf"{_LAYER}(?:output|feed_forward\.project|mlp\.down|mlp_out)"
 _FUSER_OUT = rf"{_LAYER}fuser\.(?:gamma|beta)_temporal"
@@ -40,6 +42,7 @@ RULES = [
         (rf"{_LAYER}kernel", (None, FSDP)),
         (r"(?:.*\.)?token_embedding\.embedding", (None, FSDP)),
         (r"(?:.*\.)?transformer\.positions", (None, FSDP)),
+        (r"(?:vae|motion_vae|face|object)\..*kernel", (None, FSDP)),
     )
 ]
 
@@ -155,6 +158,35 @@ def plan_at_rest(module: nnx.Module) -> None:
     nnx.update(module, nnx.from_flat_state(planned))
 
 
+def placed(array: Any, dtype: Any, like: Any) -> Array:
+    """An array as a variable, where the variable's sharding says; `like` may be abstract.
+
+    A sharding of a mesh that is not there says nothing.
+    """
+    sharding = getattr(like, "sharding", None)
+    if not isinstance(getattr(sharding, "mesh", None), Mesh) or isinstance(array, jax.Array):
+        return jax.numpy.asarray(array, dtype)
+    array = np.asarray(array, dtype)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def whole(state: nnx.State) -> nnx.State:
+    """Variables outside of stacked layers, gathered to be used; see `whole_layer` for those."""
+    mesh = _mesh()
+    if mesh is None:
+        return state
+
+    def gather(path: tuple, array: Array) -> Array:
+        if _USED_IN_PARTS.fullmatch(".".join(map(str, path))):
+            return array
+        return jax.lax.with_sharding_constraint(array, P())
+
+    flat = nnx.to_flat_state(state)
+    return nnx.from_flat_state(
+        [(path, value.replace(gather(path, value.get_value()))) for path, value in flat]
+    )
+
+
 def whole_layer(state: nnx.State) -> nnx.State:
     """The arrays of one layer, gathered over `fsdp` to be used; gradients go back as they rest."""
     mesh = _mesh()
@@ -218,6 +250,18 @@ def batch(tree: Any, axis: int = 0) -> Any:
         return jax.lax.with_sharding_constraint(array, spec)
 
     return jax.tree.map(one, tree)
+
+
+def images(pictures: Float[Array, "n height width 3"]) -> Float[Array, "n height width 3"]:
+    """Pictures that nothing connects, cut over as many devices as divide their number."""
+    mesh = _mesh()
+    if mesh is None:
+        return pictures
+    axes: tuple[str, ...] = ()
+    for axis in (DATA, FSDP, SEQUENCE):
+        if pictures.shape[0] % math.prod(mesh.shape[name] for name in (*axes, axis)) == 0:
+            axes = (*axes, axis)
+    return jax.lax.with_sharding_constraint(pictures, P(axes))
 
 
 def batch_share(mesh: Mesh) -> tuple[int, int]:

@@ -292,13 +292,14 @@ def update_variables(
 ) -> None:
     """Replaces the arrays at these paths; the others stay as they are.
 
-    Paths and shapes must fit (see `assign_variables` for the checks). `keep_dtypes` casts to the
+    Paths and shapes must fit (see `assign_variables` for the checks). Where an array of the module
+    says how it lies on a mesh, the new one lies so. `keep_dtypes` casts to the
     dtypes that the module has; otherwise it takes the ones given.
     """
     variables = {_name(path): (path, value) for path, value in _variables(module).items()}
     new = {}
     for name, array in arrays.items():
         path, variable = variables[name]
-        dtype = variable.get_value().dtype if keep_dtypes else None
-        new[path] = variable.replace(jnp.asarray(array, dtype))
+        own = variable.get_value()
+        new[path] = variable.replace(parallel.placed(array, own.dtype if keep_dtypes else None, own))
     nnx.update(module, nnx.from_flat_state(new))
