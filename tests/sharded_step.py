@@ -2,6 +2,7 @@
 
 import functools
 import json
+import socket
 from functools import partial
 
 import jax
@@ -114,6 +115,13 @@ def random_state(config: TrainConfig, mesh: Mesh, seed: int = 0) -> tuple:
         (target.optimizer, target.average, target.step),
     )
     return graph, target._replace(**made, optimizer=optimizer, average=average, step=step)
+
+
+def free_port() -> int:
+    """For the processes of one machine to find each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def mesh_of(data: int, fsdp: int, sequence: int, tensor: int) -> Mesh:

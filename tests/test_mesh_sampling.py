@@ -35,7 +35,10 @@ def write_bundle(folder: Path, model: ModelConfig) -> None:
     rng = np.random.default_rng(0)
     frozen = conditioning.needed_networks(model)
     made = networks.abstract_networks(model, frozen)
-    parts = {"text": (made.text, ".*"), "transformer": (made.model, tora2.COMPONENTS["transformer"])}
+    parts = {
+        "text": (made.text, ".*"),
+        "transformer": (made.model, tora2.COMPONENTS["transformer"]),
+    }
     for name in ("motion", "personalization"):
         if getattr(model, name) is not None:
             parts[name] = (made.model, tora2.COMPONENTS[name])

@@ -67,7 +67,7 @@ def train(config: TrainConfig, workdir: str | Path, stop: StopSignals | None = N
     mesh = mesh_of(config, stage)
     _claim(workdir, config)
     # First: what it may encode needs the memory of the model.
-    source = processes.first_then_others(lambda: stage.source(config))
+    source = processes.together(lambda: stage.source(config))
     graph, state = init_state(config, stage, mesh)
     if config.export:
         export_paths(config.export, list(trained_components(stage, state)))  # fails early

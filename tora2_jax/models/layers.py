@@ -301,5 +301,7 @@ def update_variables(
     for name, array in arrays.items():
         path, variable = variables[name]
         own = variable.get_value()
-        new[path] = variable.replace(parallel.placed(array, own.dtype if keep_dtypes else None, own))
+        new[path] = variable.replace(
+            parallel.placed(array, own.dtype if keep_dtypes else None, own)
+        )
     nnx.update(module, nnx.from_flat_state(new))

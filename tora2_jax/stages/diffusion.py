@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tora2_jax import checkpoint, conditioning, diffusion, parallel, pipeline, video
+from tora2_jax import checkpoint, conditioning, diffusion, parallel, pipeline, processes, video
 from tora2_jax.conditioning import needed_networks
 from tora2_jax.config import ModelConfig, to_dict
 from tora2_jax.data import clip_folder, entity_clips, pool
@@ -70,10 +70,20 @@ def example_shapes(config) -> dict[str, jax.ShapeDtypeStruct]:
 def source(config) -> pool.Pool:
     """Encoded clips of the world or a folder; encodes them where the cache does not hold them.
 
+    All processes must call it together.
+
     Raises:
         TrainError: lists all that the config does not name, or names and is not there, and all
             problems of the folder.
     """
+    directory, model, examples = processes.together(lambda: _plan(config))
+    devices = parallel.make_mesh(config.mesh).local_devices
+    pool.build(directory, model, examples, lambda: frozen_networks(config, model), devices)
+    return pool.Pool(directory)
+
+
+def _plan(config) -> tuple[Path, ModelConfig, pool.Examples]:
+    """Where the encoded clips are or go, and what they are made of."""
     files = frozen_files(config)
     _check(config, files)
     model = trained_model_config(config)
@@ -81,10 +91,7 @@ def source(config) -> pool.Pool:
     if config.clips is not None:
         examples.warn()
     key = pool.fingerprint(model, examples, list(files.values()))
-    directory = Path(config.cache_dir) / f"pool-{key}"
-    if not (directory / "pool.json").exists():
-        pool.build(directory, model, examples, frozen_networks(config, model))
-    return pool.Pool(directory)
+    return Path(config.cache_dir) / f"pool-{key}", model, examples
 
 
 def _check(config, files: dict[str, str | None]) -> None:
