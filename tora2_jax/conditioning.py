@@ -13,8 +13,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from tora2_jax import text as text_room
 from tora2_jax import parallel, trajectory
+from tora2_jax import text as text_room
 from tora2_jax.config import ModelConfig
 from tora2_jax.faces import FaceDetector
 from tora2_jax.first_frame import encode_first_frame, first_frame
