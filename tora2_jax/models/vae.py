@@ -46,9 +46,9 @@ def _cut(
 
     Each device has the same number of blocks of `unit` rows; zeros below the picture make it so.
     """
-    height = x.shape[2]
-    missing = -height % (unit * parallel.row_parts(x.shape[0]))
-    if missing == 0:
+    height, parts = x.shape[2], parallel.row_parts(x.shape[0])
+    missing = -height % (unit * parts)
+    if parts == 1 or missing == 0:
         return parallel.picture(x), None
     x = jnp.pad(x, ((0, 0), (0, 0), (0, missing), (0, 0), (0, 0)))
     return parallel.picture(x), (height, height + missing)
