@@ -141,7 +141,7 @@ def abstract_state(
         optimizer=jax.eval_shape(make_optimizer(config.optim, config.steps).init, trainable),
         average=trainable if config.ema_decay else {},
     )
-    return graph, parallel.abstract(mesh, state)
+    return graph, resting.abstract(mesh, state)
 
 
 def init_state(

@@ -13,7 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tora2_jax import checkpoint, conditioning, diffusion, parallel, pipeline, processes, video
+from tora2_jax import (
+    checkpoint,
+    conditioning,
+    diffusion,
+    parallel,
+    pipeline,
+    processes,
+    resting,
+    video,
+)
 from tora2_jax.conditioning import needed_networks
 from tora2_jax.config import ModelConfig, to_dict
 from tora2_jax.data import clip_folder, entity_clips, pool
@@ -193,7 +202,7 @@ def frozen_networks(config, model: ModelConfig, dtype=jnp.float32) -> conditioni
     networks = nnx.eval_shape(
         lambda: conditioning.FrozenNetworks(model, _networks(config), rngs=nnx.Rngs(0), dtype=dtype)
     )
-    parallel.plan_at_rest(networks)
+    resting.plan_at_rest(networks)
     for name, path in frozen_files(config).items():
         own_dtype = conditioning.computes_in(name, dtype)
         checkpoint.restore_frozen(getattr(networks, name), path, dtype=own_dtype)
