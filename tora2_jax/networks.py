@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 
-from tora2_jax import checkpoint, conditioning, resting
+from tora2_jax import checkpoint, conditioning, placement
 from tora2_jax.config import ModelConfig
 from tora2_jax.models import tora2
 from tora2_jax.models.layers import flat_variables
@@ -41,7 +41,7 @@ def abstract_networks(
 
     networks = nnx.eval_shape(make)
     for module in networks:
-        resting.plan_at_rest(module)
+        placement.plan_at_rest(module)
     return networks
 
 

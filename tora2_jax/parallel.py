@@ -1,6 +1,6 @@
 """Where arrays lie on the devices: the mesh, and what crosses devices.
 
-The only file that names mesh axes, with `resting`, the rules for variables. Models call functions
+The only file that names mesh axes, with `placement`, the rules for variables. Models call functions
 that say what an array is (a stream, a feature axis that may be cut, a small array that every device
 has); without a mesh they change nothing. The axes, what each costs and how to choose them:
 docs/sharding.md.
@@ -63,7 +63,7 @@ def use_abstractly(mesh: Mesh):
 
 def current() -> Any:
     """The mesh of the context, or None."""
-    mesh = jax.sharding.get_abstractcurrent()
+    mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty or SEQUENCE not in mesh.shape else mesh
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, UInt8
 
-from tora2_jax import conditioning, diffusion, resting
+from tora2_jax import conditioning, diffusion, placement
 from tora2_jax.config import ModelConfig
 from tora2_jax.faces import FaceDetector, InsightFaceDetector
 from tora2_jax.models import vae_tiling
@@ -232,7 +232,7 @@ class Tora2Pipeline:
         return nnx.merge(self._model[0], state)
 
     def _encode_inputs(self, state, inputs: Inputs) -> tuple[Conditions, jax.Array]:
-        networks, text = nnx.merge(self._networks[0], resting.whole(state))
+        networks, text = nnx.merge(self._networks[0], placement.whole(state))
         null = conditioning.unconditional_text(text, self.config, inputs)
         return conditioning.encode(networks, text, self.config, inputs), null
 

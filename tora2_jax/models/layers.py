@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tora2_jax import parallel, resting
+from tora2_jax import parallel, placement
 
 STREAM, ATTENTION = "stream", "attention"  # names of values that a policy may keep
 _POLICIES = {
@@ -232,7 +232,7 @@ def scan(
 
     def body(carry, slices):
         layer_state, x = slices
-        return step(nnx.merge(graph, resting.whole_layer(layer_state)), carry, x)
+        return step(nnx.merge(graph, placement.whole_layer(layer_state)), carry, x)
 
     if rematerialize != "none":
         policy = _POLICIES[rematerialize]
@@ -301,5 +301,7 @@ def update_variables(
     for name, array in arrays.items():
         path, variable = variables[name]
         own = variable.get_value()
-        new[path] = variable.replace(resting.placed(array, own.dtype if keep_dtypes else None, own))
+        new[path] = variable.replace(
+            placement.placed(array, own.dtype if keep_dtypes else None, own)
+        )
     nnx.update(module, nnx.from_flat_state(new))

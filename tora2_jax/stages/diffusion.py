@@ -20,7 +20,6 @@ from tora2_jax import (
     parallel,
     pipeline,
     processes,
-    resting,
     video,
 )
 from tora2_jax.conditioning import needed_networks
@@ -202,7 +201,7 @@ def frozen_networks(config, model: ModelConfig, dtype=jnp.float32) -> conditioni
     networks = nnx.eval_shape(
         lambda: conditioning.FrozenNetworks(model, _networks(config), rngs=nnx.Rngs(0), dtype=dtype)
     )
-    resting.plan_at_rest(networks)
+    placement.plan_at_rest(networks)
     for name, path in frozen_files(config).items():
         own_dtype = conditioning.computes_in(name, dtype)
         checkpoint.restore_frozen(getattr(networks, name), path, dtype=own_dtype)

@@ -80,7 +80,7 @@ def abstract(mesh: Mesh, tree: Any) -> Any:
 
 def plan_at_rest(module: nnx.Module) -> None:
     """Gives an abstract module's arrays the shardings of the context's mesh, if there is one."""
-    mesh = jax.sharding.getparallel.current()
+    mesh = jax.sharding.get_mesh()
     if mesh.empty:
         return
     planned = []
