@@ -29,13 +29,19 @@ def _compile_fast():
 
 @pytest.fixture(scope="module")
 def vae() -> CausalVAE:
-    """Every array random: the first ones have zeros, which would hide what is in the padding."""
+    """Every array random: the first ones have zeros, which would hide what is in the padding.
+
+    Scales of norms are near 1: with wild ones, gradients turn one unit in the last place of the
+    video into 1.5e-5 of themselves.
+    """
     made = nnx.eval_shape(lambda: CausalVAE(CONFIG, rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(0)
     shapes = flat_variables(made)
-    update_variables(
-        made, {path: sharded_step.random_weights(rng, path, x) for path, x in shapes.items()}
-    )
+    arrays = {path: sharded_step.random_weights(rng, path, x) for path, x in shapes.items()}
+    for path in arrays:
+        if ".to_scale." in path:
+            arrays[path] = arrays[path] / 10 + path.endswith("bias")
+    update_variables(made, arrays)
     return made
 
 
@@ -135,7 +141,6 @@ def test_gradients_are_the_same_in_parts(vae):
         return {".".join(map(str, path)): np.asarray(x.get_value()) for path, x in found}
 
     expected = run()
-    for mesh in ((2, 1, 1, 1), (1, 1, 4, 1)):  # 6 rows of latents in 1 and in 4 parts
-        with parallel.use(sharded_step.mesh_of(*mesh)):
-            found = run()
-        assert sharded_step.differences(found, expected)[0] < (1e-5,)
+    with parallel.use(sharded_step.mesh_of(2, 1, 4, 1)):  # 4 parts of 6 rows of latents
+        found = run()
+    assert sharded_step.differences(found, expected)[0] < (1e-5,)
