@@ -19,6 +19,7 @@ from tora2_jax import (
     diffusion,
     parallel,
     pipeline,
+    placement,
     processes,
     video,
 )
