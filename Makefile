@@ -23,10 +23,10 @@ demo: $(VENV)/runtime  ## two entities along drawn paths, from the shipped toy c
 
 test: $(VENV)/dev
 	$(BIN)/ruff check .
-	$(RUN) -m pytest -m "not long"
+	$(RUN) -m pytest -n 2 --dist loadfile -m "not long"
 
 test-long: $(VENV)/dev
-	$(RUN) -m pytest -m long
+	$(RUN) -m pytest -n 2 --dist loadfile -m long
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -39,6 +39,7 @@ setup(
             "accelerate>=1.0",
             "pytest>=9",
             "pytest-timeout>=2.4",
+            "pytest-xdist>=3.8",
             "ruff>=0.17",
         ],
     },

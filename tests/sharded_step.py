@@ -2,6 +2,7 @@
 
 import functools
 import json
+import socket
 from functools import partial
 
 import jax
@@ -85,20 +86,23 @@ def random_batch(config: TrainConfig, seed: int = 0) -> dict[str, np.ndarray]:
     return batch
 
 
+def random_weights(rng: np.random.Generator, path: str, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+    """Of sizes with which a network neither explodes nor forgets its input."""
+    values = rng.standard_normal(leaf.shape).astype(np.float32)
+    if path.endswith((".scale", ".var")):
+        return 1 + 0.1 * np.abs(values)
+    if path.endswith("kernel"):
+        return values / np.float32(np.prod(leaf.shape[-2:-1]) ** 0.5)
+    return values * np.float32(0.2)
+
+
 def random_state(config: TrainConfig, mesh: Mesh, seed: int = 0) -> tuple:
     """Graph and state; no array is as it starts, so that every path has a gradient."""
     graph, target = train_state.abstract_state(config, diffusion, mesh)
     rng = np.random.default_rng(seed)
 
     def fill(path, leaf):
-        values = rng.standard_normal(leaf.shape).astype(np.float32)
-        if path.endswith((".scale", ".var")):
-            values = 1 + 0.1 * np.abs(values)
-        elif path.endswith("kernel"):
-            values /= np.prod(leaf.shape[-2:-1]) ** 0.5
-        else:
-            values *= 0.2
-        return jax.device_put(values.astype(leaf.dtype), leaf.sharding)
+        return jax.device_put(random_weights(rng, path, leaf).astype(leaf.dtype), leaf.sharding)
 
     made = {
         name: {path: fill(path, leaf) for path, leaf in getattr(target, name).items()}
@@ -111,6 +115,13 @@ def random_state(config: TrainConfig, mesh: Mesh, seed: int = 0) -> tuple:
         (target.optimizer, target.average, target.step),
     )
     return graph, target._replace(**made, optimizer=optimizer, average=average, step=step)
+
+
+def free_port() -> int:
+    """For the processes of one machine to find each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def mesh_of(data: int, fsdp: int, sequence: int, tensor: int) -> Mesh:

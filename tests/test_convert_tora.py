@@ -343,13 +343,13 @@ def undecoded(monkeypatch):
 @pytest.fixture
 def unconditional(monkeypatch):
     """What the sampler leads away from, as often as it asks."""
-    seen, make = [], Tora2Pipeline._branches
+    seen, make = [], Tora2Pipeline._bound
 
-    def branches(self, conditions, null, settings):
+    def bound(self, model_state, conditions, null, branches):
         seen.append(np.asarray(null))
-        return make(self, conditions, null, settings)
+        return make(self, model_state, conditions, null, branches)
 
-    monkeypatch.setattr(Tora2Pipeline, "_branches", branches)
+    monkeypatch.setattr(Tora2Pipeline, "_bound", bound)
     return seen
 
 

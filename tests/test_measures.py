@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tora2_jax import measures
+from tora2_jax import measures, metric_log
 from tora2_jax.config import toy
 from tora2_jax.models.layers import flat_variables
 from tora2_jax.stages import diffusion
@@ -26,6 +26,29 @@ def test_every_trained_variable_belongs_to_one_part():
     ]
     assert all(len(names) == 1 for names in found)
     assert {names[0] for names in found} == set(measures.PARTS)
+
+
+def test_shares_of_parts_of_a_batch_make_the_mean_over_the_whole():
+    values, holds = jnp.array([1.0, 2.0, 4.0, 8.0]), jnp.array([True, False, False, False])
+    parts = [measures.share(values[:2], holds[:2]), measures.share(values[2:], holds[2:])]
+    averaged = jax.tree.map(lambda *x: sum(x) / 2, *parts)
+    settled = measures.settled({"all": averaged, "none": parts[1], "plain": jnp.float32(3)})
+    assert settled["all"] == 1 and jnp.isnan(settled["none"]) and settled["plain"] == 3
+
+
+def test_log_of_measures_that_not_every_step_has(tmp_path, monkeypatch):
+    written = {}
+    log = metric_log.MetricLog(tmp_path, 0, speed=lambda seconds: {"speed": 1 / seconds})
+    monkeypatch.setattr(
+        log._board, "add_scalar", lambda name, value, _: written.update({name: value})
+    )
+    with log:
+        for step, value in enumerate([2.0, float("nan"), 4.0], 1):
+            log.add(step, {"loss": 1.0, "some": value, "none": float("nan")})
+        log._seconds = {"data": 1.0, "step": 5.0, "save": 100.0}
+        log.write()
+    assert written["some"] == 3 and "none" not in written
+    assert written["speed"] == 0.5  # 2 seconds per step
 
 
 def test_norms_of_the_parts_make_the_whole_norm():

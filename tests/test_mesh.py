@@ -11,7 +11,7 @@ import pytest
 
 from tests import sharded_step
 from tests.parity import BLOCK_TOLERANCE, relative_error
-from tora2_jax import config, parallel, train_state
+from tora2_jax import config, parallel, placement, train_state
 from tora2_jax.models.attention import attention
 from tora2_jax.stages import diffusion
 from tora2_jax.train_config import MeshConfig, TrainConfig, TrainError, differences
@@ -80,9 +80,9 @@ def test_variables_lie_as_the_rules_say(path, shape, resting, used):
     def full(axes):
         return (*[None] * (len(shape) - len(axes)), *axes)
 
-    assert tuple(parallel.spec_of(mesh, f"tora2.transformer.{path}", shape)) == full(resting)
+    assert tuple(placement.spec_of(mesh, f"tora2.transformer.{path}", shape)) == full(resting)
     if used is not None:
-        found = tuple(parallel.spec_of(mesh, path, shape, whole=True))
+        found = tuple(placement.spec_of(mesh, path, shape, whole=True))
         assert [axis for axis in found if axis] == [axis for axis in used if axis]
 
 

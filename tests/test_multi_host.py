@@ -2,7 +2,6 @@
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests import test_train
+from tests import sharded_step, test_train
 from tests.test_train import COMPONENTS, TRAINABLE, build, loss  # noqa: F401  (this stage's too)
 from tora2_jax import checkpoint, processes, train, train_state
 from tora2_jax.train_config import MeshConfig, OptimConfig, TrainConfig
@@ -57,9 +56,7 @@ def source(config):
 
 def _start(folder: Path, workdir: Path) -> list[subprocess.Popen]:
     (folder / "config.py").write_text(_CONFIG)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = sharded_step.free_port()
     program = _PROGRAM.format(root=str(Path(__file__).resolve().parents[1]))
     flags = [f"--config={folder / 'config.py'}", f"--workdir={workdir}", "--processes=2"]
     flags.append(f"--coordinator=127.0.0.1:{port}")

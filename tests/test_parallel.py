@@ -136,7 +136,7 @@ def test_of_a_block_only_attention_sends_its_stream(sizes, heads, large):
     text, shape = _block_program(mesh, heads)
     local = np.prod(shape) // (sizes[0] * sizes[2])
     found = {}
-    for kind, elements in _collectives(text):
+    for kind, elements in collectives(text):
         if elements >= local / 2:
             found[kind] = found.get(kind, 0) + elements / local
     assert found == large
@@ -178,7 +178,7 @@ def _block_program(mesh, heads):
         return program.lower(*arguments).compile().as_text(), shape
 
 
-def _collectives(text):
+def collectives(text):
     """Kind and number of elements of every collective's result."""
     names = "all-to-all|all-gather|all-reduce|reduce-scatter|collective-permute"
     for line in text.splitlines():

@@ -13,8 +13,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from tora2_jax import parallel, trajectory
 from tora2_jax import text as text_room
-from tora2_jax import trajectory
 from tora2_jax.config import ModelConfig
 from tora2_jax.faces import FaceDetector
 from tora2_jax.first_frame import encode_first_frame, first_frame
@@ -312,11 +312,17 @@ def encode_references(
     names = ("dino", "face_tokens", "face_vector", "object_tokens", "object_vector")
     found: dict[str, Array | None] = dict.fromkeys(names)
     if networks.dino is not None:
-        found["dino"] = networks.dino(inputs.dino_images)
+        found["dino"] = _each(networks.dino, inputs.dino_images)
     for name, images in (("face", inputs.face_images), ("object", inputs.object_images)):
         if (encoder := getattr(networks, name)) is not None:
-            found[f"{name}_tokens"], found[f"{name}_vector"] = encoder(images)
+            found[f"{name}_tokens"], found[f"{name}_vector"] = _each(encoder, images)
     return with_stored(found, model, inputs)
+
+
+def _each(encoder: Callable, images: Float[Array, "b e r height width 3"]) -> Any:
+    """An encoder's features of every reference; the references are shared out among devices."""
+    features = encoder(parallel.images(images.reshape(-1, *images.shape[3:])))
+    return jax.tree.map(lambda array: array.reshape(*images.shape[:3], *array.shape[1:]), features)
 
 
 def pad_front(latents: Float[Array, "b t_lat h w c"], multiple: int) -> Float[Array, "b t2 h w c"]:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,30 @@ PARTS = {
     "cross_attention": r".*\.cross_attention\..*",
 }
 _SIGMOID, _TANH = (re.compile(rf".*gate_(\w+)\.{end}") for end in (r"gate\.bias", "alpha"))
+
+
+class Share(NamedTuple):
+    """A mean over those samples of a step that something holds of, which may be none.
+
+    Both parts are means over all samples, so shares of parts of a batch can be averaged.
+    """
+
+    total: jax.Array  # of the values, 0 where it does not hold
+    weight: jax.Array  # of the samples of which it holds
+
+
+def share(values: jax.Array, holds: jax.Array) -> Share:
+    """Of values `[b]` and whether they count `[b]`."""
+    return Share(jnp.where(holds, values, 0).mean(), holds.mean())
+
+
+def settled(metrics: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Metrics with every `Share` as its mean; not a number where it holds of no sample."""
+
+    def one(value: Any) -> jax.Array:
+        return value.total / value.weight if isinstance(value, Share) else value
+
+    return {name: one(value) for name, value in metrics.items()}
 
 
 def gradient_norms(gradients: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

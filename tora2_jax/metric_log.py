@@ -3,13 +3,15 @@
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from tensorboardX import SummaryWriter
+
+_OF_A_STEP = ("data", "step")  # parts of its time; saving is none
 
 
 class MetricLog:
@@ -18,14 +20,22 @@ class MetricLog:
     `losses.jsonl` has a row per step, `skipped.jsonl` one per step whose update was not done.
     """
 
-    def __init__(self, directory: Path, start: int, writes: bool = True):
+    def __init__(
+        self,
+        directory: Path,
+        start: int,
+        writes: bool = True,
+        speed: Callable[[float], Mapping[str, float]] | None = None,
+    ):
         """Continues the files of `directory` after `start` finished steps.
 
         Args:
             directory: Of the files.
             start: Number of finished steps; later rows belong to steps that are done again.
             writes: False in all processes of a run but one.
+            speed: Seconds of a step -> measures of it, written too.
         """
+        self._speed = speed
         self._losses, self._skipped = directory / "losses.jsonl", directory / "skipped.jsonl"
         self._pending: list[tuple[int, dict[str, float]]] = []
         self._seconds: dict[str, float] = {}
@@ -59,13 +69,15 @@ class MetricLog:
         rows, seconds = self._pending, self._seconds
         self._pending, self._seconds = [], {}
         done = [metrics for _, metrics in rows if not metrics.get("skipped")] or [rows[-1][1]]
-        means = {name: float(np.mean([row[name] for row in done])) for name in done[0]}
+        means = {name: _mean([row[name] for row in done]) for name in done[0]}
         if self._board:
             with self._losses.open("a") as file:
                 for step, metrics in rows:
                     loss = metrics["loss"] if math.isfinite(metrics["loss"]) else None
                     file.write(json.dumps({"step": step, "loss": loss}) + "\n")
             extra = {f"seconds/{name}": value / len(rows) for name, value in seconds.items()}
+            if self._speed and (busy := sum(extra.get(f"seconds/{x}", 0) for x in _OF_A_STEP)):
+                extra |= self._speed(busy)
             extra["skipped"] = self.skipped
             for name, value in (means | extra).items():
                 if math.isfinite(value):
@@ -78,6 +90,12 @@ class MetricLog:
     def __exit__(self, *_) -> None:
         if self._board:
             self._board.close()  # flushes TensorBoard's file
+
+
+def _mean(values: Iterable[float]) -> float:
+    """Of the values that there are; some steps have no sample of a kind."""
+    known = [value for value in values if not math.isnan(value)]
+    return float(np.mean(known)) if known else math.nan
 
 
 def _cut(path: Path, start: int) -> int:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 
-from tora2_jax import checkpoint, conditioning, parallel
+from tora2_jax import checkpoint, conditioning, placement
 from tora2_jax.config import ModelConfig
 from tora2_jax.models import tora2
 from tora2_jax.models.layers import flat_variables, shape_rngs
@@ -28,7 +28,7 @@ def abstract_networks(
 ) -> Networks:
     """All networks without numbers: every one of them comes from a file.
 
-    On a mesh, the arrays of transformer and text encoder say how they are to lie.
+    On a mesh, the arrays say how they are to lie.
     """
 
     def make() -> Networks:
@@ -40,8 +40,8 @@ def abstract_networks(
         )
 
     networks = nnx.eval_shape(make)
-    for module in (networks.model, networks.text):
-        parallel.plan_at_rest(module)
+    for module in networks:
+        placement.plan_at_rest(module)
     return networks
 
 

@@ -1,19 +1,19 @@
-"""Where arrays lie on the devices: the mesh, rules by parameter path, and what crosses devices.
+"""Where arrays lie on the devices: the mesh, and what crosses devices.
 
-The only file that names mesh axes. Models call functions that say what an array is (a stream, a
-feature axis that may be cut, a small array that every device has); without a mesh they change
-nothing. The axes, what each costs and how to choose them: docs/sharding.md.
+The only file that names mesh axes, with `placement`, the rules for variables. Models call functions
+that say what an array is (a stream, a feature axis that may be cut, a small array that every device
+has); without a mesh they change nothing. The axes, what each costs and how to choose them:
+docs/sharding.md.
 """
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
@@ -22,26 +22,6 @@ from tora2_jax.train_config import MeshConfig
 
 DATA, FSDP, SEQUENCE, TENSOR = AXES = ("data", "fsdp", "sequence", "tensor")
 BATCH = (DATA, FSDP)
-
-# Arrays of stacked layers, by their path in the model or, with "blocks." before it, in the layer.
-_LAYER = r"(?:.*\.)?(?:blocks|layers|cross_attention)\.(?:.*\.)?"
-_WIDENING = rf"{_LAYER}(?:query|key|value|feed_forward\.expand|mlp\.gate|mlp\.up|mlp_in)"
-_NARROWING = rf"{_LAYER}(?:output|feed_forward\.project|mlp\.down|mlp_out)"
-_FUSER_OUT = rf"{_LAYER}fuser\.(?:gamma|beta)_temporal"
-# Path -> axes of an array's last dimensions; the first match counts. An axis that does not divide
-# its dimension is left out; what no rule names lies whole on every device.
-RULES = [
-    (re.compile(pattern), axes)
-    for pattern, axes in (
-        (rf"{_WIDENING}\.kernel", (FSDP, TENSOR)),
-        (rf"(?:{_WIDENING}|{_FUSER_OUT})\.bias", (TENSOR,)),
-        (rf"{_NARROWING}\.kernel", (TENSOR, FSDP)),
-        (rf"{_FUSER_OUT}\.kernel", (FSDP, TENSOR)),
-        (rf"{_LAYER}kernel", (None, FSDP)),
-        (r"(?:.*\.)?token_embedding\.embedding", (None, FSDP)),
-        (r"(?:.*\.)?transformer\.positions", (None, FSDP)),
-    )
-]
 
 
 def make_mesh(sizes: MeshConfig, devices: list | None = None) -> Mesh:
@@ -69,7 +49,9 @@ def make_mesh(sizes: MeshConfig, devices: list | None = None) -> Mesh:
     if count > len(devices) or (several and count < len(devices)):
         raise ValueError(f"config.mesh ({written}): needs {count} devices of {len(devices)}")
     types = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(tuple(shape), AXES, types, devices=devices[:count])
+    # Splitting: fsdp=16, sequence=4 on a torus of 8 x 8.
+    placed = mesh_utils.create_device_mesh(shape, devices[:count], allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=types)
 
 
 def use(mesh: Mesh):
@@ -82,108 +64,28 @@ def use_abstractly(mesh: Mesh):
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
-def _mesh() -> Any:
+def current() -> Any:
     """The mesh of the context, or None."""
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty or SEQUENCE not in mesh.shape else mesh
 
 
+def platform() -> str:
+    """Of the devices that the program being traced is for, which may not be here."""
+    mesh = current()
+    device = None if mesh is None else mesh.abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def sequence_shards() -> int:
     """Into how many parts the stream is cut."""
-    mesh = _mesh()
+    mesh = current()
     return 1 if mesh is None else mesh.shape[SEQUENCE]
 
 
 def padded(length: int) -> int:
     """The next length that can be cut into equal parts of the stream."""
     return length + -length % sequence_shards()
-
-
-# Arrays at rest
-
-
-def spec_of(mesh: Any, path: str, shape: tuple[int, ...], *, whole: bool = False) -> P:
-    """How a variable lies on a mesh.
-
-    Args:
-        mesh: concrete or abstract.
-        path: of the variable, joined by dots.
-        shape: of the variable; axes in front of those that a rule names are never cut.
-        whole: as it is used and not as it rests: gathered over `fsdp`.
-    """
-    axes = next((axes for rule, axes in RULES if rule.fullmatch(path)), ())
-    dimensions: list[str | None] = [None] * len(shape)
-    for index, axis in zip(range(len(shape) - 1, -1, -1), reversed(axes), strict=False):
-        if axis is not None and shape[index] % mesh.shape[axis] == 0:
-            dimensions[index] = None if whole and axis == FSDP else axis
-    return P(*dimensions)
-
-
-def shardings(mesh: Mesh, tree: Any) -> Any:
-    """A sharding for every array of a tree, by the innermost dictionary key (a variable's path).
-
-    So the moments of an optimizer and an average lie like the variables that they belong to.
-    """
-
-    def one(path: tuple, leaf: Any) -> NamedSharding:
-        keys = [str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey)]
-        return NamedSharding(mesh, spec_of(mesh, keys[-1] if keys else "", leaf.shape))
-
-    return jax.tree_util.tree_map_with_path(one, tree)
-
-
-def abstract(mesh: Mesh, tree: Any) -> Any:
-    """The same tree as shapes with shardings (see `shardings`)."""
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        tree,
-        shardings(mesh, tree),
-    )
-
-
-def plan_at_rest(module: nnx.Module) -> None:
-    """Gives an abstract module's arrays the shardings of the context's mesh, if there is one."""
-    mesh = jax.sharding.get_mesh()
-    if mesh.empty:
-        return
-    planned = []
-    for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Not(nnx.RngState))):
-        leaf = variable.get_value()
-        sharding = NamedSharding(mesh, spec_of(mesh, ".".join(map(str, path)), leaf.shape))
-        leaf = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-        planned.append((path, variable.replace(leaf)))
-    nnx.update(module, nnx.from_flat_state(planned))
-
-
-def whole_layer(state: nnx.State) -> nnx.State:
-    """The arrays of one layer, gathered over `fsdp` to be used; gradients go back as they rest."""
-    mesh = _mesh()
-    if mesh is None:
-        return state
-
-    def gather(path: tuple, array: Array) -> Array:
-        name = ".".join(["blocks", *(str(part) for part in path)])
-        return _gather(
-            array,
-            spec_of(mesh, name, array.shape),
-            spec_of(mesh, name, array.shape, whole=True),
-        )
-
-    flat = nnx.to_flat_state(state)
-    return nnx.from_flat_state(
-        [(path, value.replace(gather(path, value.get_value()))) for path, value in flat]
-    )
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gather(array: Array, resting: P, used: P) -> Array:
-    return jax.lax.with_sharding_constraint(array, used)
-
-
-_gather.defvjp(
-    lambda array, resting, used: (_gather(array, resting, used), None),
-    lambda resting, used, _, gradient: (jax.lax.with_sharding_constraint(gradient, resting),),
-)
 
 
 # Batches
@@ -209,7 +111,7 @@ def batch_sharding(mesh: Mesh, size: int) -> NamedSharding:
 
 def batch(tree: Any, axis: int = 0) -> Any:
     """Arrays whose axis counts samples, cut along it and along no other."""
-    mesh = _mesh()
+    mesh = current()
     if mesh is None:
         return tree
 
@@ -218,6 +120,18 @@ def batch(tree: Any, axis: int = 0) -> Any:
         return jax.lax.with_sharding_constraint(array, spec)
 
     return jax.tree.map(one, tree)
+
+
+def images(pictures: Float[Array, "n height width 3"]) -> Float[Array, "n height width 3"]:
+    """Pictures that nothing connects, cut over as many devices as divide their number."""
+    mesh = current()
+    if mesh is None:
+        return pictures
+    axes: tuple[str, ...] = ()
+    for axis in (DATA, FSDP, SEQUENCE):
+        if pictures.shape[0] % math.prod(mesh.shape[name] for name in (*axes, axis)) == 0:
+            axes = (*axes, axis)
+    return jax.lax.with_sharding_constraint(pictures, P(axes))
 
 
 def batch_share(mesh: Mesh) -> tuple[int, int]:
@@ -250,6 +164,34 @@ def global_batch(mesh: Mesh, local: Mapping[str, np.ndarray]) -> dict[str, jax.A
     return {name: one(np.asarray(array)) for name, array in local.items()}
 
 
+# Pictures
+
+
+def picture(video: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
+    """Frames of a video: samples are cut, and rows over the axes that no samples are cut over.
+
+    What looks beyond its rows, as a convolution does, is given its neighbours' by the compiler. The
+    rows must be a multiple of the parts, see `row_parts`.
+    """
+    mesh = current()
+    if mesh is None:
+        return video
+    samples = _batch_axes(mesh, video.shape[0])
+    return jax.lax.with_sharding_constraint(video, P(samples, None, _row_axes(mesh, samples)))
+
+
+def row_parts(batch: int) -> int:
+    """Into how many parts `picture` cuts the rows of so many samples."""
+    mesh = current()
+    if mesh is None:
+        return 1
+    return math.prod(mesh.shape[axis] for axis in _row_axes(mesh, _batch_axes(mesh, batch)))
+
+
+def _row_axes(mesh: Any, samples: tuple[str, ...] | None) -> tuple[str, ...]:
+    return tuple(axis for axis in AXES if axis not in (samples or ()) and mesh.shape[axis] > 1)
+
+
 # The stream
 
 
@@ -271,7 +213,7 @@ def positions(table: Float[Array, "n c"]) -> Float[Array, "n c"]:
 def _constrain(
     array: Array, sequence: int, tensor: int | None = None, batch_axis: int | None = 0
 ) -> Array:
-    mesh = _mesh()
+    mesh = current()
     if mesh is None:
         return array
     axes: list[Any] = [None] * array.ndim
@@ -294,7 +236,7 @@ def windows(array: Float[Array, "b m u"], length: int, margin: int) -> Float[Arr
     Returns:
         Part s has the rows `s * n0 .. (s + 1) * n0 + margin`, where `n0 = length / shards`.
     """
-    mesh, shards = _mesh(), sequence_shards()
+    mesh, shards = current(), sequence_shards()
     step = length // shards
     if mesh is None:
         return array[:, None, : step + margin]
@@ -322,7 +264,7 @@ def self_attention(
     Where the heads can be cut among the parts of the stream, each device has all positions of some
     heads (all-to-all, as DeepSpeed-Ulysses); otherwise it gathers keys and values.
     """
-    mesh = _mesh()
+    mesh = current()
     if mesh is None:
         return attend(query, key, value)
     spec, shards = _head_spec(mesh, query.shape), mesh.shape[SEQUENCE]
@@ -352,7 +294,7 @@ def cross_attention(
     mask: Bool[Array, "b j"],
 ) -> Float[Array, "b n heads d"]:
     """Attention of the stream to a few keys, which every part of it has: nothing is exchanged."""
-    mesh = _mesh()
+    mesh = current()
     if mesh is None:
         return attend(query, key, value, mask[:, None, None, :])
     spec = _head_spec(mesh, query.shape)

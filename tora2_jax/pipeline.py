@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, UInt8
 
-from tora2_jax import conditioning, diffusion
+from tora2_jax import conditioning, diffusion, placement
 from tora2_jax.config import ModelConfig
 from tora2_jax.faces import FaceDetector, InsightFaceDetector
 from tora2_jax.models import vae_tiling
@@ -201,7 +201,8 @@ class Tora2Pipeline:
         if initial_latents is not None and initial_latents.shape != shape:
             raise ValueError(f"initial latents are {initial_latents.shape}; they must be {shape}")
         conditions, null = self._encode(self._networks[1], inputs)
-        bound, weights = self._branches(conditions, null, settings)
+        branches, weights = _branches(settings)
+        bound = self._bound(self._model[1], conditions, null, branches)
         keys = jnp.stack([jax.random.key(seed) for seed in seeds])
         start = initial_latents
         if start is None:
@@ -228,51 +229,57 @@ class Tora2Pipeline:
         """What the network is given for a batch of inputs, beside noise and timestep."""
         return self._encode(self._networks[1], inputs)[0]
 
+    def abstract_step(
+        self, inputs: Inputs, settings: SampleSettings = DEFAULTS
+    ) -> tuple[Callable, tuple]:
+        """The program of one sampling step and its arguments as shapes; weights may be shapes, too.
+
+        The first argument is the state of the network, as it was given.
+        """
+        branches, weights = _branches(settings)
+        batch, frames, height, width = inputs.flow_video.shape[:4]
+
+        def prepare(networks, model, inputs):
+            conditions, null = self._encode(networks, inputs)
+            latents = jnp.zeros(self.latent_shape(batch, frames, height, width))
+            state = diffusion.SamplerState(latents, latents)
+            return (
+                state,
+                self._bound(model, conditions, null, branches),
+                jax.random.split(jax.random.key(0), batch),
+            )
+
+        state, bound, keys = jax.eval_shape(prepare, self._networks[1], self._model[1], inputs)
+        row = diffusion.StepCoefficients(*[np.float32(1)] * len(diffusion.StepCoefficients._fields))
+        return self._step, (self._model[1], state, bound, weights(1.0), row, keys, 1)
+
     def _merge(self, state) -> Tora2:
         return nnx.merge(self._model[0], state)
 
     def _encode_inputs(self, state, inputs: Inputs) -> tuple[Conditions, jax.Array]:
-        networks, text = nnx.merge(self._networks[0], state)
+        networks, text = nnx.merge(self._networks[0], placement.whole(state))
         null = conditioning.unconditional_text(text, self.config, inputs)
         return conditioning.encode(networks, text, self.config, inputs), null
 
     def _noise(self, keys: jax.Array, step: int, shape: tuple[int, ...]) -> jax.Array:
         return jax.vmap(lambda key: diffusion.step_noise(key, step, shape[1:]))(keys)
 
-    def _branches(
-        self, conditions: Conditions, null: jax.Array, settings: SampleSettings
-    ) -> tuple[BoundConditions, Callable[[float], np.ndarray]]:
-        """All evaluations of a step on one batch axis, and their weights for a guidance scale.
-
-        v = v(0,R,T) + g [v(C,R,T) - v(0,R,T)] + (g_R - 1) [v(0,R,T) - v(0,0,T)]
-            + (g_T - 1) [v(0,R,T) - v(0,R,0)]
-        """
-        references, trajectories = settings.reference_guidance, settings.trajectory_guidance
-        branches = [Branch(False, True, True), Branch(True, True, True)]
-        extra = []
-        if references != 1:
-            branches.append(Branch(False, False, True))
-            extra.append(references - 1)
-        if trajectories != 1:
-            branches.append(Branch(False, True, False))
-            extra.append(trajectories - 1)
+    def _bound(
+        self, model_state, conditions: Conditions, null: jax.Array, branches: list[Branch]
+    ) -> BoundConditions:
+        """The conditions of all evaluations of a step on one batch axis."""
         seen = {}
         for branch in branches:
             withheld = branch[1:]
             if withheld not in seen:
-                kept = _withhold(conditions, *withheld)
-                seen[withheld] = self._bind(self._model[1], kept)
-        null = self._project(self._model[1], null)
-        bound = [
-            seen[branch[1:]] if branch.caption else seen[branch[1:]]._replace(text=null)
-            for branch in branches
-        ]
-
-        def weights(guidance: float) -> np.ndarray:
-            unconditional = 1 - guidance + sum(extra)
-            return np.array([unconditional, guidance, *(-value for value in extra)], np.float32)
-
-        return _concatenate(bound), weights
+                seen[withheld] = self._bind(model_state, _withhold(conditions, *withheld))
+        null = self._project(model_state, null)
+        return _concatenate(
+            [
+                seen[branch[1:]] if branch.caption else seen[branch[1:]]._replace(text=null)
+                for branch in branches
+            ]
+        )
 
     def _sample(self, latents, bound, weights, keys, settings, progress) -> jax.Array:
         config = self.config.diffusion
@@ -301,6 +308,29 @@ class Tora2Pipeline:
         guided = jnp.tensordot(weights, prediction, axes=1, precision="highest")
         noise = self._noise(keys, index, state.latents.shape)
         return diffusion.sampler_step(state, guided, row, noise)
+
+
+def _branches(settings: SampleSettings) -> tuple[list[Branch], Callable[[float], np.ndarray]]:
+    """All evaluations of a step, and their weights for a guidance scale.
+
+    v = v(0,R,T) + g [v(C,R,T) - v(0,R,T)] + (g_R - 1) [v(0,R,T) - v(0,0,T)]
+        + (g_T - 1) [v(0,R,T) - v(0,R,0)]
+    """
+    references, trajectories = settings.reference_guidance, settings.trajectory_guidance
+    branches = [Branch(False, True, True), Branch(True, True, True)]
+    extra = []
+    if references != 1:
+        branches.append(Branch(False, False, True))
+        extra.append(references - 1)
+    if trajectories != 1:
+        branches.append(Branch(False, True, False))
+        extra.append(trajectories - 1)
+
+    def weights(guidance: float) -> np.ndarray:
+        unconditional = 1 - guidance + sum(extra)
+        return np.array([unconditional, guidance, *(-value for value in extra)], np.float32)
+
+    return branches, weights
 
 
 def _withhold(conditions: Conditions, references: bool, trajectories: bool) -> Conditions:

@@ -103,16 +103,25 @@ def first_then_others(make: Callable[[], T]) -> T:
     Raises:
         TrainError: `make` did, here or in process 0.
     """
+    made = together(lambda: make() if is_first() else None)
+    return made if is_first() else make()
+
+
+def together(make: Callable[[], T]) -> T:
+    """The result of a function that every process calls for itself.
+
+    Raises:
+        TrainError: `make` did, here or in another process.
+    """
     made, error = None, None
-    if is_first():
-        try:
-            made = make()
-        except TrainError as caught:
-            error = caught
+    try:
+        made = make()
+    except TrainError as caught:
+        error = caught
     wait_for_all()
     if agree(error is not None):
-        raise error or TrainError("process 0 cannot start; it says why")
-    return made if is_first() else make()
+        raise error or TrainError("another process cannot go on; it says why")
+    return made
 
 
 def leave(code: int) -> None:

@@ -12,28 +12,30 @@ was asked to stop; anything else it failed. All but 0 and 2 go on when the comma
 import json
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from absl import app, flags, logging
 from flax import nnx
-from ml_collections import config_flags
 from tqdm import tqdm
 
-from tora2_jax import checkpoint, parallel, processes
+from tora2_jax import checkpoint, flops, parallel, processes
 from tora2_jax.config import to_dict
 from tora2_jax.data.loader import Source, batches, positions
 from tora2_jax.metric_log import MetricLog
 from tora2_jax.run_checkpoints import Checkpoints, SaveError
+from tora2_jax.stages.diffusion import TRAINED
 from tora2_jax.stop import StopSignals
+from tora2_jax.targets import peak_of
 from tora2_jax.train_config import TrainConfig, TrainError, differences
 from tora2_jax.train_export import export, export_paths, shown_model, trained_components
+from tora2_jax.train_flags import define_config, parse
 from tora2_jax.train_state import TrainState, compiled_step, find_stage, init_state, mesh_of
 
 _CHANGING = ("trainable", "statistics", "optimizer", "average")  # saved at every checkpoint
@@ -67,7 +69,7 @@ def train(config: TrainConfig, workdir: str | Path, stop: StopSignals | None = N
     mesh = mesh_of(config, stage)
     _claim(workdir, config)
     # First: what it may encode needs the memory of the model.
-    source = processes.first_then_others(lambda: stage.source(config))
+    source = processes.together(lambda: stage.source(config))
     graph, state = init_state(config, stage, mesh)
     if config.export:
         export_paths(config.export, list(trained_components(stage, state)))  # fails early
@@ -131,8 +133,9 @@ def _loop(
 ) -> TrainState:
     config, start = run.config, int(state.step)
     update = compiled_step(config, run.stage, run.graph, state)
-    log = MetricLog(run.workdir / "metrics", start, writes=processes.is_first())
-    data = _batches(config, source, start, state.step.sharding.mesh)
+    mesh = state.step.sharding.mesh
+    log = MetricLog(run.workdir / "metrics", start, processes.is_first(), _speed(config, mesh))
+    data = _batches(config, source, start, mesh)
     skipped: list[int] = []  # steps in a row
     batch = next(data, None)
     if stop is not None:
@@ -179,6 +182,14 @@ def _batches(
         source, config.batch_size, config.seed, start, config.steps, config.workers, *share
     )
     return map(partial(parallel.global_batch, mesh), shares)
+
+
+def _speed(config: TrainConfig, mesh: jax.sharding.Mesh) -> Callable | None:
+    if config.stage not in TRAINED:
+        return None  # operations are counted of the diffusion model only
+    operations = flops.step_work(config, TRAINED[config.stage]).model
+    peak = peak_of(mesh.devices.flat[0].device_kind)
+    return partial(flops.speed, operations, devices=mesh.size, peak=peak)
 
 
 def _bar(config: TrainConfig, steps: range) -> tqdm:
@@ -266,25 +277,13 @@ def main(arguments: list[str]) -> int:
 
 def run(arguments: list[str]) -> None:
     """The program: defines the flags, reads them, trains, exits."""
-    # The choices are checked with the rest of the config (train_config.problems).
-    config_flags.register_flag_parser_for_type(Literal, flags.ArgumentParser())
-    config_flags.DEFINE_config_file("config", None, "A file of configs/.")
+    define_config()
     flags.DEFINE_string("workdir", None, "Folder of this run; made if needed.")
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if not from the cluster.")
     flags.DEFINE_integer("processes", None, "Number of processes, if not from the cluster.")
     flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main, argv=arguments, flags_parser=_parse)
-
-
-def _parse(arguments: list[str]) -> list[str]:
-    try:
-        rest = flags.FLAGS(arguments)
-        getattr(flags.FLAGS.config, "stage", None)  # raises if the file could not be loaded
-        return rest
-    except (flags.Error, AttributeError, ValueError, TypeError, KeyError, OSError) as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(2)
+    app.run(main, argv=arguments, flags_parser=parse)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from tora2_jax import checkpoint, measures, parallel
+from tora2_jax import checkpoint, measures, parallel, placement
 from tora2_jax.data.loader import REPLACED
 from tora2_jax.initial_weights import metadata_of, restore
 from tora2_jax.models.layers import flat_variables
@@ -141,7 +141,7 @@ def abstract_state(
         optimizer=jax.eval_shape(make_optimizer(config.optim, config.steps).init, trainable),
         average=trainable if config.ema_decay else {},
     )
-    return graph, parallel.abstract(mesh, state)
+    return graph, placement.abstract(mesh, state)
 
 
 def init_state(
@@ -267,7 +267,7 @@ def train_step(
     trainable = optax.apply_updates(state.trainable, updates)
     norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
-    metrics = metrics | {
+    metrics = measures.settled(metrics) | {
         "loss": value,
         "skipped": 1.0 - finite,
         "gradient_norm": norm,

@@ -6,33 +6,37 @@ The frozen networks never change during a stage, so what they make of a clip is 
 
 import hashlib
 import json
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 from absl import logging
 from flax import nnx
-from jaxtyping import UInt8
+from jaxtyping import Bool, Float, UInt8
 from tqdm import tqdm
 
-from tora2_jax import conditioning, config
+from tora2_jax import conditioning, config, parallel, processes
 from tora2_jax.data import world
 from tora2_jax.data.loader import example_or_next
 from tora2_jax.data.reference_augmentation import guard_record
 from tora2_jax.faces import FaceDetector
 from tora2_jax.models.prior import stored_priors
 from tora2_jax.reference_inputs import reference_arrays
-from tora2_jax.train_config import ReferenceGuardConfig
+from tora2_jax.train_config import MeshConfig, ReferenceGuardConfig
 from tora2_jax.types import Inputs
 
+_Row = tuple[Inputs, UInt8[np.ndarray, "f height width 3"]]
 _FORMAT = 2  # to be raised when other numbers are kept of the same clips
 
 
 class Examples(Protocol):
     """What a pool encodes, by position: each a pure function of the settings and the index."""
 
-    at_once: int  # how many go through the networks together
+    at_once: int  # how many go through the networks of a device together
     identity: dict[str, Any]  # JSON data: all that the examples depend on, besides the model
 
     def __len__(self) -> int: ...
@@ -118,44 +122,139 @@ class Pool:
         return {name: np.array(array[index]) for name, array in self._arrays.items()}
 
 
-def build(directory: Path, model: config.ModelConfig, examples: Examples, networks) -> None:
+class _Encoder:
+    """The frozen networks on devices of this process; the program of a device is always the same.
+
+    Args:
+        model: Sizes.
+        at_once: Clips that a device takes together.
+        load: Makes `FrozenNetworks` with the weights of this model.
+        devices: Of this process.
+    """
+
+    def __init__(
+        self,
+        model: config.ModelConfig,
+        at_once: int,
+        load: Callable[[], nnx.Module],
+        devices: Sequence[jax.Device],
+    ):
+        self.size = at_once * len(devices)
+        self._mesh = parallel.make_mesh(MeshConfig(data=len(devices)), list(devices))
+        with parallel.use(self._mesh):
+            graph, self._state = nnx.split(load())
+
+        def encode(state, inputs, video):
+            return _features(nnx.merge(graph, state), model, inputs, video)
+
+        self._encode = jax.jit(encode)
+
+    def shapes(self, row: _Row) -> dict[str, jax.ShapeDtypeStruct]:
+        """What is kept of a batch of one."""
+        return jax.eval_shape(self._encode, self._state, *_batch([row]))
+
+    def __call__(self, rows: list[_Row]) -> dict[str, np.ndarray]:
+        """The features of at most `size` clips; fewer are filled up, for there is one program."""
+        batch = _batch(rows + rows[-1:] * (self.size - len(rows)))
+        with parallel.use(self._mesh):
+            placed = jax.device_put(batch, parallel.batch_sharding(self._mesh, self.size))
+            features = self._encode(self._state, *placed)
+        return {name: np.asarray(values)[: len(rows)] for name, values in features.items()}
+
+
+def _batch(rows: list[_Row]) -> tuple[Inputs, Float[np.ndarray, "b f height width 3"]]:
+    inputs = conditioning.batch_inputs([row for row, _ in rows])
+    return inputs, np.stack([pixels for _, pixels in rows]).astype(np.float32) / 127.5 - 1
+
+
+def build(
+    directory: Path,
+    model: config.ModelConfig,
+    examples: Examples,
+    load: Callable[[], nnx.Module],
+    devices: Sequence[jax.Device],
+) -> None:
     """Encode all examples into `directory`; an interrupted build goes on.
 
-    An example that cannot be made is replaced by the next that can: `pool.json` says which.
+    All processes must call it together: each encodes a part, if all see the folder, else all. An
+    example that cannot be made is replaced by the next that can: `pool.json` says which.
 
     Args:
         directory: Where the arrays go; `pool.json` appears when all are written.
         model: Sizes.
         examples: What to encode.
-        networks: `FrozenNetworks` with the weights of this model.
+        load: Makes `FrozenNetworks` with the weights of this model.
+        devices: Of this process; as many are used as there is work for.
+
+    Raises:
+        TrainError: an example is refused, here or in another process.
     """
+    if not processes.agree(not (directory / "pool.json").exists()):
+        return
     directory.mkdir(parents=True, exist_ok=True)
-    progress = directory / "progress.json"
-    before = json.loads(progress.read_text()) if progress.exists() else {"done": 0}
-    start, replaced = before["done"], before.get("replaced", {})
-    size, chunk = len(examples), examples.at_once
-    graph, state = nnx.split(networks)
+    count = jax.process_count()
+    work = -(-len(examples) // (count * examples.at_once))
+    encoder = _Encoder(model, examples.at_once, load, devices[: max(work, 1)])
+    row, _ = processes.together(lambda: example_or_next(examples, 0))
+    kept = encoder.shapes(row)
+    processes.first_then_others(lambda: _create(directory, len(examples), kept))
+    for parts in (count, 1):  # what others have written elsewhere lacks here
+        left = np.flatnonzero(~_progress(directory, len(examples)).done)
+        processes.wait_for_all()
+        own = np.array_split(left, parts)[jax.process_index() % parts]
+        _encode(directory, examples, encoder, own)
+    processes.first_then_others(lambda: _finish(directory, len(examples)))
 
-    @jax.jit
-    def encode(state, inputs, video):
-        return _features(nnx.merge(graph, state), model, inputs, video)
 
-    arrays: dict[str, np.memmap] = {}
-    for first in tqdm(range(start, size, chunk), "encoding clips", disable=None):
-        # The last chunk is filled up by wrapping round, so that one compiled shape serves all.
-        wanted = [(first + offset) % size for offset in range(chunk)]
-        rows, used = zip(*(example_or_next(examples, index) for index in wanted), strict=True)
-        replaced |= {str(bad): good for bad, good in zip(wanted, used, strict=True) if bad != good}
-        inputs = conditioning.batch_inputs([row for row, _ in rows])
-        video = np.stack([pixels for _, pixels in rows]).astype(np.float32) / 127.5 - 1
-        features = jax.tree.map(np.asarray, encode(state, inputs, video))
-        count = min(chunk, size - first)
-        for name, values in features.items():
-            if name not in arrays:
-                arrays[name] = _open(directory / f"{name}.npy", size, values)
-            arrays[name][first : first + count] = values[:count]
-            arrays[name].flush()
-        _write(progress, {"done": first + count, "replaced": replaced})
+def _encode(directory: Path, examples: Examples, encoder: _Encoder, own: np.ndarray) -> None:
+    """Encodes these examples, step by step with the other processes."""
+    progress = _progress(directory, len(examples), f"progress_{jax.process_index()}.json")
+
+    def step(rows: np.ndarray) -> None:
+        if not len(rows):
+            return
+        made, used = zip(*(example_or_next(examples, int(row)) for row in rows), strict=True)
+        for name, values in encoder(list(made)).items():
+            _write_rows(directory / f"{name}.npy", rows, values)
+        progress.done[rows] = True
+        pairs = zip(rows.tolist(), used, strict=True)
+        progress.replaced.update({str(bad): good for bad, good in pairs if bad != good})
+        _save(directory / f"progress_{jax.process_index()}.json", progress)
+
+    steps = processes.agree(-(-len(own) // encoder.size))
+    silent = None if processes.is_first() else True
+    for number in tqdm(range(steps), "encoding clips", disable=silent):
+        rows = own[number * encoder.size : (number + 1) * encoder.size]
+        processes.together(partial(step, rows))
+
+
+class _Progress(NamedTuple):
+    """What is written of a pool."""
+
+    done: Bool[np.ndarray, "size"]
+    replaced: dict[str, int]
+
+
+def _progress(directory: Path, size: int, files: str = "progress_*.json") -> _Progress:
+    """What all processes have written, or one of them, in this run and in earlier ones."""
+    found = _Progress(np.zeros(size, bool), {})
+    for path in directory.glob(files):
+        stored = json.loads(path.read_text())
+        for first, end in stored["done"]:
+            found.done[first:end] = True
+        found.replaced.update(stored["replaced"])
+    return found
+
+
+def _save(path: Path, progress: _Progress) -> None:
+    edges = np.flatnonzero(np.diff(progress.done, prepend=False, append=False))
+    _write(path, {"done": edges.reshape(-1, 2).tolist(), "replaced": progress.replaced})
+
+
+def _finish(directory: Path, size: int) -> None:
+    if (directory / "pool.json").exists():
+        return
+    replaced = _progress(directory, size).replaced
     if replaced:
         logging.warning("%d of %d examples are replaced by others", len(replaced), size)
     _write(directory / "pool.json", {"size": size, "replaced": replaced})
@@ -170,8 +269,7 @@ def _write(path: Path, content: dict) -> None:
 def shapes(networks, model: config.ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """What a pool holds of each clip, without making one; `networks` may be abstract."""
     inputs = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype),
-        _input_shapes(model),
+        lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), input_shapes(model)
     )
     video = jax.ShapeDtypeStruct((1, model.frames, model.height, model.width, 3), np.float32)
     graph, state = nnx.split(networks)
@@ -184,7 +282,8 @@ def shapes(networks, model: config.ModelConfig) -> dict[str, jax.ShapeDtypeStruc
     return {name: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for name, leaf in found.items()}
 
 
-def _input_shapes(model: config.ModelConfig) -> Inputs:
+def input_shapes(model: config.ModelConfig) -> Inputs:
+    """`Inputs` of one sample of the model's own size, as shapes."""
     size, entities = (model.frames, model.height, model.width), (model.max_entities,)
     t, h, w = model.token_grid(*size)
     words = (*entities, model.binding.word_tokens)
@@ -211,7 +310,23 @@ def _features(networks, model, inputs, video) -> dict[str, jax.Array]:
     return {"latents": networks.vae.encode_latents(video), **arrays, **tokens}
 
 
-def _open(path: Path, size: int, values: np.ndarray) -> np.memmap:
-    if path.exists():
-        return np.lib.format.open_memmap(path, mode="r+")
-    return np.lib.format.open_memmap(path, "w+", values.dtype, (size, *values.shape[1:]))
+def _create(directory: Path, size: int, kept: dict[str, jax.ShapeDtypeStruct]) -> None:
+    """Arrays for all examples, where an earlier run has left none."""
+    for name, leaf in kept.items():
+        path = directory / f"{name}.npy"
+        if not path.exists():
+            aside = path.with_suffix(".partial")
+            np.lib.format.open_memmap(aside, "w+", leaf.dtype, (size, *leaf.shape[1:]))
+            aside.replace(path)
+
+
+def _write_rows(path: Path, rows: np.ndarray, values: np.ndarray) -> None:
+    """Not through mapped memory: on a network's file system that writes whole pages, with what
+    this machine knows of the rows of others."""
+    start = np.load(path, mmap_mode="r").offset
+    with path.open("r+b") as file:
+        for row, value in zip(rows.tolist(), values, strict=True):
+            file.seek(start + row * value.nbytes)
+            file.write(value.tobytes())
+        file.flush()
+        os.fsync(file.fileno())

@@ -5,6 +5,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from tora2_jax import parallel
+
 MAX_LOGITS = 2**26  # elements of one block of logits (256 MiB in float32) before chunking
 
 
@@ -53,7 +55,7 @@ def _cudnn_can(query: jax.Array, key: jax.Array, value: jax.Array) -> bool:
     half = all(x.dtype in (jnp.bfloat16, jnp.float16) for x in (query, key, value))
     width = query.shape[-1]
     half = half and value.shape[-1] == width
-    return half and width % 8 == 0 and width <= 128 and jax.default_backend() == "gpu"
+    return half and width % 8 == 0 and width <= 128 and parallel.platform() == "gpu"
 
 
 def _attend(query, key, value, mask, scale):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tora2_jax import parallel
+from tora2_jax import parallel, placement
 
 STREAM, ATTENTION = "stream", "attention"  # names of values that a policy may keep
 _POLICIES = {
@@ -250,7 +250,7 @@ def scan(
 
     def body(carry, slices):
         layer_state, x = slices
-        return step(nnx.merge(graph, parallel.whole_layer(layer_state)), carry, x)
+        return step(nnx.merge(graph, placement.whole_layer(layer_state)), carry, x)
 
     if rematerialize != "none":
         policy = _POLICIES[rematerialize]
@@ -310,13 +310,16 @@ def update_variables(
 ) -> None:
     """Replaces the arrays at these paths; the others stay as they are.
 
-    Paths and shapes must fit (see `assign_variables` for the checks). `keep_dtypes` casts to the
+    Paths and shapes must fit (see `assign_variables` for the checks). Where an array of the module
+    says how it lies on a mesh, the new one lies so. `keep_dtypes` casts to the
     dtypes that the module has; otherwise it takes the ones given.
     """
     variables = {_name(path): (path, value) for path, value in _variables(module).items()}
     new = {}
     for name, array in arrays.items():
         path, variable = variables[name]
-        dtype = variable.get_value().dtype if keep_dtypes else None
-        new[path] = variable.replace(jnp.asarray(array, dtype))
+        own = variable.get_value()
+        new[path] = variable.replace(
+            placement.placed(array, own.dtype if keep_dtypes else None, own)
+        )
     nnx.update(module, nnx.from_flat_state(new))

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from tora2_jax import parallel
 from tora2_jax.config import VAEConfig
 from tora2_jax.models.vae_layers import (
     OUTER_NORM_EPS,
@@ -38,6 +39,29 @@ class Posterior(NamedTuple):
     log_variance: Float[Array, "b t_lat h_lat w_lat latent"]
 
 
+def _cut(
+    x: Float[Array, "b f h w c"], unit: int
+) -> tuple[Float[Array, "b f h2 w c"], tuple[int, int] | None]:
+    """A chunk whose rows lie on several devices, and the `rows` of `Memory`.
+
+    Each device has the same number of blocks of `unit` rows; zeros below the picture make it so.
+    """
+    height, parts = x.shape[2], parallel.row_parts(x.shape[0])
+    missing = -height % (unit * parts)
+    if parts == 1 or missing == 0:
+        return parallel.picture(x), None
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, missing), (0, 0), (0, 0)))
+    return parallel.picture(x), (height, height + missing)
+
+
+def _picture_of(
+    x: Float[Array, "b f h2 w c"], rows: tuple[int, int] | None
+) -> Float[Array, "b f h w c"]:
+    """What a network made of a chunk that `_cut` gave, without the padding."""
+    x = parallel.picture(x)
+    return x if rows is None else x[:, :, : x.shape[2] * rows[0] // rows[1]]
+
+
 class ResnetBlock(nnx.Module):
     """Two causal convolutions and a shortcut. `make_norm(features)` builds its norms.
 
@@ -57,8 +81,8 @@ class ResnetBlock(nnx.Module):
         self.shortcut = None if same else PointConv(in_features, out_features, **options)
 
     def __call__(self, x: Array, memory: Memory, *latents: Array) -> Array:
-        y = self.conv1(jax.nn.silu(self.norm1(x, *latents)), memory)
-        y = self.conv2(jax.nn.silu(self.norm2(y, *latents)), memory)
+        y = self.conv1(jax.nn.silu(self.norm1(x, memory, *latents)), memory)
+        y = self.conv2(jax.nn.silu(self.norm2(y, memory, *latents)), memory)
         return y + (x if self.shortcut is None else self.shortcut(x))
 
 
@@ -95,7 +119,7 @@ class DownBlock(nnx.Module):
             x = resnet(x, memory)
         if self.downsample is None:
             return x
-        return self.downsample(pool_frames(x) if self.halve_time else x)
+        return self.downsample(pool_frames(x) if self.halve_time else x, memory)
 
 
 class UpBlock(nnx.Module):
@@ -121,7 +145,8 @@ class UpBlock(nnx.Module):
             x = resnet(x, memory, latents)
         if self.upsample is None:
             return x
-        x = self.upsample(jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3))
+        larger = parallel.picture(jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3))
+        x = self.upsample(larger, memory)
         if not self.double_time:
             return x
         # The convolution sees single frames, so repeating them after it gives the same.
@@ -136,6 +161,7 @@ class Encoder(nnx.Module):
         channels, top = config.channels, config.channels[-1]
         make_norm = partial(GroupNorm, groups=config.norm_groups, eps=config.norm_eps)
         halvings_in_time = config.temporal_compression.bit_length() - 1
+        self.compression = 2 ** (len(channels) - 1)
         self.conv_in = CausalConv(3, channels[0], **options)
         self.down_blocks = nnx.List(
             [
@@ -156,14 +182,15 @@ class Encoder(nnx.Module):
         self.conv_out = CausalConv(top, 2 * config.latent_channels, **options)
 
     def __call__(self, video: Array, cache: Cache | None = None) -> tuple[Array, Cache]:
-        memory = Memory(cache)
+        video, rows = _cut(video, self.compression)
+        memory = Memory(cache, rows)
         x = self.conv_in(video, memory)
         for block in self.down_blocks:
             x = block(x, memory)
         for resnet in self.mid_resnets:
             x = resnet(x, memory)
-        x = self.conv_out(jax.nn.silu(self.norm_out(x)), memory)
-        return x, memory.for_next_chunk()
+        x = self.conv_out(jax.nn.silu(self.norm_out(x, memory)), memory)
+        return _picture_of(x, rows), memory.for_next_chunk()
 
 
 class Decoder(nnx.Module):
@@ -194,14 +221,15 @@ class Decoder(nnx.Module):
         self.conv_out = CausalConv(channels[-1], 3, **options)
 
     def __call__(self, latents: Array, cache: Cache | None = None) -> tuple[Array, Cache]:
-        memory = Memory(cache)
+        latents, rows = _cut(latents, 1)
+        memory = Memory(cache, rows)
         x = self.conv_in(latents, memory)
         for resnet in self.mid_resnets:
             x = resnet(x, memory, latents)
         for block in self.up_blocks:
             x = block(x, memory, latents)
-        x = self.conv_out(jax.nn.silu(self.norm_out(x, latents)), memory)
-        return x, memory.for_next_chunk()
+        x = self.conv_out(jax.nn.silu(self.norm_out(x, memory, latents)), memory)
+        return _picture_of(x, rows), memory.for_next_chunk()
 
 
 def first_chunk(frames: int, size: int) -> int:
@@ -246,7 +274,7 @@ class CausalVAE(nnx.Module):
         self.scaling_factor = config.scaling_factor
         self.frames_per_chunk = config.frames_per_encode_chunk
         self.latents_per_chunk = config.latents_per_decode_chunk
-        self.spatial_compression = 2 ** (len(config.channels) - 1)
+        self.spatial_compression = self.encoder.compression
         self.dtype = dtype
 
     def encode(self, video: Float[Array, "b f height width 3"]) -> Posterior:

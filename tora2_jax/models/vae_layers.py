@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from tora2_jax import parallel
+
 OUTER_NORM_EPS = 1e-6  # fixed in the published model, unlike the encoder's resnet norms
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -15,18 +17,23 @@ Cache = tuple[Float[Array, "b 2 height width c"], ...]
 
 
 class Memory:
-    """What the causal convolutions remember between two chunks, in the order they run.
+    """What the layers of a chunk share: frames of the chunk before, and where the picture ends.
 
     Args:
-        previous: Last two input frames of every convolution, None before the first chunk.
+        previous: Last two input frames of every causal convolution, in the order they run; None
+            before the first chunk.
+        rows: Rows of the picture and rows with the padding below it, in any resolution; None
+            without padding. No layer sees what stands in the padding.
     """
 
-    def __init__(self, previous: Cache | None = None):
+    def __init__(self, previous: Cache | None = None, rows: tuple[int, int] | None = None):
         self._previous = None if previous is None else iter(previous)
+        self._rows = rows
         self._written: list[Array] = []
 
     def extend(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f+2 h w c"]:
         """Prepend the two frames before this chunk; its first frame twice where there are none."""
+        x = self.cleared(x)
         before = jnp.repeat(x[:, :1], 2, axis=1) if self._previous is None else next(self._previous)
         joined = jnp.concatenate([before, x], axis=1)
         self._written.append(joined[:, -2:])
@@ -35,6 +42,24 @@ class Memory:
     def for_next_chunk(self) -> Cache:
         """The cache to build the next chunk's memory from."""
         return tuple(self._written)
+
+    def cleared(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
+        """With zeros below the picture, as a convolution has them around it."""
+        if self._rows is None:
+            return x
+        inside = jnp.arange(x.shape[2]) < self._filled(x)
+        return jnp.where(inside[:, None, None], x, 0)
+
+    def mean(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b c"]:
+        """Over all pixels of the picture."""
+        if self._rows is None:
+            return x.mean(axis=(1, 2, 3))
+        count = x.shape[1] * self._filled(x) * x.shape[3]
+        return self.cleared(x).sum(axis=(1, 2, 3)) / count
+
+    def _filled(self, x: Float[Array, "b f h w c"]) -> int:
+        filled, all_rows = self._rows
+        return x.shape[2] * filled // all_rows
 
 
 def _plain_convolve(x: Array, kernel: Array) -> Array:
@@ -184,6 +209,8 @@ class PointConv(Convolution):
 
     def __call__(self, x: Float[Array, "b f h w c"]) -> Array:
         kernel, bias = self._values()
+        if parallel.row_parts(x.shape[0]) > 1:  # see `layers.Linear`
+            return x.astype(self.dtype) @ kernel[0, 0, 0] + bias
         flat = x.astype(self.dtype).reshape(-1, x.shape[-1])
         return (flat @ kernel[0, 0, 0] + bias).reshape(*x.shape[:-1], -1)
 
@@ -195,9 +222,9 @@ class FrameConv(Convolution):
         super().__init__((3, 3), in_features, out_features, **options)
         self.stride = stride
 
-    def __call__(self, x: Float[Array, "b f h w c"]) -> Array:
+    def __call__(self, x: Float[Array, "b f h w c"], memory: Memory) -> Array:
         kernel, bias = self._values()
-        frames = x.astype(self.dtype).reshape(-1, *x.shape[2:])
+        frames = memory.cleared(x).astype(self.dtype).reshape(-1, *x.shape[2:])
         if self.stride == 1:
             y = convolve(frames, kernel)
         else:
@@ -216,12 +243,12 @@ class GroupNorm(nnx.Module):
         self.groups = groups
         self.eps = eps
 
-    def affine(self, x: Float[Array, "b f h w c"]) -> tuple[Array, Array]:
+    def affine(self, x: Float[Array, "b f h w c"], memory: Memory) -> tuple[Array, Array]:
         """Factor and offset per channel, each `[b, 1, 1, 1, c]`, that normalise x."""
         x = x.astype(jnp.float32)
         by_group = (x.shape[0], self.groups, -1)
-        mean = self._spread(x.mean(axis=(1, 2, 3)).reshape(by_group).mean(-1))
-        variance = jnp.square(x - mean).mean(axis=(1, 2, 3)).reshape(by_group).mean(-1)
+        mean = self._spread(memory.mean(x).reshape(by_group).mean(-1))
+        variance = memory.mean(jnp.square(x - mean)).reshape(by_group).mean(-1)
         factor = self._spread(jax.lax.rsqrt(variance + self.eps)) * self.scale[...]
         return factor, self.bias[...] - mean * factor
 
@@ -229,8 +256,8 @@ class GroupNorm(nnx.Module):
         each = self.scale.shape[0] // self.groups
         return jnp.repeat(statistic, each, axis=1)[:, None, None, None]
 
-    def __call__(self, x: Float[Array, "b f h w c"]) -> Array:
-        factor, offset = self.affine(x)
+    def __call__(self, x: Float[Array, "b f h w c"], memory: Memory) -> Array:
+        factor, offset = self.affine(x, memory)
         return (x * factor + offset).astype(x.dtype)
 
 
@@ -269,11 +296,14 @@ class SpatialNorm(nnx.Module):
             conv.kernel[...] = jnp.zeros_like(conv.kernel[...])
 
     def __call__(
-        self, x: Float[Array, "b f h w c"], latents: Float[Array, "b t h_lat w_lat latent"]
+        self,
+        x: Float[Array, "b f h w c"],
+        memory: Memory,
+        latents: Float[Array, "b t h_lat w_lat latent"],
     ) -> Array:
         b, frames, height, width, features = x.shape
         rows, columns = latents.shape[2:4]
-        factor, offset = self.norm.affine(x)
+        factor, offset = self.norm.affine(x, memory)
         scale = self.to_scale(latents)
         shift = offset * scale + self.to_shift(latents)
         scale, shift = (

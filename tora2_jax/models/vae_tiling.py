@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from tora2_jax import placement
 from tora2_jax.config import VAEConfig
 from tora2_jax.models.vae import LOG_VARIANCE_RANGE, CausalVAE, Posterior, by_chunks, first_chunk
 from tora2_jax.models.vae_layers import Cache
@@ -164,7 +165,7 @@ def decode_latents(
 @partial(jax.jit, static_argnames=("graph", "size"))
 def run_whole(graph: nnx.GraphDef, state: nnx.State, x: Array, size: int) -> Array:
     """The encoder or decoder `(graph, state)` over all chunks of x, one program."""
-    return by_chunks(nnx.merge(graph, state), x, size)
+    return by_chunks(nnx.merge(graph, placement.whole(state)), x, size)
 
 
 @partial(jax.jit, static_argnames="graph", donate_argnames="cache")
@@ -172,7 +173,7 @@ def run_chunk(
     graph: nnx.GraphDef, state: nnx.State, chunk: Array, cache: Cache | None
 ) -> tuple[Array, Cache]:
     """The encoder or decoder `(graph, state)` over one chunk; the cache given is used up."""
-    return nnx.merge(graph, state)(chunk, cache)
+    return nnx.merge(graph, placement.whole(state))(chunk, cache)
 
 
 def _run(

@@ -13,7 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tora2_jax import checkpoint, conditioning, diffusion, pipeline, video
+from tora2_jax import (
+    checkpoint,
+    conditioning,
+    diffusion,
+    measures,
+    parallel,
+    pipeline,
+    placement,
+    processes,
+    video,
+)
 from tora2_jax.conditioning import needed_networks
 from tora2_jax.config import ModelConfig, to_dict
 from tora2_jax.data import clip_folder, entity_clips, pool
@@ -71,10 +81,20 @@ def example_shapes(config) -> dict[str, jax.ShapeDtypeStruct]:
 def source(config) -> pool.Pool:
     """Encoded clips of the world or a folder; encodes them where the cache does not hold them.
 
+    All processes must call it together.
+
     Raises:
         TrainError: lists all that the config does not name, or names and is not there, and all
             problems of the folder.
     """
+    directory, model, examples = processes.together(lambda: _plan(config))
+    devices = parallel.make_mesh(config.mesh).local_devices
+    pool.build(directory, model, examples, lambda: frozen_networks(config, model), devices)
+    return pool.Pool(directory)
+
+
+def _plan(config) -> tuple[Path, ModelConfig, pool.Examples]:
+    """Where the encoded clips are or go, and what they are made of."""
     files = frozen_files(config)
     _check(config, files)
     model = trained_model_config(config)
@@ -82,10 +102,7 @@ def source(config) -> pool.Pool:
     if config.clips is not None:
         examples.warn()
     key = pool.fingerprint(model, examples, list(files.values()))
-    directory = Path(config.cache_dir) / f"pool-{key}"
-    if not (directory / "pool.json").exists():
-        pool.build(directory, model, examples, frozen_networks(config, model))
-    return pool.Pool(directory)
+    return Path(config.cache_dir) / f"pool-{key}", model, examples
 
 
 def _check(config, files: dict[str, str | None]) -> None:
@@ -192,6 +209,7 @@ def frozen_networks(config, model: ModelConfig, dtype=jnp.float32) -> conditioni
             model, _networks(config), rngs=shape_rngs(), dtype=dtype
         )
     )
+    placement.plan_at_rest(networks)
     for name, path in frozen_files(config).items():
         own_dtype = conditioning.computes_in(name, dtype)
         checkpoint.restore_frozen(getattr(networks, name), path, dtype=own_dtype)
@@ -325,19 +343,14 @@ def loss(config, model: DiffusionModel, batch: dict, draws: Draws):
     total = per_sample.mean()
     metrics = {"diffusion": total, **bound.metrics, **_by_timestep(config, per_sample, draws)}
     if bound.contrast is not None and config.contrast_weight > 0:
-        contrastive, measures = contrast.contrastive_loss(
+        contrastive, found = contrast.contrastive_loss(
             bound.contrast, config.model.binding.contrast_temperature
         )
         total = total + config.contrast_weight * contrastive
-        metrics |= {"contrastive": contrastive, **measures}
+        metrics |= {"contrastive": contrastive, **found}
     return total, metrics
 
 
-def _by_timestep(config, per_sample: jax.Array, draws: Draws) -> dict[str, jax.Array]:
+def _by_timestep(config, per_sample: jax.Array, draws: Draws) -> dict[str, measures.Share]:
     quarter = draws.timestep * 4 // config.model.diffusion.num_steps
-    measures = {}
-    for index in range(4):
-        inside = quarter == index
-        mean = jnp.where(inside, per_sample, 0).sum() / jnp.maximum(inside.sum(), 1)
-        measures[f"diffusion_t{index}"] = mean
-    return measures
+    return {f"diffusion_t{i}": measures.share(per_sample, quarter == i) for i in range(4)}
