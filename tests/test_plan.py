@@ -178,7 +178,8 @@ def test_what_cannot_be_planned_is_told():
 @pytest.mark.long
 @pytest.mark.parametrize("make", ["training", "sampling"])
 def test_compiled_for_fake_devices(make):
-    config = tiny_config(mesh=MeshConfig(data=1, fsdp=2, sequence=2))
+    mesh = MeshConfig(data=1, fsdp=2, sequence=2)
+    config = tiny_config(mesh=mesh, dtype="bfloat16", frozen_dtype="bfloat16")
     count = () if make == "training" else (1,)
     program = getattr(plan_programs, make)(config, jax.devices()[:4], *count)
     planned = plan.compile_plan(program, targets.compiler_options(targets.parse("cpu:4"), True))

@@ -1,6 +1,7 @@
 """The programs that `plan` compiles, without numbers: a training step and a sampling step."""
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from jax.sharding import Mesh
 from tora2_jax import conditioning, flops, parallel, placement
 from tora2_jax.config import ModelConfig
 from tora2_jax.data.pool import input_shapes
+from tora2_jax.models.tora2 import COMPONENTS
 from tora2_jax.networks import abstract_networks
 from tora2_jax.pipeline import SampleSettings, Tora2Pipeline
 from tora2_jax.precision import resting_dtype
@@ -76,8 +78,10 @@ def sampling(config: TrainConfig, devices: list[jax.Device], requests: int) -> P
     model, dtype = config.model, jnp.dtype(config.dtype)
     parts = conditioning.needed_networks(model)
     networks = abstract_networks(model, parts, dtype)
-    for module in networks:
-        _rest(module, dtype, mesh)
+    base = re.compile(rf"{COMPONENTS['transformer']}|vae\..*")
+    _rest(networks.model, base, dtype, mesh)
+    _rest(networks.text, re.compile(".*"), dtype, mesh)
+    _rest(networks.frozen, base, dtype, mesh)
     pipeline = Tora2Pipeline(model, networks.model, networks.text, networks.frozen, tokenizer=None)
     inputs = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((requests, *leaf.shape), leaf.dtype), input_shapes(model)
@@ -108,13 +112,14 @@ def _loop(model: ModelConfig) -> tuple[int, int]:
     return model.transformer.num_layers // blocks, blocks
 
 
-def _rest(module: nnx.Module, dtype: jnp.dtype, mesh: Mesh) -> None:
-    """The types and places that arrays have which were stored in `dtype`."""
+def _rest(module: nnx.Module, half: re.Pattern, dtype: jnp.dtype, mesh: Mesh) -> None:
+    """Types and places of arrays at rest; the paths of `half` are stored in `dtype` as well."""
     found = []
     for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Not(nnx.RngState))):
         leaf, name = variable.get_value(), ".".join(map(str, path))
+        stored = dtype if half.fullmatch(name) else leaf.dtype
         if jnp.issubdtype(leaf.dtype, jnp.floating):
-            leaf = jax.ShapeDtypeStruct(leaf.shape, resting_dtype(name, dtype, dtype))
+            leaf = jax.ShapeDtypeStruct(leaf.shape, resting_dtype(name, stored, dtype))
         found.append((path, variable.replace(leaf)))
     nnx.update(module, nnx.from_flat_state(found))
     placement.plan_at_rest(module, mesh)
