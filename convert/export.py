@@ -50,7 +50,8 @@ def export_folder(
     model, unused = _exported(source)
     places, problems = _places(source, model, unused)
     notes = [f"left out: {path}, which this model does not add" for path in sorted(unused)]
-    own = own_parts.find(source)
+    own, idle = own_parts.used(own_parts.find(source), model)
+    notes += [f"left out: {name}, for which this model has no use" for name in idle]
     differences = diffusers_config.inexpressible(model) + own_parts.differences(own)
     if accept_differences:
         notes += [f"not in diffusers: {difference}" for difference in differences]

@@ -29,6 +29,13 @@ def find(source: Path) -> dict[str, Path]:
     return {name: path for name, path in places.items() if path is not None}
 
 
+def used(places: Mapping[str, Path], model: ModelConfig) -> tuple[dict[str, Path], list[str]]:
+    """Those of the components that the model uses, and the names of the others."""
+    wanted = ("personalization", *conditioning.needed_networks(model))
+    kept = {name: path for name, path in places.items() if name in wanted}
+    return kept, [name for name in places if name not in kept]
+
+
 def differences(places: Mapping[str, Path]) -> list[str]:
     """What a model with these components does not have in diffusers, one line each."""
     return [
@@ -83,6 +90,11 @@ def read(
         )
         return model, {}
     places = find(folder)
+    if whole.personalization is not None and "personalization" not in places:
+        problems.append(
+            f"{FOLDER}/personalization.safetensors: is missing; {FOLDER}/config.json says that the "
+            "model has it"
+        )
     found = misfits(whole, places, conditioning.needed_networks(whole))
     problems += [f"{FOLDER}/{fault.removeprefix('config.weights.')}" for fault in found]
     return whole, places

@@ -20,8 +20,8 @@ scripts/clips_to_checkpoint.sh --cogvideox DIR --tora PATH --dinov2 DIR --arcfac
   TRAINING FLAGS      as --config.mesh.fsdp=8 --config.steps=1000
 
 The same command again goes on where it was. docs/clips_to_checkpoint.md says more.
-Exit codes: 0 all is done; 2 something has to be changed; 75 it was asked to stop (SIGTERM, Ctrl-C);
-anything else: training failed three times in a row without a new checkpoint.
+Exit codes: 0 all is done; 2 something has to be changed; 75 it was asked to stop (SIGTERM, Ctrl-C,
+a closed terminal); anything else: a command failed, training three times without a new checkpoint.
 END
 }
 set -euo pipefail
@@ -66,15 +66,18 @@ while [ $# -gt 0 ]; do
   esac
 done
 
+python=${PYTHON:-python} compiled=${JAX_COMPILATION_CACHE_DIR:-$out/compiled}
+case "$python" in */*) python=$(absolute "$python") ;; esac
+case "$compiled" in *://*) ;; *) compiled=$(absolute "$compiled") ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 config=${config:-configs/tora2_5b.py}
-python=${PYTHON:-python}
 weights=$out/weights run=$out/run
 
 problems=()
 for name in cogvideox tora dinov2 arcface reid; do
   # What has been converted is not needed again.
   [ -n "$out" ] && [ -d "$weights/$name" ] && continue
+  [ "$name" = cogvideox ] && [ -n "$out" ] && [ -d "$weights/tora" ] && continue
   [ -n "${!name}" ] || problems+=("--$name: is needed")
   [ -z "${!name}" ] || [ -e "${!name}" ] || problems+=("--$name: ${!name} is not there")
 done
@@ -89,19 +92,47 @@ command -v "$python" >/dev/null || problems+=("PYTHON: there is no program $pyth
 
 mkdir -p "$out" || exit 2
 # What is compiled once serves every later start.
-export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$out/compiled}
+export JAX_COMPILATION_CACHE_DIR=$compiled
 
 say() { printf '\n== %s\n' "$*"; }
+
+child='' stopped=''
+stop() {
+  stopped=yes
+  [ -z "$child" ] || kill -TERM "$child" 2>/dev/null || true
+}
+trap stop TERM INT HUP
+
+life() { # runs a command to its end; its exit code is in `code`
+  set -m # a process group of its own: Ctrl-C reaches this script, which passes it on once
+  "$@" &
+  child=$!
+  set +m
+  [ -z "$stopped" ] || kill -TERM "$child" 2>/dev/null || true
+  code=0
+  wait "$child" || code=$?
+  while kill -0 "$child" 2>/dev/null; do # a signal ends `wait`, not the command
+    code=0
+    wait "$child" || code=$?
+  done
+  child=''
+}
+
+run_once() { # a command after whose failure nothing can follow
+  life "$@"
+  [ -z "$stopped" ] || exit 75
+  [ "$code" -eq 0 ] || exit "$code"
+}
 
 convert() { # NAME COMMAND SOURCE ...
   local name=$1 command=$2 source=$3
   shift 3
   [ ! -d "$weights/$name" ] || return 0
   say "converts $source"
-  "$python" -m convert "$command" --src "$source" --dst "$weights/$name" "$@"
+  run_once "$python" -m convert "$command" --src "$source" --dst "$weights/$name" "$@"
 }
 
-convert cogvideox cogvideox "$cogvideox"
+[ -d "$weights/tora" ] || convert cogvideox cogvideox "$cogvideox"
 convert tora tora "$tora" --base "$weights/cogvideox"
 convert dinov2 dinov2 "$dinov2"
 convert arcface arcface "$arcface"
@@ -123,32 +154,11 @@ last_step() { # of the newest whole checkpoint; 0 if there is none
   echo "$last"
 }
 
-child='' stopped=''
-stop() {
-  stopped=yes
-  [ -z "$child" ] || kill -TERM "$child" 2>/dev/null || true
-}
-trap stop TERM INT
-
-train() { # one life of the run; its exit code is in `code`
-  set -m # a process group of its own: Ctrl-C reaches this script, which passes it on once
-  "${training[@]}" "$@" &
-  child=$!
-  set +m
-  code=0
-  wait "$child" || code=$?
-  while kill -0 "$child" 2>/dev/null; do # a signal ends `wait`, not the training
-    code=0
-    wait "$child" || code=$?
-  done
-  child=''
-}
-
 say "trains in $run"
 fruitless=0
 while [ -z "$stopped" ]; do
   before=$(last_step)
-  train "$@"
+  life "${training[@]}" "$@"
   [ "$code" -ne 0 ] || break
   [ "$code" -ne 2 ] || exit 2
   [ -z "$stopped" ] || break
@@ -167,18 +177,18 @@ step=$(last_step)
 checkpoint=$out/checkpoint_$step video=$out/video_$step.mp4 back=$out/diffusers_$step
 if [ ! -d "$checkpoint" ]; then
   say "makes one folder of everything"
-  "$python" -m convert bundle --config "$run/config.json" --dst "$checkpoint"
+  run_once "$python" -m convert bundle --config "$run/config.json" --dst "$checkpoint"
 fi
 if [ -n "$request" ] && [ ! -f "$video" ]; then
   say "samples $request"
   # shellcheck disable=SC2206 # several words are meant
   options=($sample_options)
   [ -z "$face_models" ] || options+=(--face-models "$face_models")
-  "$python" scripts/sample.py --checkpoint "$checkpoint" --request "$request" --output "$video" \
+  run_once "$python" scripts/sample.py --checkpoint "$checkpoint" --request "$request" --output "$video" \
     ${options[@]+"${options[@]}"}
 fi
 if [ ! -d "$back" ]; then
   say "exports to diffusers"
-  "$python" -m convert export --src "$checkpoint" --dst "$back" --accept-differences
+  run_once "$python" -m convert export --src "$checkpoint" --dst "$back" --accept-differences
 fi
 say "all steps are done: $step"

@@ -20,6 +20,10 @@ for argument in "$@"; do
   [ "${before:-}" != --dst ] || mkdir -p "$argument"
   before=$argument
 done
+if [ "$3" = "$(cat "$here/hangs" 2>/dev/null)" ]; then
+  trap 'echo stopped >> "$here/calls"; exit 143' TERM
+  while :; do :; done
+fi
 [ "$2" = tora2_jax.train ] || exit 0
 read -r code step < "$here/lives"
 sed -i 1d "$here/lives"
@@ -105,12 +109,24 @@ def test_it_ends_where_another_life_would_be_in_vain(start, tmp_path, lives, cod
     assert ("three times" in error) == (count > 1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_stop_is_passed_on(start, tmp_path, number):
     script = start("wait 3", "0 9")
     while not (tmp_path / "out/run/checkpoints/3").exists() and script.poll() is None:
         time.sleep(0.01)
     script.send_signal(number)
+    script.communicate()
+    assert script.returncode == 75
+    assert calls(tmp_path)[-1] == "stopped"
+
+
+@pytest.mark.parametrize("command", ["dinov2", "bundle"])
+def test_a_stop_of_what_is_no_training(start, tmp_path, command):
+    (tmp_path / "hangs").write_text(command)
+    script = start("0 9")
+    while command not in " ".join(calls(tmp_path)).split() and script.poll() is None:
+        time.sleep(0.01)
+    script.send_signal(signal.SIGTERM)
     script.communicate()
     assert script.returncode == 75
     assert calls(tmp_path)[-1] == "stopped"

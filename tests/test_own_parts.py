@@ -58,3 +58,20 @@ def test_what_does_not_belong_together_is_refused(exported, tmp_path, capsys):
     message = refusal(changed)
     assert "tora2/personalization: misshapen" in message and "config.weights" not in message
     assert "dino.safetensors cannot be read" in message
+
+
+def test_a_part_that_is_missing_is_told(exported, tmp_path, capsys):
+    source = shutil.copytree(exported, tmp_path / "source")
+    (source / "tora2" / "personalization.safetensors").unlink()
+    assert run("tora", source, tmp_path / "again") == 2
+    assert "tora2/personalization.safetensors: is missing" in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_encoders_that_nobody_reads_are_left_out(tmp_path, capsys):
+    source = shutil.copytree(TOY, tmp_path / "toy", ignore=shutil.ignore_patterns("stages"))
+    (source / "personalization.safetensors").unlink()
+    assert run("export", source, tmp_path / "out", "--accept-differences") == 0
+    assert "left out: dino, for which this model has no use" in capsys.readouterr().out
+    assert run("tora", tmp_path / "out", tmp_path / "again") == 0
+    assert not (tmp_path / "again" / "dino.safetensors").exists()

@@ -108,6 +108,23 @@ def test_rounds_of_loops_that_only_their_condition_tells():
     assert found == wanted
 
 
+def test_a_sum_that_is_scattered_counts_what_is_summed_and_branches_count():
+    text = """
+%branch.1 (x: f32[8]) -> f32[4] {
+  %rs.1 = f32[4]{0} reduce-scatter(%x), replica_groups={{0,1},{2,3}}, dimensions={0}
+}
+
+ENTRY %main.5 (x: f32[8]) -> f32[8] {
+  %c.1 = f32[4]{0} conditional(%p, %x, %x), true_computation=%branch.1, false_computation=%other
+  %rs.2 = f32[4]{0} reduce-scatter(%x), replica_groups=[2,4]<=[8], dimensions={0}
+}
+"""
+    assert {(x.kind, x.size, x.times) for x in collectives(text)} == {
+        ("reduce-scatter", 32, 1),
+        ("reduce-scatter", 64, 1),
+    }
+
+
 def test_no_collective_on_one_device():
     step = jax.jit(lambda x: (x @ x.T).sum())
     text = step.lower(jax.ShapeDtypeStruct((4, 4), jnp.float32)).compile().as_text()
@@ -128,8 +145,8 @@ def test_unknown_machines_are_told(name):
         targets.parse(name)
 
 
-def _planned(kind: str) -> plan.Plan:
-    """Of 80 layers in groups of two, on one of those devices."""
+def _planned() -> plan.Plan:
+    """Of 80 layers in groups of two."""
     work = flops.TrainingWork(model=4e15, executed=5e15)
     mesh = jax.make_mesh((1,), ("data",))
     program = plan_programs.Program(lambda: None, mesh, {}, {}, work, 40, 2, steps=1000)
@@ -140,7 +157,7 @@ def _planned(kind: str) -> plan.Plan:
 
 @pytest.mark.parametrize(("machine", "fits"), [("v5p:1x1x2", True), ("v5e:1x2", False)])
 def test_report(machine, fits):
-    target, planned = targets.parse(machine), _planned(machine)
+    target, planned = targets.parse(machine), _planned()
     text = "\n".join(plan.report("model", target, True, planned))
     assert plan.fits(target, planned) == fits
     assert ("DOES NOT FIT: 20.00 of" in text) != fits

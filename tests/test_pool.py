@@ -148,7 +148,7 @@ def test_real_features_have_the_same_bits_on_several_devices(tmp_path):
         values = 3 * rng.random((SIZE, *leaf.shape))
         return values.astype(leaf.dtype)
 
-    inputs = jax.tree.map(random, pool._input_shapes(model))
+    inputs = jax.tree.map(random, pool.input_shapes(model))
     videos = rng.integers(0, 256, (SIZE, 9, 32, 48, 3)).astype(np.uint8)
 
     class Clips(Examples):

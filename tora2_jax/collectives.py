@@ -12,7 +12,10 @@ _COMPUTATION = re.compile(r"^(?:ENTRY )?%?(\S+) \(.*\) -> .* \{$")
 # The shape of a result, one array or a tuple of them, then the operation.
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%\S+ = (\(.*?\)|\S+) ([a-z][\w-]*)\(")
 _ARRAY = re.compile(r"\b([a-z]\d*[a-z]*\d*)\[([\d,]*)\]")
-_CALLED = re.compile(r"(?:body|to_apply|calls|called_computations)=\{?((?:%[\w.-]+(?:, )?)+)\}?")
+_CALLED = re.compile(
+    r"(?:body|to_apply|calls|called_computations|branch_computations|\w+_computation)="
+    r"\{?((?:%[\w.-]+(?:, )?)+)\}?"
+)
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CONDITION = re.compile(r"condition=%([\w.-]+)")
 _LIMIT = re.compile(r" = s32\[\]\S* constant\((\d+)\)")
@@ -23,7 +26,7 @@ class Collective(NamedTuple):
 
     kind: str
     shapes: tuple[str, ...]  # of the results on one device, such as bf16[1,2222,3072]
-    size: int  # bytes of the results on one device
+    size: int  # bytes of the results on one device; of a reduce-scatter, of what it sums
     times: int  # how often it runs in one call of the program
     source: str  # where it comes from, as JAX names it
 
@@ -48,6 +51,8 @@ def collectives(text: str) -> list[Collective]:
             if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
                 kind = "reduce-scatter"  # on TPU: with the slice that is kept of the sum
             size = sum(_bytes(*shape) for shape in shapes)
+            if match[2].startswith("reduce-scatter"):
+                size *= _group_size(line)
             names = tuple(f"{dtype}[{dimensions}]" for dtype, dimensions in shapes)
             found.append(Collective(kind, names, size, times[name], source[1] if source else ""))
     return found
@@ -78,6 +83,14 @@ def _executions(bodies: dict[str, list[str]], text: str) -> Counter:
                 for child in called.split(", "):
                     pending.append((child.strip("% "), count * rounds))
     return times
+
+
+def _group_size(line: str) -> int:
+    """How many devices exchange with each other; 1 where that cannot be seen."""
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        return listed[1].count(",") + 1
+    tiled = re.search(r"replica_groups=\[\d+,(\d+)\]", line)
+    return int(tiled[1]) if tiled else 1
 
 
 def _rounds(line: str, bodies: dict[str, list[str]]) -> int:

@@ -29,7 +29,8 @@ class TrainingWork(NamedTuple):
     """Operations of a training step."""
 
     model: float  # what the mathematics asks for: this counts for the utilisation
-    executed: float  # with what rematerialisation computes again
+    executed: float  # with what rematerialisation of blocks computes again; attention in chunks,
+    # where no kernel does it (TPU, CPU), computes its own forward pass once more
 
 
 def forward_work(

@@ -104,7 +104,7 @@ def _verdict(target: targets.Target, plan: Plan) -> str:
 def _exchange_lines(target: targets.Target, plan: Plan) -> list[str]:
     inside = [exchange for exchange in plan.exchanges if exchange.times == plan.program.rounds]
     per_block = sum(exchange.size for exchange in inside) / plan.program.blocks / 2**20
-    lines = [f"received by one device in all passes of one block: {per_block:.0f} MiB, of them"]
+    lines = [f"exchanged per device in all passes of one block: {per_block:.0f} MiB, of them"]
     listed: Counter = Counter()
     for exchange in inside:
         if exchange.size >= _SHOWN:
@@ -154,15 +154,19 @@ def main(arguments: list[str]) -> int:
         else:
             program = plan_programs.sampling(options.config, devices, options.requests)
         plan = compile_plan(program, targets.compiler_options(target, has_compiler))
-        if options.text:
-            Path(options.text).write_text(plan.text)
-    except (TrainError, targets.TargetError, OSError) as error:
+    except (TrainError, targets.TargetError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
     except jax.errors.JaxRuntimeError as error:
         sys.stderr.write(f"the compiler refuses the program: {str(error)[:2000]}\n")
         return 1
     print("\n".join(report(options.config.model.name, target, has_compiler, plan)))
+    if options.text:
+        try:
+            Path(options.text).write_text(plan.text)
+        except OSError as error:
+            sys.stderr.write(f"--text: {error}\n")
+            return 2
     return 0 if fits(target, plan) else 1
 
 

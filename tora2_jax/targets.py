@@ -106,14 +106,21 @@ def prepare(target: Target) -> bool:
     os.environ["JAX_PLATFORMS"] = "cpu"
     jax.config.update("jax_platforms", "cpu")
     if target.kind.platform == "tpu" and importlib.util.find_spec("libtpu"):
+        own = os.environ.get("LIBTPU_INIT_ARGS", "")
         os.environ.update(_TPU_ENVIRONMENT)
+        os.environ["LIBTPU_INIT_ARGS"] += f" {own}"  # the last one counts
         # Minutes instead of a quarter of an hour for 5B, and nearly the same memory.
         jax.config.update("jax_exec_time_optimization_effort", -1.0)
         return True
-    if target.kind.platform == "cuda" and importlib.util.find_spec("jax_plugins"):
+    if target.kind.platform == "cuda" and _has_cuda_compiler():
         return True
     jax.config.update("jax_num_cpu_devices", target.count)
     return target.kind.platform == "cpu"
+
+
+def _has_cuda_compiler() -> bool:
+    names = ("jax_cuda13_plugin", "jax_cuda12_plugin")
+    return any(importlib.util.find_spec(name) for name in names)
 
 
 def compiler_options(target: Target, has_compiler: bool) -> dict[str, Any]:

@@ -260,8 +260,13 @@ def _finish(directory: Path, size: int) -> None:
     _write(directory / "pool.json", {"size": size, "replaced": replaced})
 
 
+def _aside(path: Path) -> Path:
+    """Processes of one host may write the same file at once."""
+    return path.with_suffix(f".{jax.process_index()}.partial")
+
+
 def _write(path: Path, content: dict) -> None:
-    aside = path.with_suffix(".partial")
+    aside = _aside(path)
     aside.write_text(json.dumps(content))
     aside.replace(path)
 
@@ -315,7 +320,7 @@ def _create(directory: Path, size: int, kept: dict[str, jax.ShapeDtypeStruct]) -
     for name, leaf in kept.items():
         path = directory / f"{name}.npy"
         if not path.exists():
-            aside = path.with_suffix(".partial")
+            aside = _aside(path)
             np.lib.format.open_memmap(aside, "w+", leaf.dtype, (size, *leaf.shape[1:]))
             aside.replace(path)
 
