@@ -30,7 +30,6 @@ from tora2_jax.config import to_dict
 from tora2_jax.data.loader import Source, batches, positions
 from tora2_jax.metric_log import MetricLog
 from tora2_jax.run_checkpoints import Checkpoints, SaveError
-from tora2_jax.stages.diffusion import TRAINED
 from tora2_jax.stop import StopSignals
 from tora2_jax.targets import peak_of
 from tora2_jax.train_config import TrainConfig, TrainError, differences
@@ -134,7 +133,7 @@ def _loop(
     config, start = run.config, int(state.step)
     update = compiled_step(config, run.stage, run.graph, state)
     mesh = state.step.sharding.mesh
-    log = MetricLog(run.workdir / "metrics", start, processes.is_first(), _speed(config, mesh))
+    log = MetricLog(run.workdir / "metrics", start, processes.is_first(), _speed(run, mesh))
     data = _batches(config, source, start, mesh)
     skipped: list[int] = []  # steps in a row
     batch = next(data, None)
@@ -184,10 +183,10 @@ def _batches(
     return map(partial(parallel.global_batch, mesh), shares)
 
 
-def _speed(config: TrainConfig, mesh: jax.sharding.Mesh) -> Callable | None:
-    if config.stage not in TRAINED:
+def _speed(run: _Run, mesh: jax.sharding.Mesh) -> Callable | None:
+    if not hasattr(run.stage, "TRAINED"):
         return None  # operations are counted of the diffusion model only
-    operations = flops.step_work(config, TRAINED[config.stage]).model
+    operations = flops.step_work(run.config, run.stage.TRAINED[run.config.stage]).model
     peak = peak_of(mesh.devices.flat[0].device_kind)
     return partial(flops.speed, operations, devices=mesh.size, peak=peak)
 

@@ -33,6 +33,7 @@ from tora2_jax.weight_settings import setting_differences
 # and, if it likes,
 #   draw(config, batch, key) -> tree of arrays with one row per sample: all randomness of a step,
 #     without which a batch cannot be accumulated
+#   TRAINED: stage -> components that it trains of the diffusion model, to count its operations
 #   example_shapes(config) -> dict of jax.ShapeDtypeStruct, one sample
 #   sample(config, model, step) -> uint8 video [f, height, width, 3]
 #   finish(config, model) -> dict of metadata that is stored with the exported components
