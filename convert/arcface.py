@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from flax import nnx
 
 from convert import encoders
 from convert.arcface_onnx import read_onnx
@@ -19,6 +18,7 @@ from convert.recognition_files import block_counts, first_names, read_tensors
 from convert.tensor_files import SourceError
 from tora2_jax.config import ArcFaceConfig
 from tora2_jax.models.arcface import ArcFace, map_size
+from tora2_jax.models.layers import shape_rngs
 
 _MARK = "layer1.0.prelu.weight"  # other residual networks have no such
 _CONVOLUTIONS = {r"conv1": "conv_in", r"conv2": "conv_out", r"downsample\.0": "shortcut"}
@@ -62,7 +62,7 @@ def convert_encoder(source: str | Path, destination: str | Path) -> list[str]:
 
 def _encoder(settings: ArcFaceConfig) -> encoders.Encoder:
     return encoders.Encoder(
-        "face", settings, lambda: ArcFace(settings, rngs=nnx.Rngs(0)), rules(settings)
+        "face", settings, lambda: ArcFace(settings, rngs=shape_rngs()), rules(settings)
     )
 
 

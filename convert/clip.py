@@ -6,8 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flax import nnx
-
 from convert import encoders, folders, tokenizers
 from convert.dinov2 import patch_kernel
 from convert.engine import LINEAR, Rule, ignored
@@ -15,6 +13,7 @@ from convert.setting_table import Part
 from tora2_jax import encoder_presets
 from tora2_jax.encoder_presets import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from tora2_jax.models.clip import CLIP, CLIP_MEAN, CLIP_STD
+from tora2_jax.models.layers import shape_rngs
 
 _PREPROCESSOR = "preprocessor_config.json"
 
@@ -111,7 +110,7 @@ def _end_of_text(settings: CLIPConfig) -> CLIPConfig:
 
 def _encoder(settings: CLIPConfig) -> encoders.Encoder:
     return encoders.Encoder(
-        "clip", settings, lambda: CLIP(settings, rngs=nnx.Rngs(0)), rules(settings)
+        "clip", settings, lambda: CLIP(settings, rngs=shape_rngs()), rules(settings)
     )
 
 

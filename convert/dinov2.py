@@ -9,14 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flax import nnx
-
 from convert import encoders
 from convert.engine import LINEAR, Part, Rule, Transform, ignored
 from convert.setting_table import Part as SettingPart
 from tora2_jax import encoder_presets
 from tora2_jax.config import DINOv2Config
 from tora2_jax.models.dinov2 import DINOv2
+from tora2_jax.models.layers import shape_rngs
 
 _ADVICE = "take the folder of the same model that transformers loads"
 FREE = ("image_size",)  # positions are interpolated, so any will do
@@ -117,7 +116,7 @@ def read_settings(data: Mapping[str, Any], problems: list[str]) -> DINOv2Config 
 
 def _encoder(settings: DINOv2Config) -> encoders.Encoder:
     return encoders.Encoder(
-        "dino", settings, lambda: DINOv2(settings, rngs=nnx.Rngs(0)), rules(settings), FREE
+        "dino", settings, lambda: DINOv2(settings, rngs=shape_rngs()), rules(settings), FREE
     )
 
 

@@ -7,7 +7,8 @@ and hands all to `write`, which raises them at once or writes the folder as a wh
     data = read_config(source, problems)           # families whose settings lie beside the weights
     tensors = open_tensors(source, problems)       # or Arrays(...), of whatever form they came in
     settings = ...                                 # from `data` or from `tensors`; None if unusable
-    encoder = Encoder("dino", settings, lambda: DINOv2(settings, rngs=nnx.Rngs(0)), rules(settings))
+    build = lambda: DINOv2(settings, rngs=shape_rngs())
+    encoder = Encoder("dino", settings, build, rules(settings))
     write(source, destination, encoder, tensors, problems)
 
 The folder has the layout of every converted one: `NAME/` with the weights, `tokenizer/` if there is

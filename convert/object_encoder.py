@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from flax import nnx
 
 from convert import encoders
 from convert.engine import CONV2D, Rule, ignored
 from convert.recognition_files import block_counts, first_names, read_tensors
 from convert.tensor_files import SourceError
 from tora2_jax.config import ObjectEncoderConfig
+from tora2_jax.models.layers import shape_rngs
 from tora2_jax.models.object_encoder import IMAGENET_MEAN, IMAGENET_STD, ObjectEncoder
 
 _PERSON = {"image_size": 256, "image_width": 128}  # what networks for people are trained on
@@ -120,7 +120,7 @@ def convert_encoder(source: str | Path, destination: str | Path, **given: Any) -
             tensors.setdefault(_EXPONENT, np.full(1, FIXED_EXPONENT, np.float32))
         table = rules(settings, family)
         encoder = encoders.Encoder(
-            "object", settings, lambda: ObjectEncoder(settings, rngs=nnx.Rngs(0)), table
+            "object", settings, lambda: ObjectEncoder(settings, rngs=shape_rngs()), table
         )
     encoders.write(source, destination, encoder, encoders.Arrays(tensors), problems)
     assumed = {name: getattr(settings, name) for name in UNTOLD if name not in given}

@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flax import nnx
-
 from convert import encoders
 from convert.diffusers_config import TEXT
 from convert.engine import LINEAR, Rule, ignored
 from convert.tokenizers import t5_problems
 from tora2_jax.config import T5Config
+from tora2_jax.models.layers import shape_rngs
 from tora2_jax.models.t5 import T5Encoder
 
 _BLOCK = r"encoder\.block\.(?P<layer>\d+)\.layer\."
@@ -67,7 +66,7 @@ def _tokenizer(folder: Path) -> Path:
 
 def _encoder(settings: T5Config) -> encoders.Encoder:
     return encoders.Encoder(
-        "text", settings, lambda: T5Encoder(settings, rngs=nnx.Rngs(0)), rules(settings)
+        "text", settings, lambda: T5Encoder(settings, rngs=shape_rngs()), rules(settings)
     )
 
 

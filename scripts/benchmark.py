@@ -22,6 +22,7 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from tora2_jax.config import VAEConfig
+from tora2_jax.models.layers import shape_rngs
 from tora2_jax.models.vae import CausalVAE, first_chunk
 from tora2_jax.models.vae_tiling import DEFAULT_TILES, VAEMemory, run_chunk, run_whole
 
@@ -117,7 +118,7 @@ def _programs(
         )
 
     config = VAEConfig()
-    vae = nnx.eval_shape(lambda: CausalVAE(config, rngs=nnx.Rngs(0), dtype=dtype))
+    vae = nnx.eval_shape(lambda: CausalVAE(config, rngs=shape_rngs(), dtype=dtype))
     graph, state = nnx.split(getattr(vae, options.network))
     state = placed(state)
     frames, height, width = options.latents

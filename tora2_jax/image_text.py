@@ -15,6 +15,7 @@ from tora2_jax.checkpoint import CheckpointError
 from tora2_jax.config import from_dict
 from tora2_jax.encoder_presets import CLIPConfig
 from tora2_jax.models.clip import CLIP
+from tora2_jax.models.layers import shape_rngs
 
 
 def load_clip(
@@ -38,7 +39,7 @@ def load_clip(
         tokenizer = load_clip_tokenizer(directory / "tokenizer")
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise CheckpointError(f"{directory}: {error}; convert it again") from error
-    model = nnx.eval_shape(lambda: CLIP(config, rngs=nnx.Rngs(0), dtype=dtype))
+    model = nnx.eval_shape(lambda: CLIP(config, rngs=shape_rngs(), dtype=dtype))
     checkpoint.restore_frozen(model, place, dtype=dtype)
     return model, tokenizer
 
