@@ -15,7 +15,6 @@ from tora2_jax.stages import diffusion
 from tora2_jax.train_config import MeshConfig, OptimConfig, TrainConfig
 
 LAYERS = 2
-COMPILE_FAST = {"xla_cpu_use_fusion_emitters": False}
 
 
 def tiny_config(**changes) -> TrainConfig:
@@ -135,7 +134,7 @@ def _program(description: str, sizes: tuple[int, ...]):
     config, mesh = settings.from_dict(TrainConfig, json.loads(description)), mesh_of(*sizes)
     graph, _ = train_state.abstract_state(config, diffusion, mesh)
     step = partial(train_state.loss_and_gradients, config, diffusion, graph)
-    return jax.jit(step, compiler_options=COMPILE_FAST)
+    return jax.jit(step)
 
 
 def run(

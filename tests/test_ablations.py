@@ -5,7 +5,6 @@ import json
 import re
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -149,14 +148,6 @@ def folder(tmp_path_factory) -> Path:
     return place
 
 
-@pytest.fixture(scope="module")
-def quick_to_compile():
-    """Nine models of few steps: nearly all of the time would go into optimising programs."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def small(name: str, folder: Path):
     """A run of few steps on small clips, reading and writing below `folder`."""
     config = config_of(name)
@@ -170,7 +161,7 @@ def small(name: str, folder: Path):
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", RUNS)
-def test_every_run_trains_and_samples(name, folder, monkeypatch, quick_to_compile):
+def test_every_run_trains_and_samples(name, folder, monkeypatch):
     monkeypatch.chdir(ROOT)  # the configs name what they start from relative to it
     config, workdir = small(name, folder), folder / name
     train.train(config, workdir)

@@ -17,13 +17,6 @@ from tora2_jax.models import tora2
 from tora2_jax.models.layers import flat_variables
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compile_fast():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def tiny_model() -> ModelConfig:
     model = sharded_step.tiny_config().model
     model.text.vocab_size, model.transformer.max_text_length = 256, 21

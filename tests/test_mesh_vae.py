@@ -20,13 +20,6 @@ CONFIG = VAEConfig(channels=(8, 16, 16), layers_per_block=1, latent_channels=4, 
 WIDTH = 6  # of the latents
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compile_fast():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def vae() -> CausalVAE:
     """Every array random: the first ones have zeros, which would hide what is in the padding.

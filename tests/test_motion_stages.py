@@ -38,11 +38,10 @@ SMALL = {
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled(tmp_path_factory):
-    """Programs are compiled fast, and once where several runs share them."""
+    """Programs are compiled once where several runs share them."""
     settings = {
         "jax_compilation_cache_dir": (str(tmp_path_factory.mktemp("compiled")), None),
         "jax_persistent_cache_min_compile_time_secs": (0.0, 1.0),
-        "jax_disable_most_optimizations": (True, False),
     }
     for turn in (0, 1):
         for name, values in settings.items():

@@ -25,13 +25,6 @@ FACTORISATIONS = [
 SHORT = [(1, 8, 1, 1), (2, 1, 4, 1), (1, 2, 2, 2), (1, 1, 8, 1), (1, 1, 1, 8)]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compile_fast():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def one_device():
     return sharded_step.loss_and_gradients(sharded_step.tiny_config(), (1, 1, 1, 1))

@@ -30,14 +30,6 @@ LATENTS = (2, 5, 14, 10, CONFIG.latent_channels)  # two chunks, three by three t
 VIDEO = (2, 17, 14 * COMPRESSION, 10 * COMPRESSION, 3)
 
 
-@pytest.fixture(autouse=True)
-def _quick_compilation():
-    """Compiling is nearly all that these tests do."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @cache
 def twins() -> tuple[AutoencoderKLCogVideoX, CausalVAE]:
     levels = len(CONFIG.channels)
