@@ -122,6 +122,17 @@ def batch(tree: Any, axis: int = 0) -> Any:
     return jax.tree.map(one, tree)
 
 
+def texts(states: Float[Array, "b l c"]) -> Float[Array, "b l c"]:
+    """States of texts, cut into whole samples: what is sent between devices is then the weights.
+
+    Where they are too few (the one text of no caption), the compiler decides: it may keep the
+    weights in parts and send the states.
+    """
+    mesh = current()
+    whole = mesh is None or states.shape[0] % batch_shards(mesh)
+    return states if whole else batch(states)
+
+
 def images(pictures: Float[Array, "n height width 3"]) -> Float[Array, "n height width 3"]:
     """Pictures that nothing connects, cut over as many devices as divide their number."""
     mesh = current()

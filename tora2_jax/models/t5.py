@@ -6,6 +6,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
+from tora2_jax import parallel
 from tora2_jax.config import T5Config
 from tora2_jax.models.layers import Linear, scan, stack
 from tora2_jax.types import Array
@@ -146,6 +147,6 @@ class T5Encoder(nnx.Module):
         def step(block: Block, hidden: Array, _) -> tuple[Array, None]:
             return block(hidden, bias), None
 
-        embedded = self.token_embedding(token_ids).astype(jnp.float32)
+        embedded = parallel.texts(self.token_embedding(token_ids).astype(jnp.float32))
         hidden, _ = scan(step, self.blocks, embedded)
         return self.final_norm(hidden)
