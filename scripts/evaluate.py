@@ -16,6 +16,7 @@ from pathlib import Path
 from tora2_jax import config, evaluate
 from tora2_jax.checkpoint import CheckpointError
 from tora2_jax.pipeline import Tora2Pipeline
+from tora2_jax.whole_file import write_text
 
 
 def arguments() -> argparse.Namespace:
@@ -74,8 +75,7 @@ def run_gate(options: argparse.Namespace) -> int:
 
 def _write(path: Path | None, numbers: dict) -> None:
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(numbers, indent=2) + "\n")
+        write_text(path, json.dumps(numbers, indent=2) + "\n")
 
 
 def main() -> int:

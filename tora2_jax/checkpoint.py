@@ -18,11 +18,11 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax import nnx
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from tora2_jax import weight_folder
 from tora2_jax.models.layers import flat_variables, update_variables
 from tora2_jax.precision import resting_dtype
+from tora2_jax.whole_file import save_tensors, write_text
 
 _STATISTICS = {"mean", "var"}  # last names of paths that are never stored in half precision
 FROZEN = "frozen"  # folder beside the checkpoints of a run
@@ -38,18 +38,13 @@ def save_component(
     metadata: Mapping[str, Any],
     dtype: Any = jnp.bfloat16,
 ) -> None:
-    """Writes variables and JSON metadata as one safetensors file, aside and then renamed.
+    """Writes variables and JSON metadata as one safetensors file.
 
     Floating-point arrays are stored as `dtype`, but the statistics of norms as float32; with None
     every array as it is.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {name: _stored(name, value, dtype) for name, value in variables.items()}
-    aside = path.with_name(path.name + ".partial")
-    save_file(arrays, aside, metadata={"metadata": json.dumps(dict(metadata))})
-    aside.chmod(0o644)  # safetensors makes files that only their owner can read
-    aside.replace(path)
+    save_tensors(path, arrays, {"metadata": json.dumps(dict(metadata))})
 
 
 def _stored(name: str, value: Any, dtype: Any) -> np.ndarray:
@@ -63,11 +58,8 @@ def _stored(name: str, value: Any, dtype: Any) -> np.ndarray:
 
 def save_config(directory: str | Path, model: Mapping[str, Any]) -> None:
     """Writes a model config (`to_dict`) where `bundle.load_config` looks for it."""
-    path = Path(directory) / "config.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".partial")
-    aside.write_text(json.dumps({"model": dict(model)}, indent=1) + "\n")
-    aside.replace(path)
+    text = json.dumps({"model": dict(model)}, indent=1)
+    write_text(Path(directory) / "config.json", f"{text}\n")
 
 
 class Spec(NamedTuple):

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from tora2_jax.config import ModelConfig
 from tora2_jax.models.prior import prior_configs, prior_of, prior_sizes
 from tora2_jax.types import Kind
+from tora2_jax.whole_file import save_tensors, written_whole
 
 FORMATS = (".npz", ".safetensors")
 _AXES = {"dino": 2, "prior_tokens": 2, "prior_vector": 1}
@@ -84,15 +84,12 @@ def save_features(path: str | Path, features: ReferenceFeatures) -> None:
         for name in _AXES
         if getattr(features, name) is not None
     }
-    aside = path.with_name(f".{path.name}.partial")
     if path.suffix == ".npz":
         text = {} if features.kind is None else {_KIND: np.array(features.kind)}
-        with aside.open("wb") as file:
+        with written_whole(path) as aside, aside.open("wb") as file:
             np.savez(file, **arrays, **text)
     else:
-        save_file(arrays, aside, None if features.kind is None else {_KIND: features.kind})
-        aside.chmod(0o644)  # safetensors makes files that only their owner can read
-    aside.replace(path)
+        save_tensors(path, arrays, None if features.kind is None else {_KIND: features.kind})
 
 
 def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], Any]:

@@ -11,6 +11,8 @@ from typing import Any, Self
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from tora2_jax.whole_file import write_text
+
 _OF_A_STEP = ("data", "step")  # parts of its time; saving is none
 
 
@@ -109,7 +111,5 @@ def _cut(path: Path, start: int) -> int:
         except ValueError:
             break  # half written by a run that was killed
         kept.append(f"{row}\n")
-    aside = path.with_suffix(".partial")
-    aside.write_text("".join(kept))
-    aside.replace(path)
+    write_text(path, "".join(kept))
     return len(kept)

@@ -14,7 +14,6 @@ Exit codes: 0 it fits; 1 it does not, or the compiler refuses it; 2 something ha
 import sys
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +22,7 @@ from absl import app, flags
 from tora2_jax import collectives, plan_programs, targets
 from tora2_jax.train_config import TrainError
 from tora2_jax.train_flags import define_config, parse
+from tora2_jax.whole_file import write_text
 
 UTILISATION = 0.4  # of the devices' peak; what well-tuned trainings of video diffusion reach
 _SHOWN = 1 << 20  # bytes; smaller exchanges are counted but not listed
@@ -163,7 +163,7 @@ def main(arguments: list[str]) -> int:
     print("\n".join(report(options.config.model.name, target, has_compiler, plan)))
     if options.text:
         try:
-            Path(options.text).write_text(plan.text)
+            write_text(options.text, plan.text)
         except OSError as error:
             sys.stderr.write(f"--text: {error}\n")
             return 2

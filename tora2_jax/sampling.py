@@ -22,6 +22,7 @@ from tora2_jax.reference_inputs import face_problems, load_references
 from tora2_jax.references import cut_out
 from tora2_jax.train_config import MeshConfig
 from tora2_jax.trajectory import is_still
+from tora2_jax.whole_file import written_whole
 
 SEEDS = 2**32  # larger ones would repeat
 _UNREADABLE = (zipfile.BadZipFile, zlib.error)  # a damaged .npz
@@ -313,11 +314,8 @@ def _write_each(options: Options, job: Job, result: pipeline.Sample) -> Iterator
 
 
 def _save(path: Path, write_to) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".partial")
-    with aside.open("wb") as file:
+    with written_whole(path) as aside, aside.open("wb") as file:
         write_to(file)
-    aside.replace(path)
     return path
 
 

@@ -36,6 +36,7 @@ from tora2_jax.train_config import TrainConfig, TrainError, differences
 from tora2_jax.train_export import export, export_paths, shown_model, trained_components
 from tora2_jax.train_flags import define_config, parse
 from tora2_jax.train_state import TrainState, compiled_step, find_stage, init_state, mesh_of
+from tora2_jax.whole_file import write_text
 
 _CHANGING = ("trainable", "statistics", "optimizer", "average")  # saved at every checkpoint
 _SAVE_FAILED = 2  # above 1, which asks to stop
@@ -99,9 +100,7 @@ def _claim(workdir: Path, config: TrainConfig) -> None:
         old = json.loads(path.read_text()) if started else new
         if not (changed := differences(old, new)) and processes.is_first():
             (workdir / "metrics").mkdir(parents=True, exist_ok=True)
-            aside = path.with_suffix(".partial")
-            aside.write_text(json.dumps(new, indent=2) + "\n")
-            aside.replace(path)
+            write_text(path, json.dumps(new, indent=2) + "\n")
     except OSError as error:
         raise TrainError(f"--workdir: {workdir} cannot be the folder of a run: {error}") from error
     except ValueError as error:

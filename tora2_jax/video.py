@@ -3,8 +3,7 @@
 Frames are uint8 `[f, height, width, 3]`, RGB. PyAV is imported when a video is read or written.
 """
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
+
+from tora2_jax.whole_file import written_whole
 
 Frames = UInt8[np.ndarray, "f height width 3"]
 
@@ -65,7 +66,7 @@ def write_video(path: str | Path, frames: Frames, fps: float = 8) -> None:
         raise VideoError(f"{path}: {fps} frames per second is not possible")
     height, width = frames.shape[1:3]
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    write_aside(path, lambda partial: _encode(partial, frames, fps))
+    _write(path, lambda aside: _encode(aside, frames, fps))
 
 
 def _encode(path: Path, frames: Frames, fps: float) -> None:
@@ -178,7 +179,7 @@ def write_image(path: str | Path, image: UInt8[np.ndarray, "height width channel
     file_format = picture_format(path)
     if file_format is None:
         raise VideoError(f"{path}: the name must end in a picture format such as .png")
-    write_aside(path, lambda partial: picture.save(partial, format=file_format))
+    _write(path, lambda aside: picture.save(aside, format=file_format))
 
 
 def picture_format(path: str | Path) -> str | None:
@@ -187,18 +188,12 @@ def picture_format(path: str | Path) -> str | None:
     return name if name in Image.SAVE else None
 
 
-def write_aside(path: Path, write) -> None:
-    """Lets `write` fill a file beside `path`, then gives it the name."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+def _write(path: Path, fill: Callable[[Path], None]) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(partial)
-        os.replace(partial, path)
+        with written_whole(path) as aside:
+            fill(aside)
     except (OSError, ValueError) as error:
         raise VideoError(f"{path}: cannot be written ({error})") from error
-    finally:
-        if partial.exists():
-            partial.unlink()
 
 
 def _checked(frames: np.ndarray, where: object) -> np.ndarray:

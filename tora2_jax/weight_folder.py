@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from tora2_jax.whole_file import write_text
+
 OWN_ITEM = 64 << 20  # bytes from which an array is an item of its own
 _CHUNK = 64 << 20  # bytes that are read at least, so that a shard does not read its neighbours
 _SMALL = "_small"
@@ -63,9 +65,7 @@ class Writer:
             for path, spec in self._specs.items()
         }
         text = json.dumps({"arrays": arrays, "metadata": dict(metadata)}, indent=1)
-        aside = self._folder / f"{_METADATA}.partial"
-        aside.write_text(text + "\n")
-        aside.replace(self._folder / _METADATA)
+        write_text(self._folder / _METADATA, f"{text}\n")
 
     def _save(self, item: str, arrays: dict[str, np.ndarray]) -> None:
         options = {path: ocp.SaveArgs(chunk_byte_size=_CHUNK) for path in arrays}

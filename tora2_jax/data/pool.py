@@ -28,6 +28,7 @@ from tora2_jax.models.prior import stored_priors
 from tora2_jax.reference_inputs import reference_arrays
 from tora2_jax.train_config import MeshConfig, ReferenceGuardConfig
 from tora2_jax.types import Inputs
+from tora2_jax.whole_file import write_text, written_whole
 
 _Row = tuple[Inputs, UInt8[np.ndarray, "f height width 3"]]
 _FORMAT = 2  # to be raised when other numbers are kept of the same clips
@@ -248,7 +249,8 @@ def _progress(directory: Path, size: int, files: str = "progress_*.json") -> _Pr
 
 def _save(path: Path, progress: _Progress) -> None:
     edges = np.flatnonzero(np.diff(progress.done, prepend=False, append=False))
-    _write(path, {"done": edges.reshape(-1, 2).tolist(), "replaced": progress.replaced})
+    done = {"done": edges.reshape(-1, 2).tolist(), "replaced": progress.replaced}
+    write_text(path, json.dumps(done))
 
 
 def _finish(directory: Path, size: int) -> None:
@@ -257,18 +259,7 @@ def _finish(directory: Path, size: int) -> None:
     replaced = _progress(directory, size).replaced
     if replaced:
         logging.warning("%d of %d examples are replaced by others", len(replaced), size)
-    _write(directory / "pool.json", {"size": size, "replaced": replaced})
-
-
-def _aside(path: Path) -> Path:
-    """Processes of one host may write the same file at once."""
-    return path.with_suffix(f".{jax.process_index()}.partial")
-
-
-def _write(path: Path, content: dict) -> None:
-    aside = _aside(path)
-    aside.write_text(json.dumps(content))
-    aside.replace(path)
+    write_text(directory / "pool.json", json.dumps({"size": size, "replaced": replaced}))
 
 
 def shapes(networks, model: config.ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
@@ -320,9 +311,8 @@ def _create(directory: Path, size: int, kept: dict[str, jax.ShapeDtypeStruct]) -
     for name, leaf in kept.items():
         path = directory / f"{name}.npy"
         if not path.exists():
-            aside = _aside(path)
-            np.lib.format.open_memmap(aside, "w+", leaf.dtype, (size, *leaf.shape[1:]))
-            aside.replace(path)
+            with written_whole(path) as aside:
+                np.lib.format.open_memmap(aside, "w+", leaf.dtype, (size, *leaf.shape[1:]))
 
 
 def _write_rows(path: Path, rows: np.ndarray, values: np.ndarray) -> None:

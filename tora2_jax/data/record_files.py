@@ -8,6 +8,7 @@ import numpy as np
 from tora2_jax.text import find_word
 from tora2_jax.types import EntityRecord, Record
 from tora2_jax.video import write_image, write_video
+from tora2_jax.whole_file import write_text
 
 _DECIMALS = 6  # of a path, in pixels: more than float32 holds
 
@@ -32,10 +33,10 @@ def write_record(folder: Path, record: Record) -> None:
     entities = [
         _entity(folder, record, slot, entity) for slot, entity in enumerate(record.entities)
     ]
-    _write_text(folder / "labels" / f"{record.id}.txt", record.caption)
+    write_text(folder / "labels" / f"{record.id}.txt", f"{record.caption}\n")
     rows = ",\n  ".join(json.dumps(entity, ensure_ascii=False) for entity in entities)
     text = f'{{"entities": [\n  {rows}\n]}}'
-    _write_text(folder / "entities" / f"{record.id}.json", text)
+    write_text(folder / "entities" / f"{record.id}.json", f"{text}\n")
 
 
 def _entity(folder: Path, record: Record, slot: int, entity: EntityRecord) -> dict:
@@ -64,8 +65,3 @@ def _word(caption: str, entity: EntityRecord) -> str:
     while find_word(caption, f"{entity.word}#{number}") != tuple(entity.span):
         number += 1
     return entity.word if number == 1 else f"{entity.word}#{number}"
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text + "\n", encoding="utf-8")

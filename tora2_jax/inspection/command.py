@@ -21,6 +21,7 @@ from tora2_jax.pipeline import Tora2Pipeline
 from tora2_jax.reference_inputs import face_problems
 from tora2_jax.request import Request, RequestError, for_each, load_request
 from tora2_jax.sampling import SEEDS, SamplingError, write_faults
+from tora2_jax.whole_file import write_text
 
 
 class Options(NamedTuple):
@@ -152,6 +153,6 @@ def _write(
     if with_numbers:
         path = start.with_name(f"{start.name}.json")
         text = json.dumps(as_data(inspection), indent=1, ensure_ascii=False)
-        video.write_aside(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+        write_text(path, text)
         written.append(path)
         say(f"wrote {path}")
