@@ -232,6 +232,7 @@ def test_temporal_patches_train_and_the_bundle_samples(bases, clips, tmp_path):
         config.sample_every = 2
         train.train(config, folder / "work")
         assert np.isfinite(losses(folder / "work")).all()
+        assert (folder / "work" / "samples" / "00000002.mp4").is_file()
     config.weights.motion = config.export
     make_bundle(config, folder / "bundle")
     request = {"prompt": "A man.", "entities": [{"word": "man", "trajectory": [[9, 9], [200, 90]]}]}

@@ -1,25 +1,30 @@
 """Two processes on one machine train as one run, stop as one, and end when one is lost."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from tests import sharded_step, test_train
 from tests.test_train import COMPONENTS, TRAINABLE, build, loss  # noqa: F401  (this stage's too)
-from tora2_jax import checkpoint, processes, train, train_state
+from tora2_jax import checkpoint, parallel, processes, train, train_state, weight_folder
 from tora2_jax.train_config import MeshConfig, OptimConfig, TrainConfig
 
+CUT = (re.compile(r"(?:body|head)\..*kernel"), (None, parallel.FSDP))  # a rule of placement
 PAUSE = 0.02  # seconds per example, so that signals meet a run under way
 _PROGRAM = """
 import sys
 sys.path[:0] = [{root!r}]
-from tora2_jax import train, train_state
+from tests import test_multi_host
+from tora2_jax import placement, train, train_state
+placement.RULES.append(test_multi_host.CUT)
 train_state.STAGES["base"] = "tests.test_multi_host"
 train.run(sys.argv)
 """
@@ -54,12 +59,25 @@ def source(config):
     return _SlowSource(config.seed)
 
 
-def _start(folder: Path, workdir: Path) -> list[subprocess.Popen]:
+def sample(config, model, step) -> np.ndarray:
+    """Of a program with the model and with weights of a folder; its numbers go there, too."""
+    folder = Path(config.cache_dir)
+    target = jax.ShapeDtypeStruct((2, 3), np.float32)
+    weights = weight_folder.restore(folder / "weights", {"kernel": target})["kernel"]
+    product = jax.jit(lambda *kernels: kernels[0] @ kernels[1] @ kernels[2])(
+        weights, model.body.kernel[...], model.head[1].kernel[...]
+    )
+    np.save(folder / f"{step}.npy", product)
+    return np.zeros((2, 16, 16, 3), np.uint8)
+
+
+def _start(folder: Path, workdir: Path, *overrides: str) -> list[subprocess.Popen]:
     (folder / "config.py").write_text(_CONFIG)
     port = sharded_step.free_port()
     program = _PROGRAM.format(root=str(Path(__file__).resolve().parents[1]))
     flags = [f"--config={folder / 'config.py'}", f"--workdir={workdir}", "--processes=2"]
     flags.append(f"--coordinator=127.0.0.1:{port}")
+    flags += [f"--config.{override}" for override in overrides]
     return [
         subprocess.Popen(
             [sys.executable, "-c", program, *flags, f"--process={index}"],
@@ -136,6 +154,39 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path, _alone):
         assert _errors(tmp_path).count(f"stopped after step {stopped} of") == 2
         assert max(_losses(two)) == stopped
     _assert_like_one_process(two, stopped + 1, tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_two_processes_sample_profile_and_export_as_one(tmp_path, _alone):
+    for name in ("one", "two"):
+        writer = weight_folder.Writer(tmp_path / f"cache_{name}" / "weights")
+        writer.write("kernel", np.arange(6, dtype=np.float32).reshape(2, 3))
+        writer.finish({})
+    ours = config(steps=4, data=1)
+    ours.sample_every, ours.profile_steps = 2, (2, 3)
+    ours.cache_dir, ours.export = str(tmp_path / "cache_one"), str(tmp_path / "out_one")
+    train.train(ours, tmp_path / "one")
+    running = _start(
+        tmp_path,
+        tmp_path / "two",
+        *("steps=4", "sample_every=2", "profile_steps=(2,3)", "mesh.data=1", "mesh.fsdp=2"),
+        *(f"cache_dir={tmp_path / 'cache_two'}", f"export={tmp_path / 'out_two'}"),
+    )
+    assert [process.wait() for process in running] == [0, 0], _errors(tmp_path)
+    for step in (2, 4):
+        assert (tmp_path / "two" / "samples" / f"{step:08d}.mp4").is_file(), _errors(tmp_path)
+        one, two = (np.load(tmp_path / f"cache_{name}" / f"{step}.npy") for name in ("one", "two"))
+        np.testing.assert_allclose(two, one, rtol=1e-5)
+    for index in range(2):
+        assert list((tmp_path / "two" / "profile" / f"process_{index}").rglob("*.xplane.pb"))
+    one, two = (
+        checkpoint.load_component(tmp_path / f"out_{name}" / "motion.safetensors")[0]
+        for name in ("one", "two")
+    )
+    assert one.keys() == two.keys()
+    for path in one:
+        np.testing.assert_allclose(np.float32(two[path]), np.float32(one[path]), rtol=1e-2)
 
 
 def test_the_cluster_is_known_by_its_environment(monkeypatch):

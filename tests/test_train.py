@@ -356,6 +356,44 @@ def test_a_profile_of_chosen_steps(tmp_path):
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
+def test_a_run_may_end_and_start_between_profiled_steps(tmp_path):
+    for steps in (2, 5):
+        train.train(_config(steps=steps, profile_steps=(2, 4)), tmp_path)
+        assert list((tmp_path / "profile").rglob("*.xplane.pb")), steps
+        shutil.rmtree(tmp_path / "profile")
+
+
+def test_samples_are_of_saved_steps_and_may_fail(tmp_path, monkeypatch, caplog):
+    saved, kernels = {}, {}
+
+    def sample(config, model, step):
+        saved[step], kernels[step] = _checkpoints(tmp_path), np.array(model.head[1].kernel[...])
+        if step == 2:
+            raise RuntimeError("the device is full\nof something")
+        return np.zeros((3, 16, 16, 3), np.uint8)
+
+    monkeypatch.setattr(sys.modules[__name__], "sample", sample, raising=False)
+    state = train.train(_config(steps=3, sample_every=1, checkpoint_every=100), tmp_path)
+    assert saved == {1: ["1"], 2: ["1", "2"], 3: ["2", "3"]}
+    names = sorted(path.name for path in (tmp_path / "samples").iterdir())
+    assert names == ["00000001.mp4", "00000003.mp4"]
+    assert "step 2 has no sample video (RuntimeError: the device is full);" in caplog.text
+    np.testing.assert_array_equal(kernels[3], state.average["head.1.kernel"])
+
+
+def test_an_export_takes_no_more_than_it_writes(tmp_path, monkeypatch):
+    monkeypatch.delattr(sys.modules[__name__], "finish")
+    config = _config(export=str(tmp_path / "out"))
+    graph, state = train_state.init_state(config, sys.modules[__name__])
+    for array in state.frozen.values():
+        array.delete()
+    train_export.export(config, sys.modules[__name__], graph, state)
+    exported, metadata = checkpoint.load_component(tmp_path / "out" / "motion.safetensors")
+    assert set(exported) == {"0.bias", "0.mean", "0.scale", "0.var", "1.bias", "1.kernel"}
+    assert metadata["model"] == json.loads(json.dumps(to_dict(config.model)))
+    assert not (tmp_path / "out" / "transformer.safetensors").exists()
+
+
 def _checkpoints(workdir: Path) -> list[str]:
     names = (entry.name for entry in (workdir / "checkpoints").iterdir())
     return sorted(name for name in names if name.isdigit())

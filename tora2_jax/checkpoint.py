@@ -7,7 +7,7 @@ array.
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,16 +34,17 @@ class CheckpointError(ValueError):
 
 def save_component(
     path: str | Path,
-    variables: Mapping[str, Any],
+    variables: Mapping[str, Any] | Iterable[tuple[str, Any]],
     metadata: Mapping[str, Any],
     dtype: Any = jnp.bfloat16,
 ) -> None:
-    """Writes variables and JSON metadata as one safetensors file.
+    """Writes variables, or pairs of path and array, and JSON metadata as one safetensors file.
 
     Floating-point arrays are stored as `dtype`, but the statistics of norms as float32; with None
-    every array as it is.
+    every array as it is. Of pairs, one array at a time is held as it is given.
     """
-    arrays = {name: _stored(name, value, dtype) for name, value in variables.items()}
+    pairs = variables.items() if isinstance(variables, Mapping) else variables
+    arrays = {name: _stored(name, value, dtype) for name, value in pairs}
     save_tensors(path, arrays, {"metadata": json.dumps(dict(metadata))})
 
 

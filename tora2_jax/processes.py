@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
 
 from tora2_jax import parallel
 from tora2_jax.train_config import MeshConfig, TrainError
@@ -143,11 +144,25 @@ def leave(code: int) -> None:
     os._exit(code)
 
 
-def everywhere(tree: T) -> T:
-    """Arrays of the run as whole arrays of this process. All processes must call it together."""
+def on_first(array: jax.Array) -> jax.Array | np.ndarray | None:
+    """An array of the run, whole in the host memory of process 0; None in the others.
+
+    All processes must call it together. Meanwhile each device may hold the whole array. A process
+    that is alone gets the array as it lies.
+    """
     if jax.process_count() == 1:
-        return tree
-    return jax.tree.map(lambda array: multihost_utils.process_allgather(array, tiled=True), tree)
+        return array
+    if not array.is_fully_replicated:
+        whole = NamedSharding(array.sharding.mesh, PartitionSpec())
+        array = jax.jit(_same, out_shardings=whole)(array)
+    if is_first():
+        return np.asarray(array.addressable_data(0))
+    array.block_until_ready()  # or the next ones would be made beside it
+    return None
+
+
+def _same(array: jax.Array) -> jax.Array:
+    return array
 
 
 def alone() -> AbstractContextManager:

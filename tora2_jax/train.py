@@ -13,7 +13,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -30,11 +30,13 @@ from tora2_jax.config import to_dict
 from tora2_jax.data.loader import Source, batches, positions
 from tora2_jax.metric_log import MetricLog
 from tora2_jax.run_checkpoints import Checkpoints, SaveError
+from tora2_jax.step_profile import StepProfile
 from tora2_jax.stop import StopSignals
 from tora2_jax.targets import peak_of
 from tora2_jax.train_config import TrainConfig, TrainError, differences
-from tora2_jax.train_export import export, export_paths, shown_model, trained_components
+from tora2_jax.train_export import export, export_paths, trained_components
 from tora2_jax.train_flags import define_config, parse
+from tora2_jax.train_sample import write_sample
 from tora2_jax.train_state import TrainState, compiled_step, find_stage, init_state, mesh_of
 from tora2_jax.whole_file import write_text
 
@@ -139,9 +141,10 @@ def _loop(
     if stop is not None:
         stop.can_save = True
     steps = range(start + 1, config.steps + 1)
-    with _bar(config, steps) as bar, log:
+    profile = StepProfile(run.workdir, *config.profile_steps)
+    with _bar(config, steps) as bar, log, profile:
         for step in bar:
-            with _profile(run, step):
+            with profile.of(step):
                 state, metrics = update(state, batch)
                 with log.timed("data"):
                     batch = next(data, None)  # while the devices work
@@ -150,7 +153,8 @@ def _loop(
             log.add(step, metrics)
             asked = processes.agree(_request(saved, stop))
             last = step == config.steps
-            save = last or asked or step % config.checkpoint_every == 0
+            sample = _is_sampled(run, step)
+            save = last or asked or sample or step % config.checkpoint_every == 0
             skipped = [*skipped, step] if metrics["skipped"] else []
             if skipped:
                 log.add_skipped(_skip_row(config, source, step, metrics))
@@ -166,8 +170,8 @@ def _loop(
             if asked and not last:
                 saved.finish()
                 raise Stopped(f"stopped after step {step} of {config.steps}, which is saved")
-            if config.sample_every and (last or step % config.sample_every == 0):
-                _sample(run, state)
+            if sample and not asked:
+                _sample(run, saved, state)
     return state
 
 
@@ -222,29 +226,17 @@ def _too_many(run: _Run, skipped: list[int]) -> str:
     )
 
 
-@contextmanager
-def _profile(run: _Run, step: int) -> Iterator[None]:
-    first, last = run.config.profile_steps
-    if step == first:
-        jax.profiler.start_trace(str(run.workdir / "profile"))
-    yield
-    if first and step == last:
-        jax.profiler.stop_trace()
+def _is_sampled(run: _Run, step: int) -> bool:
+    config = run.config
+    due = config.sample_every and (step == config.steps or step % config.sample_every == 0)
+    return bool(due) and hasattr(run.stage, "sample")
 
 
-def _sample(run: _Run, state: TrainState) -> None:
-    if not hasattr(run.stage, "sample"):
-        return
-    from tora2_jax.video import write_video  # loads the codecs, which training does not need
-
-    model, step = shown_model(run.graph, state), int(state.step)
-    if processes.is_first():
-        folder = run.workdir / "samples"
-        folder.mkdir(exist_ok=True)
-        with processes.alone():
-            frames = run.stage.sample(run.config, model, step)
-        write_video(folder / f"{step:08d}.mp4", frames, fps=run.config.model.fps)
-    processes.wait_for_all()
+def _sample(run: _Run, saved: Checkpoints, state: TrainState) -> None:
+    """A video may take longer than there is time to stop, so what it is of has to be saved."""
+    with suppress(SaveError):  # told already; the next save tries again
+        saved.finish()
+    write_sample(run.config, run.stage, run.graph, state, run.workdir)
 
 
 def main(arguments: list[str]) -> int:

@@ -1,7 +1,10 @@
 """What a training run leaves behind: the components that it has trained, as files of weights."""
 
+from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,39 +12,57 @@ from flax import nnx
 
 from tora2_jax import checkpoint, processes
 from tora2_jax.config import to_dict
-from tora2_jax.models.layers import flat_variables
 from tora2_jax.train_config import TrainConfig, TrainError
 from tora2_jax.train_state import TrainState
 
 
-def shown_model(graph: nnx.GraphDef, state: TrainState) -> nnx.Module:
-    """The model to look at or to export: with the averaged weights, if they are kept.
+def shown_variables(state: TrainState) -> dict[str, jax.Array]:
+    """The model to look at or to export, by path: with the averaged weights, if they are kept."""
+    return (state.average or state.trainable) | state.frozen | state.statistics
 
-    All processes must call it together; each gets the whole model.
-    """
-    variables = (state.average or state.trainable) | state.frozen | state.statistics
-    variables = jax.tree.map(jnp.asarray, processes.everywhere(variables))
-    return nnx.merge(graph, checkpoint.nested(variables))
+
+def on_first(variables: dict[str, jax.Array]) -> dict[str, Any]:
+    """Variables whole on process 0 (see `processes.on_first`), None in the others."""
+    return {path: processes.on_first(array) for path, array in variables.items()}
+
+
+def model_of(graph: nnx.GraphDef, variables: Mapping[str, Any]) -> nnx.Module:
+    """The model with these variables; of several processes one calls it, in `processes.alone`."""
+    return nnx.merge(graph, checkpoint.nested(jax.tree.map(jnp.asarray, variables)))
 
 
 def export(config: TrainConfig, stage: ModuleType, graph: nnx.GraphDef, state: TrainState) -> None:
-    """Writes the components that this stage has trained, each with all its variables."""
-    model = shown_model(graph, state)
-    if processes.is_first():
-        _write(config, stage, model, state)
+    """Writes the components that this stage has trained, each with all its variables.
+
+    All processes must call it together. Only what is written is sent to process 0, array by array.
+    """
+    variables, names = shown_variables(state), trained_components(stage, state)
+    metadata = _metadata(config, stage, graph, variables)
+    for name, path in export_paths(config.export, list(names)).items():
+        arrays = (
+            (stored, processes.on_first(variables[own])) for stored, own in names[name].items()
+        )
+        if processes.is_first():
+            checkpoint.save_component(path, arrays, metadata)
+        else:
+            deque(arrays, maxlen=0)  # takes part in sending them
+    if processes.is_first() and not config.export.endswith(".safetensors"):
+        checkpoint.save_config(config.export, metadata["model"])
     processes.wait_for_all()
 
 
-def _write(config: TrainConfig, stage: ModuleType, model: nnx.Module, state: TrainState) -> None:
-    variables = flat_variables(model)
-    names = trained_components(stage, state)
-    extra = stage.finish(config, model) if hasattr(stage, "finish") else {}
-    metadata = {"stage": config.stage, "model": to_dict(config.model), **extra}
-    for name, path in export_paths(config.export, list(names)).items():
-        arrays = {stored: variables[own] for stored, own in names[name].items()}
-        checkpoint.save_component(path, arrays, metadata)
-    if not config.export.endswith(".safetensors"):
-        checkpoint.save_config(config.export, metadata["model"])
+def _metadata(
+    config: TrainConfig, stage: ModuleType, graph: nnx.GraphDef, variables: dict[str, jax.Array]
+) -> dict[str, Any]:
+    """What is stored beside the arrays; in full on process 0 only."""
+    trained = getattr(stage, "trained_model_config", lambda config: config.model)
+    metadata = {"stage": config.stage, "model": to_dict(trained(config))}
+    if hasattr(stage, "finish"):
+        whole = on_first(variables)
+        if processes.is_first():
+            with processes.alone():
+                metadata |= stage.finish(config, model_of(graph, whole))
+    return metadata
 
 
 def trained_components(stage: ModuleType, state: TrainState) -> dict[str, dict[str, str]]:

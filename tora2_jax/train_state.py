@@ -35,8 +35,10 @@ from tora2_jax.weight_settings import setting_differences
 #     without which a batch cannot be accumulated
 #   TRAINED: stage -> components that it trains of the diffusion model, to count its operations
 #   example_shapes(config) -> dict of jax.ShapeDtypeStruct, one sample
-#   sample(config, model, step) -> uint8 video [f, height, width, 3]
-#   finish(config, model) -> dict of metadata that is stored with the exported components
+#   sample(config, model, step) -> uint8 video [f, height, width, 3]; called by one process alone
+#   trained_model_config(config) -> ModelConfig that belongs to the exported components
+#   finish(config, model) -> dict of metadata that is stored with the exported components, measured
+#     with the whole model, which for it is brought to one device; called by one process alone
 # What its user can mend, it raises as train_config.TrainError.
 STAGES = {
     "vae": "tora2_jax.stages.vae",

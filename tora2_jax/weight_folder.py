@@ -114,7 +114,7 @@ def _spec(entry: Mapping[str, Any]) -> ArraySpec:
 def restore(
     folder: str | Path, targets: Mapping[str, jax.ShapeDtypeStruct]
 ) -> dict[str, jax.Array]:
-    """Reads arrays straight into the types and shardings wanted.
+    """Reads arrays straight into the types and shardings wanted; waits for no other process.
 
     Args:
         folder: From `Writer`.
@@ -193,8 +193,10 @@ _READERS = ocp.type_handlers.create_type_handler_registry(
 def _read(folder: str | Path, item: str, wanted: dict, arguments: dict) -> dict[str, Any]:
     location = Path(folder).absolute() / item
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=_READERS)
+    here = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})
     try:
-        with ocp.Checkpointer(handler) as checkpointer:
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
             return checkpointer.restore(
                 location,
                 args=ocp.args.PyTreeRestore(

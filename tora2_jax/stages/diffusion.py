@@ -27,6 +27,7 @@ from tora2_jax import (
 from tora2_jax.conditioning import needed_networks
 from tora2_jax.config import ModelConfig, to_dict
 from tora2_jax.data import clip_folder, entity_clips, pool
+from tora2_jax.data.loader import example_or_next
 from tora2_jax.data.world import render_clip
 from tora2_jax.faces import GET_FACE_MODELS, FaceModelError, InsightFaceDetector, detector_file
 from tora2_jax.models import contrast, tora2
@@ -219,16 +220,20 @@ def frozen_networks(config, model: ModelConfig, dtype=jnp.float32) -> conditioni
 def sample(config, model: DiffusionModel, step: int) -> np.ndarray:
     """What this step would make of a fixed request, `[f, height, width, 3]`.
 
-    Of the world: two held-out entities. Of a folder: its first clip's caption and flow, which is
-    shown on the left.
+    Of the world: two held-out entities. Of a folder: the caption and flow of its first clip that
+    can be read; the flow is shown on the left.
     """
     del step  # always the same request and noise, so that the videos can be compared
     sizes = trained_model_config(config)
-    networks = frozen_networks(config, sizes)
+    networks = frozen_networks(config, sizes, jnp.dtype(config.dtype))
     tokenizer = load_tokenizer(config.tokenizer)
-    sampler = pipeline.Tora2Pipeline(sizes, model.tora2, model.text, networks, tokenizer)
+    # In tiles, because the run's own state leaves little memory.
+    sampler = pipeline.Tora2Pipeline(
+        sizes, model.tora2, model.text, networks, tokenizer, vae_memory="tiled"
+    )
     if config.clips is not None:
-        inputs = conditioning.batch_inputs([_examples(config, sizes)[0][0]])
+        (inputs, _), _ = example_or_next(_examples(config, sizes), 0)
+        inputs = conditioning.batch_inputs([inputs])
         frames = sampler.generate_batch(inputs, seeds=[0]).video[0]
         return pipeline.to_uint8(np.concatenate([inputs.flow_video[0] / 2 + 0.5, frames], axis=2))
     world = dataclasses.replace(config.world, min_entities=2, max_entities=2)
@@ -257,11 +262,6 @@ def trained_model_config(config) -> ModelConfig:
         raise TrainError(f"{path} says nothing of its settings; `python -m convert` writes them")
     vae = dataclasses.replace(config.model.vae, scaling_factor=stored["scaling_factor"])
     return dataclasses.replace(config.model, vae=vae)
-
-
-def finish(config, model: DiffusionModel) -> dict:
-    """The model config that belongs to the exported weights."""
-    return {"model": to_dict(trained_model_config(config))}
 
 
 class Draws(NamedTuple):
