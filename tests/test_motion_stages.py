@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -16,8 +17,10 @@ from convert.bundle import make_bundle
 from convert.cogvideox import convert_folder
 from tests import cogvideox_twins
 from tests.test_clip_folder import write_clips
-from tora2_jax import checkpoint, sampling, train, train_state
+from tora2_jax import checkpoint, pipeline, sampling, train, train_state
 from tora2_jax.data.pool import Pool
+from tora2_jax.stages import diffusion
+from tora2_jax.types import Inputs
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
@@ -221,6 +224,50 @@ def test_settings_that_do_not_go_with_clips_are_refused(tmp_path):
         assert part in str(error.value)
     with pytest.raises(train.TrainError, match=r"config\.clips is needed"):
         train.train(train.TrainConfig(stage="motion_vae"), tmp_path)
+
+
+class _Pipeline:
+    """Notes how it is made and what it is asked for."""
+
+    def __init__(self, *parts, vae_memory):
+        self.memory = vae_memory
+
+    def generate_batch(self, inputs, seeds):
+        self.inputs = inputs
+        return pipeline.Sample(np.zeros((1, 9, 16, 24, 3)), np.zeros(0))
+
+
+class _Clips:
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int):
+        if index == 0:
+            raise OSError("damaged")
+        flow = np.full((9, 16, 24, 3), 0.5, np.float32)
+        fields = dict.fromkeys(Inputs._fields) | {"flow_video": flow}
+        return Inputs(**fields), np.zeros((9, 16, 24, 3), np.uint8)
+
+
+def test_a_sample_is_of_a_clip_that_can_be_read_and_decoded_in_tiles(tmp_path, monkeypatch):
+    made, types = [], []
+    monkeypatch.setattr(diffusion, "trained_model_config", lambda config: config.model)
+    monkeypatch.setattr(diffusion, "frozen_networks", lambda *given: types.append(given[2]))
+    monkeypatch.setattr(diffusion, "load_tokenizer", lambda path: None)
+    monkeypatch.setattr(diffusion, "_examples", lambda *given: _Clips())
+
+    def make(*parts, **settings):
+        made.append(_Pipeline(*parts, **settings))
+        return made[-1]
+
+    monkeypatch.setattr(pipeline, "Tora2Pipeline", make)
+    absent = tmp_path / "absent"
+    config = config_of("motion_stage1", absent, absent, tmp_path, dtype="bfloat16")
+    model = SimpleNamespace(tora2=None, text=None)
+    frames = diffusion.sample(config, model, 1)
+    assert frames.shape == (9, 16, 48, 3) and (frames[:, :, :24] == 191).all()
+    assert made[0].memory == "tiled" and made[0].inputs.flow_video.shape == (1, 9, 16, 24, 3)
+    assert types == [np.dtype("bfloat16")]
 
 
 @pytest.mark.long

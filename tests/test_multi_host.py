@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from tests import sharded_step, test_train
 from tests.test_train import COMPONENTS, TRAINABLE, build, loss  # noqa: F401  (this stage's too)
@@ -101,6 +102,17 @@ def _steps(workdir: Path) -> list[int]:
     return [int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()]
 
 
+def _ends(running: list[subprocess.Popen]) -> list[int | None]:
+    """Exit codes; of what waits for ever none, and it is killed."""
+    deadline = time.monotonic() + 240
+    while any(process.poll() is None for process in running) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    codes = [process.poll() for process in running]
+    for process in running:
+        process.kill()
+    return codes
+
+
 def _errors(folder: Path) -> str:
     return "\n".join((folder / f"errors{index}").read_text() for index in range(2))
 
@@ -173,7 +185,7 @@ def test_two_processes_sample_profile_and_export_as_one(tmp_path, _alone):
         *("steps=4", "sample_every=2", "profile_steps=(2,3)", "mesh.data=1", "mesh.fsdp=2"),
         *(f"cache_dir={tmp_path / 'cache_two'}", f"export={tmp_path / 'out_two'}"),
     )
-    assert [process.wait() for process in running] == [0, 0], _errors(tmp_path)
+    assert _ends(running) == [0, 0], _errors(tmp_path)
     for step in (2, 4):
         assert (tmp_path / "two" / "samples" / f"{step:08d}.mp4").is_file(), _errors(tmp_path)
         one, two = (np.load(tmp_path / f"cache_{name}" / f"{step}.npy") for name in ("one", "two"))
@@ -187,6 +199,20 @@ def test_two_processes_sample_profile_and_export_as_one(tmp_path, _alone):
     assert one.keys() == two.keys()
     for path in one:
         np.testing.assert_allclose(np.float32(two[path]), np.float32(one[path]), rtol=1e-2)
+
+
+@pytest.mark.parametrize("spec", [PartitionSpec(None, parallel.FSDP), PartitionSpec()])
+def test_only_the_first_process_gets_a_whole_array(monkeypatch, spec):
+    values = np.arange(8.0).reshape(2, 4)
+    mesh = parallel.make_mesh(MeshConfig(data=2, fsdp=4))
+    array = jax.device_put(values, NamedSharding(mesh, spec))
+    assert processes.on_first(array) is array  # alone
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    whole = processes.on_first(array)
+    assert isinstance(whole, np.ndarray)
+    np.testing.assert_array_equal(whole, values)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    assert processes.on_first(array) is None
 
 
 def test_the_cluster_is_known_by_its_environment(monkeypatch):
