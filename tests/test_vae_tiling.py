@@ -159,6 +159,11 @@ def test_default_tiles():
     assert vae_tiling.DEFAULT_TILES.strides == (25, 36)
 
 
+def test_the_least_memory_of_a_vae_without_tiles_is_a_chunk():
+    assert vae_tiling.least_memory(VAEConfig(), 8) == "tiled"
+    assert vae_tiling.least_memory(VAEConfig(sample_height=48), 8) == "chunked"
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

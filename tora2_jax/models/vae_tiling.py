@@ -82,6 +82,15 @@ def tiles_of(config: VAEConfig, compression: int) -> Tiles:
     )
 
 
+def least_memory(config: VAEConfig, compression: int) -> VAEMemory:
+    """`tiled` where diffusers' tiles can be laid out, otherwise `chunked`."""
+    try:
+        tiles_of(config, compression)
+    except ValueError:
+        return "chunked"
+    return "tiled"
+
+
 class _Axis(NamedTuple):
     """Tiles along the height or the width, in what the network reads and in what it writes."""
 

@@ -30,7 +30,7 @@ from tora2_jax.data import clip_folder, entity_clips, pool
 from tora2_jax.data.loader import example_or_next
 from tora2_jax.data.world import render_clip
 from tora2_jax.faces import GET_FACE_MODELS, FaceModelError, InsightFaceDetector, detector_file
-from tora2_jax.models import contrast, tora2
+from tora2_jax.models import contrast, tora2, vae_tiling
 from tora2_jax.models.layers import shape_rngs
 from tora2_jax.models.prior import stored_priors
 from tora2_jax.models.t5 import T5Encoder
@@ -227,9 +227,10 @@ def sample(config, model: DiffusionModel, step: int) -> np.ndarray:
     sizes = trained_model_config(config)
     networks = frozen_networks(config, sizes, jnp.dtype(config.dtype))
     tokenizer = load_tokenizer(config.tokenizer)
-    # In tiles, because the run's own state leaves little memory.
+    # The run's own state leaves little memory.
+    memory = vae_tiling.least_memory(sizes.vae, sizes.spatial_compression)
     sampler = pipeline.Tora2Pipeline(
-        sizes, model.tora2, model.text, networks, tokenizer, vae_memory="tiled"
+        sizes, model.tora2, model.text, networks, tokenizer, vae_memory=memory
     )
     if config.clips is not None:
         (inputs, _), _ = example_or_next(_examples(config, sizes), 0)
