@@ -1,5 +1,6 @@
 """The training program on a stage of a few hundred numbers, which is defined here."""
 
+import gc
 import json
 import os
 import resource
@@ -381,6 +382,24 @@ def test_samples_are_of_saved_steps_and_may_fail(tmp_path, monkeypatch, caplog):
     assert names == ["00000001.mp4", "00000003.mp4"]
     assert "step 2 has no sample video (RuntimeError: the device is full);" in caplog.text
     np.testing.assert_array_equal(kernels[3], state.average["head.1.kernel"])
+
+
+def test_nothing_of_a_sample_stays_on_the_device(tmp_path, monkeypatch):
+    left = []
+
+    def sample(config, model, step):
+        left.append(sum(array.size == 12_345 for array in jax.live_arrays()))
+        refers_to_itself = [jnp.zeros(12_345)]
+        refers_to_itself.append(refers_to_itself)
+        return np.zeros((3, 16, 16, 3), np.uint8)
+
+    monkeypatch.setattr(sys.modules[__name__], "sample", sample, raising=False)
+    gc.disable()
+    try:
+        train.train(_config(steps=2, sample_every=1), tmp_path)
+    finally:
+        gc.enable()
+    assert left == [0, 0]
 
 
 def test_an_export_takes_no_more_than_it_writes(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Videos that a run makes of what it has learnt so far."""
 
+import gc
 from pathlib import Path
 from types import ModuleType
 
@@ -33,6 +34,7 @@ def write_sample(
                 type(error).__name__,
                 reason,
             )
+        gc.collect()  # a sampler refers to itself, and its arrays would stay on the device
     processes.wait_for_all()
 
 
