@@ -199,10 +199,12 @@ def test_unknown_field_ends_with_2(tmp_path):
 def test_unusable_configs_are_refused(tmp_path):
     config = _config(stage="nothing", steps=0)
     config.dropout.caption = 1.5
+    config.optim.stacked, config.optim.betas, config.profile_steps = "(", (0.9, 1.0), 5
     config.model.binding.variant = "gate"
     with pytest.raises(train.TrainError) as error:
         train.train(config, tmp_path)
-    for part in ("nothing", "config.steps", "config.dropout.caption", "model.binding.variant"):
+    parts = ["nothing", "config.steps", "config.dropout.caption", "model.binding.variant"]
+    for part in [*parts, "optim.stacked", "optim.betas", "profile_steps must be"]:
         assert part in str(error.value)
 
 
