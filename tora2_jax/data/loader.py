@@ -101,7 +101,7 @@ def positions(source: Source, batch_size: int, seed: int, step: int) -> list[int
     return [_position(row, len(source), seed) for row in rows]
 
 
-def identified(source: Source, positions: list[int]) -> list[dict[str, Any]]:
+def identified(source: Source, rows: list[int]) -> list[dict[str, Any]]:
     """What the examples at these positions are, as JSON data.
 
     Each has its `position`; if another example takes its place, `made_from`, the position of that
@@ -109,7 +109,7 @@ def identified(source: Source, positions: list[int]) -> list[dict[str, Any]]:
     """
     describe = getattr(source, "describe", lambda position: {})
     found = []
-    for position in positions:
+    for position in rows:
         _, used = example_or_next(source, position)  # the same one as in the batch
         replaced = {} if used == position else {"made_from": used}
         found.append({"position": position, **replaced, **describe(used)})
