@@ -64,7 +64,7 @@ def _start(folder: Path, workdir: Path) -> list[subprocess.Popen]:
         subprocess.Popen(
             [sys.executable, "-c", program, *flags, f"--process={index}"],
             stderr=(folder / f"errors{index}").open("a"),
-            env=test_train.one_device(),
+            env=test_train.environment(),
         )
         for index in range(2)
     ]
