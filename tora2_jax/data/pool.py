@@ -248,8 +248,8 @@ def _encode(directory: Path, examples: Examples, encoder: _Encoder, own: np.ndar
         _save(directory / f"progress_{jax.process_index()}.json", progress)
 
     steps = processes.agree(-(-len(own) // encoder.size))
-    silent = None if processes.is_first() else True
-    for number in tqdm(range(steps), "encoding clips", disable=silent):
+    silent = not processes.is_first()
+    for number in tqdm(range(steps), "encoding clips", mininterval=1, disable=silent):
         rows = own[number * encoder.size : (number + 1) * encoder.size]
         processes.together(partial(step, rows))
 
