@@ -59,7 +59,9 @@ def report(job: sampling.Job, frames: np.ndarray) -> None:
             f"{error}, similarity to its reference {measured.similarity:.2f} "
             f"(to {measured.others} others on average {measured.others_similarity:.2f})"
         )
-    print(f"a frame in which the bench does not find an entity counts {ABSENT:.0f} px (docs/toy.md)")
+    print(
+        f"a frame in which the bench does not find an entity counts {ABSENT:.0f} px (docs/toy.md)"
+    )
 
 
 if __name__ == "__main__":
