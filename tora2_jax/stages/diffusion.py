@@ -91,7 +91,7 @@ def source(config) -> pool.Pool:
     directory, model, examples = processes.together(lambda: _plan(config))
     devices = parallel.make_mesh(config.mesh).local_devices
     pool.build(directory, model, examples, lambda: frozen_networks(config, model), devices)
-    return pool.Pool(directory)
+    return pool.Pool(directory, examples.describe)
 
 
 def _plan(config) -> tuple[Path, ModelConfig, pool.Examples]:
