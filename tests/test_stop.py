@@ -25,7 +25,7 @@ print("saved", flush=True)
         (signal.SIGTERM, 1, 1000, True, True, 0, "the run saves and stops"),
         (signal.SIGINT, 1, 1000, True, True, 0, "the run saves and stops"),
         (signal.SIGTERM, 2, 1000, True, False, 75, "SIGTERM again: stopped"),
-        (signal.SIGTERM, 1, 0.1, True, False, 75, "not saved within 0.1 s: stopped"),
+        (signal.SIGTERM, 1, 0.1, True, False, 75, "not finished within 0.1 s: stopped"),
         (signal.SIGTERM, 1, 1000, False, False, 75, "before the first step: stopped"),
     ],
 )

@@ -22,7 +22,7 @@ class StopSignals:
         self.requested = False
         self.can_save = False  # set by the loop; before, a signal ends the process at once
         self._code, self._seconds = code, seconds
-        self._timer = threading.Timer(seconds, self._end, [f"not saved within {seconds:g} s"])
+        self._timer = threading.Timer(seconds, self._end, [f"not finished within {seconds:g} s"])
         self._timer.daemon = True
 
     def __enter__(self) -> Self:
