@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from tora2_jax import parallel
+from tora2_jax.checkpoint import CheckpointError
 from tora2_jax.train_config import MeshConfig, TrainError
 
 T = TypeVar("T")
@@ -108,20 +109,34 @@ def first_then_others(make: Callable[[], T]) -> T:
 
 
 def together(make: Callable[[], T]) -> T:
-    """The result of a function that every process calls for itself.
+    """The result of a function that every process calls for itself and without the others.
 
     Raises:
-        TrainError: `make` did, here or in another process.
+        TrainError, CheckpointError: `make` did, here or (then as TrainError) in another process.
     """
-    made, error = None, None
+    made, fault = None, None
     try:
         made = make()
-    except TrainError as caught:
-        error = caught
+    except (TrainError, CheckpointError) as caught:
+        fault = caught
     wait_for_all()
-    if agree(error is not None):
-        raise error or TrainError("another process cannot go on; it says why")
-    return made
+    if not agree(fault is not None):
+        return made
+    told = _of_all("" if fault is None else str(fault))
+    if fault is not None:
+        raise fault
+    first = next(index for index, message in enumerate(told) if message)
+    raise TrainError(f"process {first}: {told[first]}")
+
+
+def _of_all(message: str) -> list[str]:
+    """The messages of all processes, in their order."""
+    if jax.process_count() == 1:
+        return [message]
+    data = message.encode()
+    padded = np.zeros(agree(len(data)), np.uint8)
+    padded[: len(data)] = list(data)
+    return [bytes(row).rstrip(b"\0").decode() for row in multihost_utils.process_allgather(padded)]
 
 
 def leave(code: int) -> None:

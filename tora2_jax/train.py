@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import app, flags
 from flax import nnx
 from tqdm import tqdm
 
@@ -29,7 +29,7 @@ from tora2_jax import checkpoint, flops, parallel, processes
 from tora2_jax.config import to_dict
 from tora2_jax.data.loader import Source, batches, positions
 from tora2_jax.metric_log import MetricLog
-from tora2_jax.run_checkpoints import Checkpoints, SaveError
+from tora2_jax.run_checkpoints import Checkpoints, SaveError, quiet
 from tora2_jax.stop import StopSignals
 from tora2_jax.targets import peak_of
 from tora2_jax.train_config import TrainConfig, TrainError, differences
@@ -67,7 +67,7 @@ def train(config: TrainConfig, workdir: str | Path, stop: StopSignals | None = N
     workdir = Path(workdir)
     stage = find_stage(config)
     mesh = mesh_of(config, stage)
-    _claim(workdir, config)
+    processes.together(lambda: _claim(workdir, config))
     # First: what it may encode needs the memory of the model.
     source = processes.together(lambda: stage.source(config))
     graph, state = init_state(config, stage, mesh)
@@ -113,13 +113,15 @@ def _claim(workdir: Path, config: TrainConfig) -> None:
 
 
 def _resume(saved: Checkpoints, state: TrainState) -> TrainState:
-    step = saved.latest()
-    if step is None:
+    """The state of the newest checkpoint that can be read; of a new run, the one given."""
+    found = saved.restore_newest(_changing(state))
+    if found is None:
         saved.save_frozen(state.frozen)
         return state
-    restored = saved.restore(step, _changing(state))
+    step, restored = found
+    frozen = processes.together(lambda: saved.restore_frozen(state.frozen))
     position = jax.device_put(np.int32(step), state.step.sharding)
-    return state._replace(step=position, frozen=saved.restore_frozen(state.frozen), **restored)
+    return state._replace(step=position, frozen=frozen, **restored)
 
 
 def _changing(state: TrainState) -> dict[str, Any]:
@@ -250,7 +252,7 @@ def _sample(run: _Run, state: TrainState) -> None:
 def main(arguments: list[str]) -> int:
     """Trains as the flags say; returns the exit code (see the module)."""
     del arguments
-    logging.set_verbosity(logging.WARNING)  # orbax reports every save
+    quiet()
     options = flags.FLAGS
     config, code = options.config, 0
     try:
