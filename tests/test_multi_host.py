@@ -21,6 +21,7 @@ import sys
 sys.path[:0] = [{root!r}]
 from tora2_jax import train, train_state
 train_state.STAGES["base"] = "tests.test_multi_host"
+{before}
 train.run(sys.argv)
 """
 _CONFIG = """
@@ -54,15 +55,18 @@ def source(config):
     return _SlowSource(config.seed)
 
 
-def _start(folder: Path, workdir: Path) -> list[subprocess.Popen]:
+def _start(
+    folder: Path, workdir: Path, before: str = "", own: tuple[str, str] | None = None
+) -> list[subprocess.Popen]:
+    """Two processes; `before` is code that each runs first, `own` a flag for each of them."""
     (folder / "config.py").write_text(_CONFIG)
     port = sharded_step.free_port()
-    program = _PROGRAM.format(root=str(Path(__file__).resolve().parents[1]))
+    program = _PROGRAM.format(root=str(Path(__file__).resolve().parents[1]), before=before)
     flags = [f"--config={folder / 'config.py'}", f"--workdir={workdir}", "--processes=2"]
     flags.append(f"--coordinator=127.0.0.1:{port}")
     return [
         subprocess.Popen(
-            [sys.executable, "-c", program, *flags, f"--process={index}"],
+            [sys.executable, "-c", program, *flags, f"--process={index}", *(own or ())[index:][:1]],
             stderr=(folder / f"errors{index}").open("a"),
             env=test_train.one_device(),
         )
@@ -136,6 +140,56 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path, _alone):
         assert _errors(tmp_path).count(f"stopped after step {stopped} of") == 2
         assert max(_losses(two)) == stopped
     _assert_like_one_process(two, stopped + 1, tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_weights_that_one_process_lacks_end_both_with_the_reason(tmp_path):
+    _, state = train_state.init_state(config(1, data=1), sys.modules[__name__])
+    weights = tmp_path / "motion.safetensors"
+    own = {f"{path.removeprefix('head.')}": x for path, x in state.trainable.items()}
+    own |= {f"{path.removeprefix('head.')}": x for path, x in state.statistics.items()}
+    checkpoint.save_component(weights, own, {})
+    flags = (f"--config.weights.motion={weights}", f"--config.weights.motion={tmp_path / 'none'}")
+    running = _start(tmp_path, tmp_path / "two", own=flags)
+    assert [process.wait() for process in running] == [2, 2], _errors(tmp_path)
+    first, second = ((tmp_path / f"errors{index}").read_text() for index in range(2))
+    assert "none: no such file" in second
+    assert "process 1: " in first and "none: no such file" in first
+
+
+_BLIND = """
+from tora2_jax import array_items
+read = array_items.read
+
+def blind(location, *arguments):
+    if "--process=1" in sys.argv and "/checkpoints/2/" in str(location):
+        raise ValueError(f"{location} cannot be read")
+    return read(location, *arguments)
+
+array_items.read = blind
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_a_checkpoint_that_one_process_cannot_read_is_made_again_by_both(tmp_path, _alone):
+    def run(steps: int, before: str = "") -> None:
+        flag = f"--config.steps={steps}"
+        running = _start(tmp_path, tmp_path / "two", before, (flag, flag))
+        assert [process.wait() for process in running] == [0, 0], _errors(tmp_path)
+
+    run(1)
+    run(2)
+    run(3, _BLIND)
+    assert _errors(tmp_path).count("checkpoint 2 is damaged") == 2
+    assert sorted(_steps(tmp_path / "two")) == [1, 3]
+    train.train(config(3, data=1), tmp_path / "one")
+    np.testing.assert_allclose(
+        list(_losses(tmp_path / "two").values()),
+        list(_losses(tmp_path / "one").values()),
+        rtol=1e-6,
+    )
 
 
 def test_the_cluster_is_known_by_its_environment(monkeypatch):
