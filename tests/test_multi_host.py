@@ -144,18 +144,24 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path, _alone):
 
 @pytest.mark.long
 @pytest.mark.timeout(300)
-def test_weights_that_one_process_lacks_end_both_with_the_reason(tmp_path):
-    _, state = train_state.init_state(config(1, data=1), sys.modules[__name__])
-    weights = tmp_path / "motion.safetensors"
-    own = {f"{path.removeprefix('head.')}": x for path, x in state.trainable.items()}
-    own |= {f"{path.removeprefix('head.')}": x for path, x in state.statistics.items()}
-    checkpoint.save_component(weights, own, {})
-    flags = (f"--config.weights.motion={weights}", f"--config.weights.motion={tmp_path / 'none'}")
+@pytest.mark.parametrize("lacks", ["weights.motion", "workdir"])
+def test_what_one_process_lacks_ends_both_with_the_reason(tmp_path, lacks):
+    if lacks == "workdir":
+        (tmp_path / "lacks").touch()
+        flags = (f"--workdir={tmp_path / 'two'}", f"--workdir={tmp_path / 'lacks'}")
+    else:
+        _, state = train_state.init_state(config(1, data=1), sys.modules[__name__])
+        variables = state.trainable | state.statistics
+        own = {path.removeprefix("head."): array for path, array in variables.items()}
+        checkpoint.save_component(tmp_path / "there.safetensors", own, {})
+        flags = tuple(
+            f"--config.weights.motion={tmp_path / name}" for name in ("there.safetensors", "lacks")
+        )
     running = _start(tmp_path, tmp_path / "two", own=flags)
     assert [process.wait() for process in running] == [2, 2], _errors(tmp_path)
     first, second = ((tmp_path / f"errors{index}").read_text() for index in range(2))
-    assert "none: no such file" in second
-    assert "process 1: " in first and "none: no such file" in first
+    reason = next(line for line in second.splitlines() if str(tmp_path / "lacks") in line)
+    assert f"process 1: {reason}" in first
 
 
 _BLIND = """
@@ -173,7 +179,7 @@ array_items.read = blind
 
 @pytest.mark.long
 @pytest.mark.timeout(300)
-def test_a_checkpoint_that_one_process_cannot_read_is_made_again_by_both(tmp_path, _alone):
+def test_a_checkpoint_that_one_process_cannot_read_is_made_again(tmp_path, _alone):
     def run(steps: int, before: str = "") -> None:
         flag = f"--config.steps={steps}"
         running = _start(tmp_path, tmp_path / "two", before, (flag, flag))

@@ -60,8 +60,9 @@ def train(config: TrainConfig, workdir: str | Path, stop: StopSignals | None = N
 
     Raises:
         TrainError: the config is wrong or differs from the folder's, nothing can be written there,
-            or too many steps in a row have no finite loss or gradient.
-        SaveError: the last state could not be saved.
+            no checkpoint of an earlier run can be read, too many steps in a row have no finite
+            loss or gradient, or another process cannot start.
+        SaveError: the first or the last state could not be saved.
         Stopped: `stop` was requested before the last step was done.
     """
     workdir = Path(workdir)
