@@ -142,7 +142,7 @@ def run(
 ) -> tuple[float, dict[str, np.ndarray]]:
     """Loss and gradients of a state on a mesh, for the random batch."""
     mesh = mesh_of(*sizes)
-    batch = parallel.global_batch(mesh, random_batch(config))
+    batch = parallel.global_batch(mesh, config.batch_size, random_batch(config))
     variables = state._replace(optimizer=(), average={})
     with parallel.use(mesh):
         program = _program(json.dumps(settings.to_dict(config)), sizes)

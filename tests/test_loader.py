@@ -45,19 +45,17 @@ def test_pool_is_passed_over_in_changing_order():
     assert rows[:10] != rows[10:] and rows[:10] != list(range(10))
 
 
-@pytest.mark.parametrize(("process_count", "workers"), [(1, 0), (2, 0), (2, 2)])
-def test_any_number_of_processes_and_workers_makes_the_same_batches(process_count, workers):
+@pytest.mark.parametrize(
+    ("shares", "workers"),
+    [([[0, 1, 2, 3]], 0), ([[0, 1], [2, 3]], 0), ([[0, 2], [1, 3]], 2), ([[1, 2], [0, 3]], 0)],
+)
+def test_any_number_of_processes_and_workers_makes_the_same_batches(shares, workers):
     """Also from where another number of them has stopped: the data position is the step."""
     flags.FLAGS.mark_as_parsed()  # worker processes inherit the flags of this one
     whole = _indices(_Numbers(10), 4, seed=3, start_step=0, steps=4)
-    shares = [
-        _indices(
-            _Numbers(10), 4, seed=3, start_step=2, steps=4, workers=workers,
-            process_index=index, process_count=process_count,
-        )
-        for index in range(process_count)
-    ]  # fmt: skip
-    assert [list(chain(*parts)) for parts in zip(*shares, strict=True)] == whole[2:]
+    for rows in shares:
+        made = _indices(_Numbers(10), 4, seed=3, start_step=2, steps=4, workers=workers, rows=rows)
+        assert made == [[batch[row] for row in rows] for batch in whole[2:]]
     assert [positions(_Numbers(10), 4, 3, step) for step in range(4)] == whole
 
 
@@ -92,17 +90,6 @@ def test_examples_that_cannot_be_made_are_replaced_and_told(caplog):
 class _Refusing(_Numbers):
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         raise TrainError("refused")
-
-
-def test_processes_share_each_batch():
-    whole = _indices(_Numbers(10), 6, seed=3, start_step=1, steps=4)
-    shares = [
-        _indices(_Numbers(10), 6, seed=3, start_step=1, steps=4, process_index=i, process_count=3)
-        for i in range(3)
-    ]
-    assert [list(chain(*parts)) for parts in zip(*shares, strict=True)] == whole
-    with pytest.raises(ValueError, match="cannot be shared by 4"):
-        batches(_Numbers(10), 6, seed=3, start_step=0, steps=1, process_count=4)
 
 
 def test_batches_are_made_ahead():

@@ -68,7 +68,7 @@ def _start(
         subprocess.Popen(
             [sys.executable, "-c", program, *flags, f"--process={index}", *(own or ())[index:][:1]],
             stderr=(folder / f"errors{index}").open("a"),
-            env=test_train.one_device(),
+            env=test_train.environment(),
         )
         for index in range(2)
     ]

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from tests import sharded_step
-from tests.test_train import one_device
+from tests.test_train import environment
 from tora2_jax import conditioning
 from tora2_jax.config import ModelConfig
 from tora2_jax.data import pool
@@ -109,7 +109,7 @@ def start_two(folder: Path, refused: int | None = None) -> list[tuple[int, str]]
             [sys.executable, "-c", _PROGRAM.format(index=index, **settings)],
             stdout=subprocess.PIPE,
             text=True,
-            env=one_device(),
+            env=environment(),
         )
         for index in range(2)
     ]

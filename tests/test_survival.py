@@ -34,7 +34,7 @@ def test_workers_leave_signals_to_the_run_and_end_with_it(tmp_path):
 
     def started_after(step: int) -> subprocess.Popen:
         process = subprocess.Popen(
-            command, env=test_train.one_device(), stderr=subprocess.DEVNULL, start_new_session=True
+            command, env=test_train.environment(), stderr=subprocess.DEVNULL, start_new_session=True
         )
         while _last_step(tmp_path / "run") <= step and process.poll() is None:
             time.sleep(0.01)

@@ -136,9 +136,11 @@ def test_resuming_is_exact_and_frozen_stays(tmp_path):
     )
 
 
-def one_device() -> dict[str, str]:
-    """The environment of a program of its own, without the eight devices of the tests."""
-    return os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", "count=1")}
+def environment(devices: int = 1) -> dict[str, str]:
+    """Of a program of its own, with so many devices instead of the eight of the tests."""
+    return os.environ | {
+        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", f"count={devices}")
+    }
 
 
 def _command(folder: Path, workdir: Path) -> list[str]:

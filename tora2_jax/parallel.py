@@ -150,32 +150,35 @@ def images(pictures: Float[Array, "n height width 3"]) -> Float[Array, "n height
     return jax.lax.with_sharding_constraint(pictures, P(axes))
 
 
-def batch_share(mesh: Mesh) -> tuple[int, int]:
-    """Which equal part of each batch this process has to make: (index, number of parts).
+def batch_rows(mesh: Mesh, size: int, process: int | None = None) -> np.ndarray:
+    """Which samples of each batch a process has to make, in order.
 
-    Processes whose devices share the same samples make the same part.
+    On a torus its devices may hold samples that are no neighbours. Processes whose devices share
+    the same samples make the same.
 
-    Raises:
-        ValueError: the devices of a process do not hold neighbouring samples.
+    Args:
+        mesh: Of all processes.
+        size: Samples of a batch.
+        process: Default: this one.
     """
-    rows = mesh.devices.reshape(batch_shards(mesh), -1)
-    here = jax.process_index()
-    own = [any(device.process_index == here for device in row) for row in rows]
-    held = np.flatnonzero(own)
-    parts, rest = divmod(len(rows), len(held))
-    if rest or held[0] % len(held) or len(held) != held[-1] - held[0] + 1:
-        raise ValueError("config.mesh: the devices of a process do not hold neighbouring samples")
-    return int(held[0]) // len(held), parts
+    process = jax.process_index() if process is None else process
+    held = [
+        np.arange(size)[index]
+        for device, index in batch_sharding(mesh, size).devices_indices_map((size,)).items()
+        if device.process_index == process
+    ]
+    return np.unique(held)
 
 
-def global_batch(mesh: Mesh, local: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This process's samples (see `batch_share`) -> arrays over all processes."""
-    _, parts = batch_share(mesh)
+def global_batch(mesh: Mesh, size: int, local: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """This process's samples of a batch (see `batch_rows`) -> arrays over all processes."""
+    rows, sharding = batch_rows(mesh, size), batch_sharding(mesh, size)
 
     def one(array: np.ndarray) -> jax.Array:
-        shape = (len(array) * parts, *array.shape[1:])
-        sharding = batch_sharding(mesh, shape[0])
-        return jax.make_array_from_process_local_data(sharding, array, shape)
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            return array[np.searchsorted(rows, np.arange(size)[index[0]])]
+
+        return jax.make_array_from_callback((size, *array.shape[1:]), sharding, part)
 
     return {name: one(np.asarray(array)) for name, array in local.items()}
 

@@ -177,12 +177,11 @@ def _loop(
 def _batches(
     config: TrainConfig, source: Source, start: int, mesh: jax.sharding.Mesh
 ) -> Iterator[dict[str, jax.Array]]:
-    """The batches that are left; each process makes its share."""
-    share = parallel.batch_share(mesh)
-    shares = batches(
-        source, config.batch_size, config.seed, start, config.steps, config.workers, *share
-    )
-    return map(partial(parallel.global_batch, mesh), shares)
+    """The batches that are left; each process makes its samples of them."""
+    size = config.batch_size
+    rows = parallel.batch_rows(mesh, size)
+    own = batches(source, size, config.seed, start, config.steps, config.workers, rows)
+    return map(partial(parallel.global_batch, mesh, size), own)
 
 
 def _speed(run: _Run, mesh: jax.sharding.Mesh) -> Callable | None:

@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import grain
@@ -29,7 +29,7 @@ class Source(Protocol):
 
 
 class _Batches:
-    """Random access to this process's slice of every global batch from `start_step` on."""
+    """Random access to some samples of every global batch from `start_step` on."""
 
     def __init__(
         self,
@@ -38,21 +38,17 @@ class _Batches:
         seed: int,
         start_step: int,
         steps: int,
-        process_index: int,
-        process_count: int,
+        rows: Sequence[int],
     ):
         self._source, self._batch_size, self._seed = source, batch_size, seed
-        self._start_step, self._steps = start_step, steps
-        self._process_index, self._process_count = process_index, process_count
+        self._start_step, self._steps, self._rows = start_step, steps, rows
 
     def __len__(self) -> int:
         return max(0, self._steps - self._start_step)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        share = self._batch_size // self._process_count
-        first = (self._start_step + index) * self._batch_size + self._process_index * share
-        length = len(self._source)
-        rows = [_position(row, length, self._seed) for row in range(first, first + share)]
+        first, length = (self._start_step + index) * self._batch_size, len(self._source)
+        rows = [_position(first + int(row), length, self._seed) for row in self._rows]
         examples, made_from = zip(
             *(example_or_next(self._source, row) for row in rows), strict=True
         )
@@ -97,8 +93,7 @@ def batches(
     start_step: int,
     steps: int,
     workers: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches of steps `start_step` to `steps - 1`.
 
@@ -108,22 +103,20 @@ def batches(
 
     Args:
         source: picklable if `workers > 0`.
-        batch_size: examples in a global batch; each process gets an equal, consecutive share.
+        batch_size: examples in a global batch.
         seed: of the orders of a finite source.
         start_step: first step to make a batch for.
         steps: the step to stop before.
         workers: processes that make whole batches; 0 uses a thread of this process.
-        process_index: which share of each batch this process gets.
-        process_count: number of shares.
+        rows: which examples of each batch to make, from 0; default: all.
 
     Raises:
-        ValueError: the batch cannot be shared equally, or the source is empty.
+        ValueError: the source is empty.
     """
-    if batch_size % process_count:
-        raise ValueError(f"a batch of {batch_size} cannot be shared by {process_count} processes")
     if len(source) == 0:
         raise ValueError("the source of examples is empty")
-    made = _Batches(source, batch_size, seed, start_step, steps, process_index, process_count)
+    rows = range(batch_size) if rows is None else rows
+    made = _Batches(source, batch_size, seed, start_step, steps, rows)
     reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCHED)
     dataset = grain.MapDataset.source(made).to_iter_dataset(reading)
     if workers:
