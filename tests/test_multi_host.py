@@ -144,24 +144,26 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path, _alone):
 
 @pytest.mark.long
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("lacks", ["weights.motion", "workdir"])
-def test_what_one_process_lacks_ends_both_with_the_reason(tmp_path, lacks):
-    if lacks == "workdir":
-        (tmp_path / "lacks").touch()
-        flags = (f"--workdir={tmp_path / 'two'}", f"--workdir={tmp_path / 'lacks'}")
-    else:
+@pytest.mark.parametrize("fault", ["weights", "folder", "config"])
+def test_what_is_wrong_with_one_process_ends_both_with_the_reason(tmp_path, fault):
+    before, flags = "", None
+    if fault == "weights":
         _, state = train_state.init_state(config(1, data=1), sys.modules[__name__])
         variables = state.trainable | state.statistics
         own = {path.removeprefix("head."): array for path, array in variables.items()}
-        checkpoint.save_component(tmp_path / "there.safetensors", own, {})
-        flags = tuple(
-            f"--config.weights.motion={tmp_path / name}" for name in ("there.safetensors", "lacks")
-        )
-    running = _start(tmp_path, tmp_path / "two", own=flags)
+        checkpoint.save_component(tmp_path / "own.safetensors", own, {})
+        before = f"import os; os.chdir('/' if '--process=1' in sys.argv else {str(tmp_path)!r})"
+        flags = ("--config.weights.motion=own.safetensors",) * 2
+    elif fault == "folder":
+        flags = (f"--workdir={tmp_path / 'two'}", f"--workdir={tmp_path / 'own'}")
+    else:
+        flags = ("--config.seed=0", "--config.seed=1")
+    running = _start(tmp_path, tmp_path / "two", before, flags)
     assert [process.wait() for process in running] == [2, 2], _errors(tmp_path)
     first, second = ((tmp_path / f"errors{index}").read_text() for index in range(2))
-    reason = next(line for line in second.splitlines() if str(tmp_path / "lacks") in line)
-    assert f"process 1: {reason}" in first
+    told = {"weights": "/own.safetensors: no such", "folder": "/own/config.json", "config": "0 -> 1"}
+    reason = next(line for line in second.splitlines() if told[fault] in line)
+    assert reason in first and "process 1: " in first
 
 
 _BLIND = """

@@ -87,11 +87,10 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(saved, tmp_path, damag
 
 
 def test_a_run_makes_a_damaged_checkpoint_again(tmp_path):
-    train.train(_config(steps=2, checkpoint_every=1), tmp_path)
+    first = train.train(_config(steps=2, checkpoint_every=1), tmp_path)
     _cut(tmp_path / "checkpoints" / "2" / "optimizer")
-    again = train.train(_config(steps=2), tmp_path)
+    _assert_equal(first, train.train(_config(steps=2), tmp_path))
     assert _checkpoints(tmp_path) == ["1", "2"]
-    _assert_equal(again, train.train(_config(steps=2), tmp_path / "whole"))
 
 
 def test_checkpoints_that_are_all_damaged_stay_and_are_told(saved, tmp_path):

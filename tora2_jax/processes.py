@@ -101,11 +101,11 @@ def _wait(barrier: str, seconds: int) -> None:
 def first_then_others(make: Callable[[], T]) -> T:
     """The result of a function that leaves files behind: process 0 calls it before the others.
 
-    Raises:
-        TrainError: `make` did, here or in process 0.
+    Errors are those of `together`.
     """
-    made = together(lambda: make() if is_first() else None)
-    return made if is_first() else make()
+    first = together(lambda: make() if is_first() else None)
+    others = together(lambda: None if is_first() else make())
+    return first if is_first() else others
 
 
 def together(make: Callable[[], T]) -> T:

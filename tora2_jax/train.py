@@ -68,7 +68,7 @@ def train(config: TrainConfig, workdir: str | Path, stop: StopSignals | None = N
     workdir = Path(workdir)
     stage = find_stage(config)
     mesh = mesh_of(config, stage)
-    processes.together(lambda: _claim(workdir, config))
+    processes.first_then_others(lambda: _claim(workdir, config))
     # First: what it may encode needs the memory of the model.
     source = processes.together(lambda: stage.source(config))
     graph, state = init_state(config, stage, mesh)
@@ -93,11 +93,15 @@ def train(config: TrainConfig, workdir: str | Path, stop: StopSignals | None = N
 
 
 def _claim(workdir: Path, config: TrainConfig) -> None:
-    """Writes `config.json`, after comparing it with the one of an earlier run in the folder."""
+    """Writes `config.json`, after comparing it with the one of an earlier run in the folder.
+
+    Processes behind the first compare theirs with what it has just written.
+    """
     path = workdir / "config.json"
     new = json.loads(json.dumps(to_dict(config)))
     try:
         started = path.exists() and any((workdir / "checkpoints").glob("[0-9]*"))
+        started |= not processes.is_first()
         old = json.loads(path.read_text()) if started else new
         if not (changed := differences(old, new)) and processes.is_first():
             (workdir / "metrics").mkdir(parents=True, exist_ok=True)
