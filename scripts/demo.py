@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from tora2_jax import conditioning, evaluate, pipeline, sampling, video
+from tora2_jax.bench.measure import ABSENT
 from tora2_jax.image_file import load_image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,6 +59,9 @@ def report(job: sampling.Job, frames: np.ndarray) -> None:
             f"{error}, similarity to its reference {measured.similarity:.2f} "
             f"(to {measured.others} others on average {measured.others_similarity:.2f})"
         )
+    print(
+        f"a frame in which the bench does not find an entity counts {ABSENT:.0f} px (docs/toy.md)"
+    )
 
 
 if __name__ == "__main__":

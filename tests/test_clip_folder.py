@@ -1,16 +1,29 @@
 """Folders of clips, and the motion that is read from them."""
 
 import dataclasses
+import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from tora2_jax import optical_flow
-from tora2_jax.config import ModelConfig, cogvideox_1_5_5b, cogvideox_5b, cogvideox_5b_i2v
-from tora2_jax.data import clip_folder
-from tora2_jax.train_config import ClipFolderConfig, TrainError
+from tora2_jax.config import (
+    ModelConfig,
+    TransformerConfig,
+    cogvideox_1_5_5b,
+    cogvideox_5b,
+    cogvideox_5b_i2v,
+    to_dict,
+)
+from tora2_jax.data import clip_folder, pool
+from tora2_jax.text import load_tokenizer
+from tora2_jax.train_config import ClipFolderConfig, TrainConfig, TrainError
 from tora2_jax.video import write_video
+
+TOY = Path(__file__).resolve().parent.parent / "checkpoints" / "toy"
 
 MOTIONS = ((1, 0), (-2, 1), (0, 0))  # pixels per frame, (x, y)
 
@@ -37,6 +50,62 @@ def write_clips(folder: Path) -> Path:
 
 def model(**sizes) -> ModelConfig:
     return ModelConfig(**({"height": 48, "width": 64, "frames": 9, "fps": 8} | sizes))
+
+
+def damage(folder: Path, name: str) -> None:
+    """Where the first look does not see it: only some frames cannot be decoded."""
+    path = folder / "videos" / f"{name}.mp4"
+    data = path.read_bytes()
+    first, end = len(data) // 2, len(data) * 9 // 10
+    path.write_bytes(data[:first] + b"\xff" * (end - first) + data[end:])
+
+
+def clip_examples(folder: Path, sizes: ModelConfig, **settings) -> clip_folder.ClipExamples:
+    clips = ClipFolderConfig(folder=str(folder), **settings)
+    tokenizer = load_tokenizer(TOY / "tokenizer")
+    return clip_folder.ClipExamples(TrainConfig(clips=clips, model=sizes), sizes, tokenizer)
+
+
+def test_the_pool_lists_clips_that_turn_out_damaged(tmp_path, monkeypatch):
+    damage(write_clips(tmp_path / "clips"), "clip1")
+    monkeypatch.setattr(pool, "_features", lambda networks, model, inputs, video: {"x": video})
+
+    def build(folder: str, **settings) -> None:
+        examples = clip_examples(tmp_path / "clips", model(motion=None), **settings)
+        networks = nnx.Linear(1, 1, rngs=nnx.Rngs(0))
+        devices = jax.local_devices()[:1]
+        pool.build(tmp_path / folder, model(), examples, lambda: networks, devices)
+
+    with pytest.raises(TrainError, match=r"clip1\.mp4: is damaged"):
+        build("strict")
+    build("skipping", faulty="skip", draws=2)
+    stored = json.loads((tmp_path / "skipping" / "pool.json").read_text())
+    assert stored["size"] == 6 and stored["replaced"] == {"1": 2, "4": 5}
+    assert stored["examples"] == {
+        str(index): {"clip": f"clip{index % 3}", "draw": index // 3} for index in (1, 2, 4, 5)
+    }
+
+
+def test_clips_are_encoded_again_only_if_an_example_changes(tmp_path):
+    write_clips(tmp_path)
+
+    def key(sizes: ModelConfig | None = None, **settings) -> str:
+        examples = clip_examples(tmp_path, sizes or model(), **settings)
+        return pool.fingerprint(model(), examples, [])
+
+    for policy in ("none", "full", "offload"):
+        sizes = model(transformer=TransformerConfig(rematerialize=policy))
+        assert key(sizes) == key(), policy
+    for name, value in {"image_dropout": 0.5, "crop_frames": 17, "crop_size": 64}.items():
+        assert key(**{name: value}) == key(), name
+    for name, value in {"image_noise": (0.0, 1.0), "draws": 2, "motion": "dense"}.items():
+        assert key(**{name: value}) != key(), name
+    assert key(model(transformer=TransformerConfig(max_text_length=10))) != key()
+    # As earlier versions of configs/motion_stage1.py and others have it.
+    own = clip_examples(tmp_path, model()).identity
+    assert own["sizes"]["transformer"] == to_dict(TransformerConfig(rematerialize="full"))
+    names = ("image_dropout", "crop_frames", "crop_size")
+    assert [own["settings"][name] for name in names] == [0.05, 9, 256]
 
 
 def test_clips_are_cut_scaled_and_cropped(tmp_path):

@@ -21,6 +21,7 @@ from tests.test_entity_clips import (
 from tora2_jax.config import cogvideox_5b, to_dict
 from tora2_jax.data import clip_folder
 from tora2_jax.data.entity_clips import EntityClips, EntityExamples
+from tora2_jax.data.loader import example_or_next
 from tora2_jax.data.record_files import write_record
 from tora2_jax.data.world import render_clip
 from tora2_jax.train_config import TrainError, differences, problems
@@ -145,11 +146,7 @@ def test_faulty_clips_are_refused_or_skipped_and_counted(faulty, monkeypatch):
         EntityClips(settings, model())
 
 
-def test_the_next_clip_stands_in_for_one_that_is_damaged_inside(tmp_path, monkeypatch):
-    told = []
-    monkeypatch.setattr(
-        clip_folder.logging, "warning", lambda text, *values: told.append(text % values)
-    )
+def test_the_next_clip_stands_in_for_one_that_is_damaged_inside(tmp_path, caplog):
     for index in range(3):
         write_record(tmp_path, render_clip(WORLD, index))
 
@@ -162,10 +159,11 @@ def test_the_next_clip_stands_in_for_one_that_is_damaged_inside(tmp_path, monkey
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(TrainError, match=path.name):
         strict[1]
-    assert_same_inputs(skipping[1][0], whole, 0)
-    assert_same_inputs(skipping[1][0], whole, 0)
-    assert len(told) == 1 and told[0].startswith("1 of 3 clips are skipped:")
-    assert path.name in told[0]
+    example, used = example_or_next(skipping, 1)
+    assert used == 2
+    assert_same_inputs(example[0], whole, 0)
+    assert "example 1 cannot be made (ExampleError: " in caplog.text and path.name in caplog.text
+    assert skipping.describe(1) == {"clip": "world-5-1", "draw": 0}
 
 
 def test_masks_and_boxes_of_own_images_are_read_as_in_a_request(tmp_path):

@@ -1,13 +1,20 @@
 """The content of a batch depends on its step alone."""
 
-import time
+import threading
 from itertools import chain
 
 import numpy as np
 import pytest
 from absl import flags
 
-from tora2_jax.data.loader import ENDLESS, batches, example_or_next, positions
+from tora2_jax.data.loader import (
+    ENDLESS,
+    ExampleError,
+    batches,
+    example_or_next,
+    identified,
+    positions,
+)
 from tora2_jax.train_config import TrainError
 
 
@@ -84,18 +91,46 @@ def test_examples_that_cannot_be_made_are_replaced_and_told(caplog):
     with pytest.raises(OSError, match="record"):
         list(batches(_Damaged(10, set(range(10))), 2, seed=0, start_step=0, steps=1))
     with pytest.raises(TrainError, match="refused"):
-        example_or_next(_Refusing(10), 2)
+        example_or_next(_Raising(TrainError("refused")), 2)
+    with pytest.raises(TrainError, match=r"10 examples in a row.* from 2 on; the first: cut off"):
+        example_or_next(_Raising(ExampleError("cut off")), 2)
 
 
-class _Refusing(_Numbers):
+class _Raising(_Numbers):
+    def __init__(self, error: Exception):
+        super().__init__(10)
+        self._error = error
+
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        raise TrainError("refused")
+        raise self._error
+
+
+def test_examples_are_identified_by_position_and_by_what_the_source_says():
+    assert identified(_Damaged(10, {9}), [3, 9]) == [
+        {"position": 3},
+        {"position": 9, "made_from": 0},
+    ]
+    source = _Damaged(10, {3})
+    source.describe = lambda index: {"clip": f"clip{index}", "draw": 0}
+    assert identified(source, [3]) == [{"position": 3, "made_from": 4, "clip": "clip4", "draw": 0}]
+
+
+class _Watched(_Numbers):
+    def __init__(self, length: int, awaited: int):
+        super().__init__(length)
+        self._awaited, self.asked = awaited, threading.Event()
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        if index == self._awaited:
+            self.asked.set()
+        return super().__getitem__(index)
 
 
 def test_batches_are_made_ahead():
-    made = batches(_Numbers(ENDLESS), 2, seed=0, start_step=0, steps=10)
-    next(made)
-    time.sleep(0.05)
+    source = _Watched(ENDLESS, awaited=3)
+    made = batches(source, 2, seed=0, start_step=0, steps=10)
+    assert next(made)["index"].tolist() == [0, 1]
+    assert source.asked.wait(60)  # before anybody asks for the second batch
     assert next(made)["index"].tolist() == [2, 3]
 
 

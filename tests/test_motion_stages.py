@@ -15,9 +15,12 @@ from jax.experimental.compilation_cache import compilation_cache
 from convert.bundle import make_bundle
 from convert.cogvideox import convert_folder
 from tests import cogvideox_twins
-from tests.test_clip_folder import write_clips
+from tests.test_clip_folder import damage, model, write_clips
 from tora2_jax import checkpoint, sampling, train, train_state
+from tora2_jax.data.loader import example_or_next
 from tora2_jax.data.pool import Pool
+from tora2_jax.stages import motion_vae
+from tora2_jax.train_config import ClipFolderConfig, TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
@@ -175,6 +178,28 @@ def test_the_motion_vae_learns_in_a_slot_of_its_own(bases, clips, tmp_path):
     stage.weights.motion_vae = config.export
     files = train_state.find_stage(stage).frozen_files(stage)
     assert files == {"vae": str(base / "vae"), "motion_vae": config.export}
+
+
+def test_the_motion_vae_goes_on_without_clips_that_turn_out_damaged(tmp_path):
+    folder = write_clips(tmp_path)
+    damage(folder, "clip1")
+
+    def crops(faulty: str):
+        clips = ClipFolderConfig(folder=str(folder), faulty=faulty, crop_size=16)
+        return motion_vae.source(TrainConfig(stage="motion_vae", clips=clips, model=model()))
+
+    named = [crops("skip").describe(index)["clip"] for index in range(20)]
+    damaged = named.index("clip1")
+    used = next(index for index in range(damaged, 20) if named[index] != "clip1")
+    example, position = example_or_next(crops("skip"), damaged)
+    assert position == used and example["video"].shape == (9, 16, 16, 3)
+    assert crops("skip").describe(used) == {"clip": named[used], "frame": 3}
+    with pytest.raises(train.TrainError, match=r"clip1\.mp4: is damaged"):
+        example_or_next(crops("refuse"), damaged)
+    damage(folder, "clip0")
+    damage(folder, "clip2")
+    with pytest.raises(train.TrainError, match=r"16 examples in a row.*clip1\.mp4: is damaged"):
+        example_or_next(crops("skip"), damaged)
 
 
 def test_all_problems_are_named_before_anything_is_loaded(tmp_path):

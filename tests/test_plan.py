@@ -148,7 +148,7 @@ def test_unknown_machines_are_told(name):
 def _planned() -> plan.Plan:
     """Of 80 layers in groups of two."""
     work = flops.TrainingWork(model=4e15, executed=5e15)
-    mesh = jax.make_mesh((1,), ("data",))
+    mesh = jax.make_mesh((2,), ("data",))
     program = plan_programs.Program(lambda: None, mesh, {}, {}, work, 40, 2, steps=1000)
     stream = Collective("all-to-all", ("bf16[1,1024,1024]",), 2 << 20, 40, "")
     gradients = Collective("all-reduce", ("f32[8388608]",), 32 << 20, 2, "")
@@ -167,7 +167,11 @@ def test_report(machine, fits):
     assert "4.00 PFLOP, 5.00 with" in text and "batch" not in text
     seconds = 4e15 / (2 * target.kind.peak * 0.4)
     assert f"{seconds:.2f} s per step" in text
-    assert "fake CPU" in "\n".join(plan.report("model", target, False, planned))
+    *told, verdict = plan.report("model", target, False, planned)
+    assert "fake CPU" in "\n".join(told) and "not known: on a CPU it takes 20.00 GiB" in verdict
+    half = planned.program._replace(mesh=jax.make_mesh((1,), ("data",), devices=jax.devices()[:1]))
+    text = "\n".join(plan.report("model", target, True, planned._replace(program=half)))
+    assert "data=1, which leaves 1 unused" in text and f"{2 * seconds:.2f} s per step" in text
 
 
 @pytest.mark.long

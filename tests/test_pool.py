@@ -1,6 +1,7 @@
 """The pool of encoded examples: what it holds depends on nobody who shares the work."""
 
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.test_train import environment
 from tora2_jax import conditioning
 from tora2_jax.config import ModelConfig
 from tora2_jax.data import pool
+from tora2_jax.data.loader import identified
 from tora2_jax.train_config import TrainError
 
 SIZE = 11
@@ -54,6 +56,9 @@ class Examples:
             raise TrainError(f"clip {index} is refused")
         return np.full(3, index, np.float32), np.zeros((1, 2, 2, 3), np.uint8)
 
+    def describe(self, index: int) -> dict[str, str]:
+        return {"clip": f"number {index}"}
+
 
 def build_plain(folder: Path, examples: Examples, devices: int = 1) -> None:
     """A pool of the numbers themselves."""
@@ -69,7 +74,8 @@ def assert_complete(folder: Path) -> None:
     expected = [0, 1, 2, 4, 4, 5, 6, 7, 8, 9, 10]
     assert [made[index]["x"].tolist() for index in range(SIZE)] == [[x] * 3 for x in expected]
     stored = json.loads((folder / "pool.json").read_text())
-    assert stored == {"size": SIZE, "replaced": {"3": 4}}
+    named = {"3": {"clip": "number 3"}, "4": {"clip": "number 4"}}
+    assert stored == {"size": SIZE, "replaced": {"3": 4}, "examples": named}
 
 
 @pytest.mark.parametrize("devices", [1, 3, 8])
@@ -98,6 +104,38 @@ def test_an_interrupted_build_goes_on_with_what_is_left(tmp_path, monkeypatch):
     build_plain(tmp_path, Examples(), devices=2)
     assert_complete(tmp_path)
     assert asked[1:] == [2, 3, 4, 6, 7, 8, 9, 10]  # after the first one, for its shapes
+
+
+def write_pool(folder: Path, stored: dict) -> np.ndarray:
+    """A pool of 1 MB, made by hand."""
+    values = np.random.default_rng(0).random((4, 1 << 15))
+    np.save(folder / "x.npy", values)
+    (folder / "pool.json").write_text(json.dumps({"size": 4} | stored))
+    return values
+
+
+def test_a_pickled_pool_is_its_folder_alone(tmp_path):
+    """Each worker process gets one."""
+    values = write_pool(tmp_path, {"replaced": {}})
+    pickled = pickle.dumps(pool.Pool(tmp_path, Examples().describe))
+    assert len(pickled) < 1000
+    again = pickle.loads(pickled)
+    assert len(again) == 4 and isinstance(again._arrays["x"], np.memmap)
+    for index in range(4):
+        np.testing.assert_array_equal(again[index]["x"], values[index])
+
+
+@pytest.mark.parametrize("stored", [{"replaced": {"1": 2}}, {}])
+def test_rows_are_named_also_of_pools_that_earlier_versions_made(tmp_path, stored):
+    write_pool(tmp_path, stored)
+    made = pool.Pool(tmp_path, Examples().describe)
+    assert made.describe(0) == {"clip": "number 0"}
+    replaced = {"made_from": 2, "clip": "number 2"} if stored else {"clip": "number 1"}
+    assert made.describe(1) == replaced
+    assert identified(made, [1, 3]) == [
+        {"position": 1} | replaced,
+        {"position": 3, "clip": "number 3"},
+    ]
 
 
 def start_two(folder: Path, refused: int | None = None) -> list[tuple[int, str]]:

@@ -60,6 +60,9 @@ class _Source:
         random = np.random.default_rng((self._seed, index))
         return {"inputs": random.normal(size=3).astype(np.float32)}
 
+    def describe(self, index: int) -> dict[str, str]:
+        return {"clip": f"clip{index}"}
+
 
 def build(config, rngs):
     return _Model(rngs)
@@ -199,10 +202,12 @@ def test_unknown_field_ends_with_2(tmp_path):
 def test_unusable_configs_are_refused(tmp_path):
     config = _config(stage="nothing", steps=0)
     config.dropout.caption = 1.5
+    config.optim.stacked, config.optim.betas, config.profile_steps = "(", (0.9, 1.0), 5
     config.model.binding.variant = "gate"
     with pytest.raises(train.TrainError) as error:
         train.train(config, tmp_path)
-    for part in ("nothing", "config.steps", "config.dropout.caption", "model.binding.variant"):
+    parts = ["nothing", "config.steps", "config.dropout.caption", "model.binding.variant"]
+    for part in [*parts, "optim.stacked", "optim.betas", "profile_steps must be"]:
         assert part in str(error.value)
 
 
@@ -275,7 +280,10 @@ def test_a_step_without_finite_numbers_is_skipped_and_counted(tmp_path, monkeypa
     assert int(after.step) == 3
     _assert_equal(before._replace(step=after.step), after)
     rows = _skipped(tmp_path / "after")
-    assert [(row["step"], row["examples"]) for row in rows] == [(3, [8, 9, 10, 11])]
+    assert [row["step"] for row in rows] == [3]
+    assert rows[0]["examples"] == [
+        {"position": index, "clip": f"clip{index}"} for index in range(8, 12)
+    ]
     assert rows[0]["gradient_norm" if gradient_only else "loss"] in ("inf", "nan")
     assert (_losses(tmp_path / "after")[2]["loss"] is None) != gradient_only
     further = train.train(_config(steps=5), tmp_path / "after")
@@ -285,7 +293,10 @@ def test_a_step_without_finite_numbers_is_skipped_and_counted(tmp_path, monkeypa
 
 def test_too_many_skipped_steps_in_a_row_end_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "loss", _bad_at({1, 3, 4, 5, 6}))
-    with pytest.raises(train.TrainError, match=r"steps 4 to 6 had no finite.*skipped\.jsonl lists"):
+    told = (
+        r"steps 4 to 6 had no finite.*skipped\.jsonl lists: position 12 clip clip12; position 13 "
+    )
+    with pytest.raises(train.TrainError, match=told):
         train.train(_config(steps=9, skips_allowed=2), tmp_path)
     assert [row["step"] for row in _skipped(tmp_path)] == [2, 4, 5, 6]
     assert [row["step"] for row in _losses(tmp_path)] == [1, 2, 3, 4, 5, 6]

@@ -8,7 +8,8 @@ tora2_jax[tpu]` or `[cuda]`; neither needs the hardware), and prints the memory 
 kind, what a block sends between devices, operations, and the time at an assumed utilisation.
 Without that compiler, fake CPU devices stand in for the machine, and the output says so.
 
-Exit codes: 0 it fits; 1 it does not, or the compiler refuses it; 2 something has to be changed.
+Exit codes: 0 it fits; 1 it does not, or the compiler refuses it; 2 something has to be changed;
+3 not known, because the compiler is not here.
 """
 
 import sys
@@ -72,7 +73,10 @@ def report(model: str, target: targets.Target, compiled: bool, plan: Plan) -> li
             f"compiled for {target.count} fake CPU devices, because the compiler of "
             f"{target.kind.platform} is not installed: memory and exchanges are those of a CPU"
         )
-    axes = " ".join(f"{axis}={size}" for axis, size in plan.program.mesh.shape.items())
+    mesh = plan.program.mesh
+    axes = " ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+    if mesh.size < target.count:
+        axes += f", which leaves {target.count - mesh.size} unused"
     lines = [
         f"{model} on {target.name}: {target.count} devices, {axes}",
         compiler,
@@ -85,7 +89,7 @@ def report(model: str, target: targets.Target, compiled: bool, plan: Plan) -> li
         *_cost_lines(target, plan.program),
         "",
     ]
-    return [*lines, _verdict(target, plan)]
+    return [*lines, _verdict(target, compiled, plan)]
 
 
 def fits(target: targets.Target, plan: Plan) -> bool:
@@ -93,11 +97,16 @@ def fits(target: targets.Target, plan: Plan) -> bool:
     return not target.kind.memory or sum(plan.memory.values()) <= target.kind.memory
 
 
-def _verdict(target: targets.Target, plan: Plan) -> str:
+def _verdict(target: targets.Target, compiled: bool, plan: Plan) -> str:
     total = sum(plan.memory.values()) / 2**30
     if not target.kind.memory:
         return f"{total:.2f} GiB per device"
     room = target.kind.memory / 2**30
+    if not compiled:
+        return (
+            f"whether it fits is not known: on a CPU it takes {total:.2f} GiB, a device has "
+            f"{room:.2f}; install the compiler (docs/plan.md)"
+        )
     return f"{'fits' if fits(target, plan) else 'DOES NOT FIT'}: {total:.2f} of {room:.2f} GiB"
 
 
@@ -129,7 +138,7 @@ def _cost_lines(target: targets.Target, program: plan_programs.Program) -> list[
         f"{work.executed / 1e15:.2f} with what is computed again"
     ]
     if target.kind.peak:
-        seconds = work.model / (target.kind.peak * target.count * UTILISATION)
+        seconds = work.model / (target.kind.peak * program.mesh.size * UTILISATION)
         line = (
             f"estimate at {UTILISATION:.0%} utilisation (assumed, not measured): "
             f"{seconds:.2f} s per step"
@@ -167,6 +176,8 @@ def main(arguments: list[str]) -> int:
         except OSError as error:
             sys.stderr.write(f"--text: {error}\n")
             return 2
+    if target.kind.memory and not has_compiler:
+        return 3
     return 0 if fits(target, plan) else 1
 
 

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from tora2_jax import checkpoint, flops, parallel, processes
 from tora2_jax.config import to_dict
-from tora2_jax.data.loader import Source, batches, positions
+from tora2_jax.data.loader import Source, batches, identified, positions
 from tora2_jax.metric_log import MetricLog
 from tora2_jax.run_checkpoints import Checkpoints, SaveError, quiet
 from tora2_jax.stop import StopSignals
@@ -40,6 +40,7 @@ from tora2_jax.whole_file import write_text
 
 _CHANGING = ("trainable", "statistics", "optimizer", "average")  # saved at every checkpoint
 _SAVE_FAILED = 2  # above 1, which asks to stop
+_TOLD = 20  # examples of skipped steps
 
 
 class Stopped(Exception):
@@ -141,7 +142,7 @@ def _loop(
     mesh = state.step.sharding.mesh
     log = MetricLog(run.workdir / "metrics", start, processes.is_first(), _speed(run, mesh))
     data = _batches(config, source, start, mesh)
-    skipped: list[int] = []  # steps in a row
+    skipped: list[dict[str, Any]] = []  # steps in a row
     batch = next(data, None)
     if stop is not None:
         stop.can_save = True
@@ -158,9 +159,11 @@ def _loop(
             asked = processes.agree(_request(saved, stop))
             last = step == config.steps
             save = last or asked or step % config.checkpoint_every == 0
-            skipped = [*skipped, step] if metrics["skipped"] else []
+            skipped = (
+                [*skipped, _skip_row(config, source, step, metrics)] if metrics["skipped"] else []
+            )
             if skipped:
-                log.add_skipped(_skip_row(config, source, step, metrics))
+                log.add_skipped(skipped[-1])
             if save or skipped or step % config.log_every == 0:
                 bar.set_postfix(loss=f"{log.write():.4f}", skipped=log.skipped, refresh=False)
             if len(skipped) > config.skips_allowed:
@@ -215,16 +218,24 @@ def _request(saved: Checkpoints, stop: StopSignals | None) -> int:
 
 
 def _skip_row(config: TrainConfig, source: Source, step: int, metrics: dict) -> dict[str, Any]:
-    examples = positions(source, config.batch_size, config.seed, step - 1)
+    rows = positions(source, config.batch_size, config.seed, step - 1)
     values = {name: str(metrics[name]) for name in ("loss", "gradient_norm")}
-    return {"step": step, **values, "examples": examples}
+    return {"step": step, **values, "examples": identified(source, rows)}
 
 
-def _too_many(run: _Run, skipped: list[int]) -> str:
+def _too_many(run: _Run, skipped: list[dict[str, Any]]) -> str:
+    first, last = skipped[0]["step"], skipped[-1]["step"]
+    examples = [
+        " ".join(f"{name} {value}" for name, value in example.items())
+        for row in skipped
+        for example in row["examples"]
+    ]
+    told = examples[:_TOLD] + [f"and {len(examples) - _TOLD} more"] * (len(examples) > _TOLD)
     return (
-        f"steps {skipped[0]} to {skipped[-1]} had no finite loss and gradient, more than "
+        f"steps {first} to {last} had no finite loss and gradient, more than "
         f"config.skips_allowed ({run.config.skips_allowed}) in a row; lower the learning rate, or "
-        f"look at their examples, which {run.workdir / 'metrics' / 'skipped.jsonl'} lists"
+        f"look at their examples, which {run.workdir / 'metrics' / 'skipped.jsonl'} lists: "
+        + "; ".join(told)
     )
 
 

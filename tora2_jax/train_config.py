@@ -1,5 +1,7 @@
 """The settings of one training stage. Plain data, so that every field can be set by a flag."""
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -186,7 +188,6 @@ class TrainConfig:
 
 def problems(config: TrainConfig) -> list[str]:
     """What is wrong with the values of a config, one line per field; empty if nothing is."""
-    first, last = config.profile_steps
     checks = [
         ("steps", config.steps > 0, "must be positive"),
         ("batch_size", config.batch_size > 0, "must be positive"),
@@ -200,15 +201,17 @@ def problems(config: TrainConfig) -> list[str]:
         ("skips_allowed", config.skips_allowed >= 0, "must not be negative"),
         ("stop_code", 2 < config.stop_code < 126, "must be between 3 and 125"),
         ("stop_seconds", config.stop_seconds > 0, "must be positive"),
-        ("profile_steps", 0 <= first <= last, "must be the first and the last step"),
+        (
+            "profile_steps",
+            _is_pair(config.profile_steps, lambda a, b: a == b == 0 or 0 < a <= b),
+            "must be the first and the last step, or (0, 0)",
+        ),
         (
             "ema_decay",
             config.ema_decay is None or 0 < config.ema_decay < 1,
             "must be None or between 0 and 1",
         ),
-        ("optim.learning_rate", config.optim.learning_rate > 0, "must be positive"),
-        ("optim.warmup_steps", config.optim.warmup_steps >= 0, "must not be negative"),
-        ("optim.clip_norm", config.optim.clip_norm > 0, "must be positive"),
+        *_optimizer_checks(config.optim),
     ]
     checks += [
         (f"dropout.{name}", 0 <= value <= 1, "must be between 0 and 1")
@@ -222,6 +225,37 @@ def problems(config: TrainConfig) -> list[str]:
         checks.append(("clips", config.clips is not None, "is needed: this stage has no world"))
     faults = [f"config.{name} {rule}" for name, holds, rule in checks if not holds]
     return faults + _wrong_choices(config, "config")
+
+
+def _optimizer_checks(optim: OptimConfig) -> list[tuple[str, bool, str]]:
+    return [
+        ("optim.learning_rate", optim.learning_rate > 0, "must be positive"),
+        ("optim.warmup_steps", optim.warmup_steps >= 0, "must not be negative"),
+        ("optim.clip_norm", optim.clip_norm > 0, "must be positive"),
+        ("optim.eps", optim.eps > 0, "must be positive"),
+        ("optim.weight_decay", optim.weight_decay >= 0, "must not be negative"),
+        (
+            "optim.betas",
+            _is_pair(optim.betas, lambda a, b: 0 <= a < 1 and 0 <= b < 1),
+            "must be two numbers of at least 0 and below 1",
+        ),
+        *(
+            (f"optim.{name}", _is_regex(getattr(optim, name)), "is no regular expression")
+            for name in ("tora_initialised", "stacked")
+        ),
+    ]
+
+
+def _is_pair(value: Any, holds: Callable[[Any, Any], bool]) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == 2 and holds(*value)
+
+
+def _is_regex(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
 
 
 def _clip_checks(config: TrainConfig) -> list[tuple[str, bool, str]]:

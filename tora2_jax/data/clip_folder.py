@@ -4,9 +4,10 @@
 clip are used depends on the clip alone; which paths, on the seed and the example's position.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
@@ -16,6 +17,7 @@ from PIL import Image, ImageOps
 from tora2_jax import conditioning, optical_flow
 from tora2_jax.config import ModelConfig, to_dict
 from tora2_jax.data.entity_annotations import Annotation, read_annotations
+from tora2_jax.data.loader import ExampleError
 from tora2_jax.flow_color import color_flow, flow_map
 from tora2_jax.request import size_problems
 from tora2_jax.train_config import ClipFolderConfig, TrainConfig, TrainError
@@ -23,6 +25,11 @@ from tora2_jax.types import Inputs
 from tora2_jax.video import Frames, VideoError, VideoInfo, frames_at, video_info
 
 _TOLD = 20  # faults of skipped clips
+
+# Settings on which no example depends count as these values, so that changing them encodes
+# nothing again: the values of the configs in configs/, whose pools of earlier versions stay valid.
+_OF_NO_EXAMPLE = {"image_dropout": 0.05, "crop_frames": 9, "crop_size": 256}
+_OF_NO_INPUT = {"rematerialize": "full"}  # of the transformer
 
 
 class Clip(NamedTuple):
@@ -130,15 +137,38 @@ class ClipFolder:
         if wrong := found.problems(clips):
             raise TrainError("\n".join(wrong))
         self.clips, self.skipped = found.clips, found.faulty
-        self._size = (model.width, model.height)
+        self._size, self._refuses = (model.width, model.height), clips.faulty == "refuse"
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def warn(self) -> None:
         """Tells which clips are left out, and why."""
-        if self.skipped:
-            _warn_of_skipped(self.skipped, len(self.clips))
+        if not self.skipped:
+            return
+        faults = [fault for found in self.skipped.values() for fault in found]
+        shown = faults[:_TOLD] + [f"... and {len(faults) - _TOLD} more"] * (len(faults) > _TOLD)
+        logging.warning(
+            "%d of %d clips are skipped:\n  %s",
+            len(self.skipped),
+            len(self.skipped) + len(self.clips),
+            "\n  ".join(shown),
+        )
+
+    @contextmanager
+    def making_an_example(self) -> Iterator[None]:
+        """Where damage comes to light that the first look could not see.
+
+        Raises:
+            TrainError: The clip is damaged, and the settings refuse faulty clips.
+            ExampleError: It is damaged, and they skip them: another example can take its place.
+        """
+        try:
+            yield
+        except TrainError as error:
+            if self._refuses:
+                raise
+            raise ExampleError(str(error)) from error
 
     def read(self, index: int, part: slice = slice(None)) -> Frames:
         """Frames of a clip, scaled to cover the model's picture and cropped around the middle.
@@ -178,17 +208,6 @@ class ClipFolder:
         """Where points (x, y) of a picture of that size are in the `fitted` one."""
         size, target = np.array([width, height]), np.array(self._size)
         return (points - size / 2) * (target / size).max() + target / 2
-
-
-def _warn_of_skipped(skipped: dict[str, list[str]], usable: int) -> None:
-    faults = [fault for found in skipped.values() for fault in found]
-    shown = faults[:_TOLD] + [f"... and {len(faults) - _TOLD} more"] * (len(faults) > _TOLD)
-    logging.warning(
-        "%d of %d clips are skipped:\n  %s",
-        len(skipped),
-        len(skipped) + usable,
-        "\n  ".join(shown),
-    )
 
 
 def _size_problems(model: ModelConfig) -> list[str]:
@@ -270,7 +289,6 @@ class ClipExamples:
         self._model, self._tokenizer = model, tokenizer
         self._folder = ClipFolder(config.clips, model)
         self._estimator = optical_flow.load_estimator(config.clips.estimator)
-        self._damaged: dict[str, list[str]] = {}  # found only when it was read
 
     @property
     def identity(self) -> dict:
@@ -280,9 +298,10 @@ class ClipExamples:
         ]
         model = self._model
         settings = {name: getattr(model, name) for name in ("height", "width", "frames", "fps")}
-        settings |= {"transformer": to_dict(model.transformer), "motion": model.motion is not None}
+        transformer = to_dict(model.transformer) | _OF_NO_INPUT
+        settings |= {"transformer": transformer, "motion": model.motion is not None}
         vocabulary = sorted(self._tokenizer.get_vocab().items())
-        own = to_dict(self._settings)
+        own = to_dict(self._settings) | _OF_NO_EXAMPLE
         del own["faulty"]  # shows in the list of clips
         return {
             "clips": clips,
@@ -302,27 +321,17 @@ class ClipExamples:
     def __getitem__(self, index: int) -> tuple[Inputs, UInt8[np.ndarray, "f height width 3"]]:
         """Inputs and video of clip `index % clips`, in draw `index // clips`.
 
-        Where faulty clips are skipped, the next clip stands in for one that turns out damaged.
-
         Raises:
-            TrainError: See `ClipFolder.read`.
+            TrainError, ExampleError: See `ClipFolder.making_an_example`.
         """
         draw, number = divmod(index, len(self._folder))
-        for _ in range(len(self._folder)):
-            try:
-                return self._example(number, draw)
-            except TrainError as error:
-                if self._settings.faulty != "skip":
-                    raise
-                self._note_damage(number, str(error))
-                number = (number + 1) % len(self._folder)
-        raise TrainError(f"config.clips.folder: no clip of {self._settings.folder} can be read")
+        with self._folder.making_an_example():
+            return self._example(number, draw)
 
-    def _note_damage(self, number: int, fault: str) -> None:
-        name = self._folder.clips[number].video.stem
-        if name not in self._damaged:
-            self._damaged[name] = [fault]
-            _warn_of_skipped(self._damaged, len(self._folder) - len(self._damaged))
+    def describe(self, index: int) -> dict[str, Any]:
+        """Which clip and which draw an example is of."""
+        draw, number = divmod(index, len(self._folder))
+        return {"clip": self._folder.clips[number].video.stem, "draw": draw}
 
     def _example(self, number: int, draw: int) -> tuple[Inputs, np.ndarray]:
         rng = np.random.Generator(

@@ -27,6 +27,12 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]: ...
 
+    # And, if it likes, describe(index) -> JSON data that says what the example is made of.
+
+
+class ExampleError(ValueError):
+    """The data of an example is damaged; says where and how. Another can take its place."""
+
 
 class _Batches:
     """Random access to some samples of every global batch from `start_step` on."""
@@ -60,7 +66,8 @@ def example_or_next(source: Any, index: int) -> tuple[Any, int]:
     """An example and its position: the next that can be made if this one cannot, with a warning.
 
     Raises:
-        TrainError: the source does not want an example replaced.
+        TrainError: the source does not want an example replaced, or the data of so many in a row
+            is damaged.
         Exception: that of the first, if no example can be made in so many tries.
     """
     first, tries = None, min(_TRIES, len(source))
@@ -77,6 +84,10 @@ def example_or_next(source: Any, index: int) -> tuple[Any, int]:
             message = "example %d cannot be made (%s: %s); %d takes its place"
             logging.warning(message, index, type(first).__name__, first, position)
         return example, position
+    if isinstance(first, ExampleError):
+        raise TrainError(
+            f"{tries} examples in a row cannot be made, from {index} on; the first: {first}"
+        ) from first
     raise first
 
 
@@ -84,6 +95,21 @@ def positions(source: Source, batch_size: int, seed: int, step: int) -> list[int
     """Which examples the batch of a step (from 0) holds."""
     rows = range(step * batch_size, (step + 1) * batch_size)
     return [_position(row, len(source), seed) for row in rows]
+
+
+def identified(source: Source, rows: list[int]) -> list[dict[str, Any]]:
+    """What the examples at these positions are, as JSON data.
+
+    Each has its `position`; if another example takes its place, `made_from`, the position of that
+    one; and what the source says of the example that is used.
+    """
+    describe = getattr(source, "describe", lambda position: {})
+    found = []
+    for position in rows:
+        _, used = example_or_next(source, position)  # the same one as in the batch
+        replaced = {} if used == position else {"made_from": used}
+        found.append({"position": position, **replaced, **describe(used)})
+    return found
 
 
 def batches(

@@ -46,6 +46,10 @@ class Examples(Protocol):
         """Unbatched inputs and the video that belongs to them."""
         ...
 
+    def describe(self, index: int) -> dict[str, Any]:
+        """JSON data that says what an example is made of, without making it."""
+        ...
+
 
 class WorldExamples:
     """Clips 0..size-1 of the toy world.
@@ -91,6 +95,10 @@ class WorldExamples:
         inputs = conditioning.record_inputs(self._model, self._tokenizer, record, self._detector)
         return inputs, record.video
 
+    def describe(self, index: int) -> dict[str, Any]:
+        """Which clip it is."""
+        return {"clip": world.clip_name(self._world, index)}
+
 
 def fingerprint(model: config.ModelConfig, examples: Examples, weights: list[str]) -> str:
     """Identifies what a pool holds: sizes, examples and the bytes of the frozen weights."""
@@ -110,10 +118,17 @@ def fingerprint(model: config.ModelConfig, examples: Examples, weights: list[str
 
 
 class Pool:
-    """Encoded clips as memory-mapped arrays, one file per field."""
+    """Encoded clips as memory-mapped arrays, one file per field.
 
-    def __init__(self, directory: Path):
-        self.size = json.loads((directory / "pool.json").read_text())["size"]
+    Args:
+        directory: What `build` has filled.
+        describe: That of the examples; None: nothing is known of a clip but its position.
+    """
+
+    def __init__(self, directory: Path, describe: Callable[[int], dict[str, Any]] | None = None):
+        stored = json.loads((directory / "pool.json").read_text())
+        self.size, self._directory, self._describe = stored["size"], directory, describe
+        self._replaced = stored.get("replaced", {})
         self._arrays = {path.stem: np.load(path, mmap_mode="r") for path in directory.glob("*.npy")}
 
     def __len__(self) -> int:
@@ -121,6 +136,16 @@ class Pool:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         return {name: np.array(array[index]) for name, array in self._arrays.items()}
+
+    def __reduce__(self):
+        """The folder alone: who unpickles it, as workers do, opens the files."""
+        return Pool, (self._directory,)
+
+    def describe(self, index: int) -> dict[str, Any]:
+        """What a row is made of; `made_from` is the row that has taken its place, if any."""
+        used = self._replaced.get(str(index), index)
+        replaced = {} if used == index else {"made_from": used}
+        return replaced | (self._describe(used) if self._describe else {})
 
 
 class _Encoder:
@@ -204,7 +229,7 @@ def build(
         processes.wait_for_all()
         own = np.array_split(left, parts)[jax.process_index() % parts]
         _encode(directory, examples, encoder, own)
-    processes.first_then_others(lambda: _finish(directory, len(examples)))
+    processes.first_then_others(lambda: _finish(directory, examples))
 
 
 def _encode(directory: Path, examples: Examples, encoder: _Encoder, own: np.ndarray) -> None:
@@ -223,8 +248,8 @@ def _encode(directory: Path, examples: Examples, encoder: _Encoder, own: np.ndar
         _save(directory / f"progress_{jax.process_index()}.json", progress)
 
     steps = processes.agree(-(-len(own) // encoder.size))
-    silent = None if processes.is_first() else True
-    for number in tqdm(range(steps), "encoding clips", disable=silent):
+    silent = not processes.is_first()
+    for number in tqdm(range(steps), "encoding clips", mininterval=1, disable=silent):
         rows = own[number * encoder.size : (number + 1) * encoder.size]
         processes.together(partial(step, rows))
 
@@ -253,13 +278,17 @@ def _save(path: Path, progress: _Progress) -> None:
     write_text(path, json.dumps(done))
 
 
-def _finish(directory: Path, size: int) -> None:
+def _finish(directory: Path, examples: Examples) -> None:
     if (directory / "pool.json").exists():
         return
+    size = len(examples)
     replaced = _progress(directory, size).replaced
     if replaced:
         logging.warning("%d of %d examples are replaced by others", len(replaced), size)
-    write_text(directory / "pool.json", json.dumps({"size": size, "replaced": replaced}))
+    told = sorted({*map(int, replaced), *replaced.values()})
+    named = {index: examples.describe(index) for index in told}
+    stored = {"size": size, "replaced": replaced, "examples": named}
+    write_text(directory / "pool.json", json.dumps(stored))
 
 
 def shapes(networks, model: config.ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:

@@ -98,8 +98,13 @@ def render_clip(
             has_trajectory=bool(rng.random() < config.trajectory_probability),
         )
         records.append(record)
-    name = f"world-{config.seed}-{index}"
+    name = clip_name(config, index)
     return Record(name, caption, video, config.fps, tuple(records), flow)
+
+
+def clip_name(config: WorldConfig, index: int) -> str:
+    """What a clip is called."""
+    return f"world-{config.seed}-{index}"
 
 
 def render_reference(

@@ -27,6 +27,7 @@ from tora2_jax import (
 from tora2_jax.conditioning import needed_networks
 from tora2_jax.config import ModelConfig, to_dict
 from tora2_jax.data import clip_folder, entity_clips, pool
+from tora2_jax.data.loader import example_or_next
 from tora2_jax.data.world import render_clip
 from tora2_jax.faces import GET_FACE_MODELS, FaceModelError, InsightFaceDetector, detector_file
 from tora2_jax.models import contrast, tora2
@@ -90,7 +91,7 @@ def source(config) -> pool.Pool:
     directory, model, examples = processes.together(lambda: _plan(config))
     devices = parallel.make_mesh(config.mesh).local_devices
     pool.build(directory, model, examples, lambda: frozen_networks(config, model), devices)
-    return pool.Pool(directory)
+    return pool.Pool(directory, examples.describe)
 
 
 def _plan(config) -> tuple[Path, ModelConfig, pool.Examples]:
@@ -228,7 +229,7 @@ def sample(config, model: DiffusionModel, step: int) -> np.ndarray:
     tokenizer = load_tokenizer(config.tokenizer)
     sampler = pipeline.Tora2Pipeline(sizes, model.tora2, model.text, networks, tokenizer)
     if config.clips is not None:
-        inputs = conditioning.batch_inputs([_examples(config, sizes)[0][0]])
+        inputs = conditioning.batch_inputs([example_or_next(_examples(config, sizes), 0)[0][0]])
         frames = sampler.generate_batch(inputs, seeds=[0]).video[0]
         return pipeline.to_uint8(np.concatenate([inputs.flow_video[0] / 2 + 0.5, frames], axis=2))
     world = dataclasses.replace(config.world, min_entities=2, max_entities=2)

@@ -3,6 +3,8 @@
 It starts from a video VAE and keeps its scaling factor, which the trajectory extractor is used to.
 """
 
+from typing import Any
+
 import numpy as np
 from flax import nnx
 
@@ -38,10 +40,10 @@ class _FlowCrops:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         clips = self._config.clips
-        rng = np.random.Generator(np.random.Philox(key=[self._config.seed, index]))
-        start = rng.integers(self._config.model.frames - clips.crop_frames + 1)
+        rng, start, number = self._draw(index)
         part = slice(start, start + clips.crop_frames)
-        video = self._folder.read(rng.integers(len(self._folder)), part)
+        with self._folder.making_an_example():
+            video = self._folder.read(number, part)
         flow = motion_of(video, clips, self._estimator, rng)
         # Most of a sparse picture is white and teaches little.
         moving = np.argwhere(flow.any((0, 3)))
@@ -51,6 +53,18 @@ class _FlowCrops:
         rows, columns = slice(top, top + clips.crop_size), slice(left, left + clips.crop_size)
         moves = flow[:, rows, columns].any(-1, keepdims=True)
         return {"video": color_flow(flow)[:, rows, columns], "foreground": moves}
+
+    def describe(self, index: int) -> dict[str, Any]:
+        """Which clip a crop is of, and the first of its frames in the file."""
+        _, start, number = self._draw(index)
+        clip = self._folder.clips[number]
+        return {"clip": clip.video.stem, "frame": clip.frames[start]}
+
+    def _draw(self, index: int) -> tuple[np.random.Generator, int, int]:
+        """The chance of a crop, its first frame in the model's time, and the clip."""
+        rng = np.random.Generator(np.random.Philox(key=[self._config.seed, index]))
+        start = rng.integers(self._config.model.frames - self._config.clips.crop_frames + 1)
+        return rng, int(start), int(rng.integers(len(self._folder)))
 
 
 def source(config: TrainConfig) -> _FlowCrops:
