@@ -161,7 +161,11 @@ def test_what_is_wrong_with_one_process_ends_both_with_the_reason(tmp_path, faul
     running = _start(tmp_path, tmp_path / "two", before, flags)
     assert [process.wait() for process in running] == [2, 2], _errors(tmp_path)
     first, second = ((tmp_path / f"errors{index}").read_text() for index in range(2))
-    told = {"weights": "/own.safetensors: no such", "folder": "/own/config.json", "config": "0 -> 1"}
+    told = {
+        "weights": "/own.safetensors: no such",
+        "folder": "/own/config.json",
+        "config": "0 -> 1",
+    }
     reason = next(line for line in second.splitlines() if told[fault] in line)
     assert reason in first and "process 1: " in first
 
