@@ -102,7 +102,7 @@ def _mean(values: Iterable[float]) -> float:
 
 def _cut(path: Path, start: int) -> int:
     """Removes the rows after a step; returns how many are left."""
-    rows = path.read_text().splitlines() if path.exists() else []
+    rows = path.read_text(errors="replace").splitlines() if path.exists() else []
     kept = []
     for row in rows:
         try:
