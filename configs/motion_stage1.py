@@ -3,7 +3,8 @@
 python -m tora2_jax.train --config configs/motion_stage1.py --workdir workdirs/motion_stage1
 Another base: --config configs/motion_stage1.py:checkpoints/cogvideox_2b
 Clips: --config.clips.folder=DIR with videos/NAME.mp4 and labels/NAME.txt
-Hardware, hours, expected numbers: not known; 5B does not fit one device in float32 yet.
+Hardware, hours: see `python -m tora2_jax.plan` (docs/plan.md). Expected numbers: not known.
+Float32, unless --config.dtype=bfloat16 --config.frozen_dtype=bfloat16.
 Settings and their sources: docs/motion_training.md.
 """
 

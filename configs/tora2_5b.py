@@ -6,7 +6,8 @@ Clips: --config.clips.folder=DIR with videos, labels and entities (docs/entity_c
 Weights: `python -m convert tora|dinov2|arcface|reid` makes the folders named below, encoders
     beside the base; the settings of those that are there already are read from them.
 From PyTorch weights and clips to a checkpoint: scripts/clips_to_checkpoint.sh does it all.
-Devices: --config.mesh.fsdp=8 and so on (docs/sharding.md).
+Devices: fsdp takes all of them, 32 at most (a sample each). On more, the rest goes to sequence:
+    --config.mesh.fsdp=16 --config.mesh.sequence=4 on 64 (docs/sharding.md).
 Hardware: 8 H200s, 16 TPU v7x devices or 64 TPU v6e, by their compilers (docs/plan.md): 44 GiB of
 each H200. About 1.7 days there if 40 % of the peak is reached, which is not measured; the paper
 does not name its own.

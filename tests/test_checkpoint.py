@@ -199,7 +199,7 @@ def test_lost_data_of_a_weight_folder_is_one_message(kept, tmp_path):
     for file in (tmp_path / "part/_small").glob("ocdbt.process_0/d/*"):
         file.write_bytes(file.read_bytes()[:kept])
     wanted = {f"{index}": jax.ShapeDtypeStruct((64, 64), np.float32) for index in range(300)}
-    with pytest.raises(ValueError, match="_small cannot be read; convert it again"):
+    with pytest.raises(ValueError, match=r"_small cannot be read: .*; convert it again"):
         weight_folder.restore(tmp_path / "part", wanted)
-    with pytest.raises(ValueError, match="_small cannot be read; convert it again"):
+    with pytest.raises(ValueError, match=r"_small cannot be read: .*; convert it again"):
         list(weight_folder.read(tmp_path / "part"))

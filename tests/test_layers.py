@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tora2_jax.models import attention as attention_module
 from tora2_jax.models import layers
 from tora2_jax.models.attention import attention
 from tora2_jax.models.cross_attention import PersonalizationCrossAttention
@@ -143,6 +144,30 @@ def test_an_empty_key_set_gives_exactly_zero_with_finite_gradients():
     for gradient in gradients:
         assert np.isfinite(gradient).all() and (gradient[0] == 0).all()
     assert (attention(inputs[0], inputs[1][:, :0], inputs[2][:, :0]) == 0).all()
+
+
+@pytest.mark.parametrize(("n", "m"), [(7, 5), (6, 5), (7, 4), (6, 4)])
+def test_odd_lengths_reach_cudnn_as_even_ones_with_the_same_numbers(monkeypatch, n, m):
+    inputs, seen = _qkv(n, m), []
+    by_xla = jax.nn.dot_product_attention
+
+    def cudnn(query, key, value, *, implementation, **options):
+        seen.append((implementation, query.shape[1], key.shape[1], value.shape[1]))
+        return by_xla(query, key, value, implementation="xla", **options)
+
+    def loss(*inputs):
+        output = attention(*inputs, scale=0.7)
+        return (output**2).sum(), output
+
+    gradient = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
+    expected = gradient(*inputs)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", cudnn)
+    monkeypatch.setattr(attention_module, "_cudnn_can", lambda *_: True)
+    found = gradient(*inputs)
+    assert seen == [("cudnn", n + n % 2, m + m % 2, m + m % 2)]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected
+    )
 
 
 @pytest.fixture

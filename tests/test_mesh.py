@@ -34,8 +34,17 @@ def test_one_size_takes_the_devices_that_are_left():
     ],
 )
 def test_meshes_that_cannot_be_are_refused(sizes, told):
-    with pytest.raises(ValueError, match=f"config.mesh .*{told}"):
+    with pytest.raises(TrainError, match=f"config.mesh .*{told}"):
         parallel.make_mesh(MeshConfig(**sizes))
+
+
+def test_a_mesh_that_the_topology_does_not_allow_is_refused(monkeypatch):
+    def no_assignment(*_, **__):
+        raise NotImplementedError("Failed to find assignment for logical_axis_index 1")
+
+    monkeypatch.setattr(parallel.mesh_utils, "create_device_mesh", no_assignment)
+    with pytest.raises(TrainError, match=r"config.mesh .*fsdp=8.*Failed to find assignment"):
+        train_state.mesh_of(sharded_step.tiny_config(mesh=MeshConfig(fsdp=8)), diffusion)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused():

@@ -27,6 +27,7 @@ from tests import test_multi_host
 from tora2_jax import placement, train, train_state
 placement.RULES.append(test_multi_host.CUT)
 train_state.STAGES["base"] = "tests.test_multi_host"
+{before}
 train.run(sys.argv)
 """
 _CONFIG = """
@@ -72,16 +73,26 @@ def sample(config, model, step) -> np.ndarray:
     return np.zeros((2, 16, 16, 3), np.uint8)
 
 
-def _start(folder: Path, workdir: Path, *overrides: str) -> list[subprocess.Popen]:
+def _start(
+    folder: Path,
+    workdir: Path,
+    *overrides: str,
+    before: str = "",
+    own: tuple[str, str] | None = None,
+) -> list[subprocess.Popen]:
+    """Two processes, with fields of the config set as in `steps=4`.
+
+    `before` is code that each runs first, `own` a flag for each of them.
+    """
     (folder / "config.py").write_text(_CONFIG)
     port = sharded_step.free_port()
-    program = _PROGRAM.format(root=str(Path(__file__).resolve().parents[1]))
+    program = _PROGRAM.format(root=str(Path(__file__).resolve().parents[1]), before=before)
     flags = [f"--config={folder / 'config.py'}", f"--workdir={workdir}", "--processes=2"]
     flags.append(f"--coordinator=127.0.0.1:{port}")
     flags += [f"--config.{override}" for override in overrides]
     return [
         subprocess.Popen(
-            [sys.executable, "-c", program, *flags, f"--process={index}"],
+            [sys.executable, "-c", program, *flags, f"--process={index}", *(own or ())[index:][:1]],
             stderr=(folder / f"errors{index}").open("a"),
             env=test_train.environment(),
         )
@@ -213,6 +224,66 @@ def test_only_the_first_process_gets_a_whole_array(monkeypatch, spec):
     np.testing.assert_array_equal(whole, values)
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     assert processes.on_first(array) is None
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("fault", ["weights", "folder", "config"])
+def test_what_is_wrong_with_one_process_ends_both_with_the_reason(tmp_path, fault):
+    before, flags = "", None
+    if fault == "weights":
+        _, state = train_state.init_state(config(1, data=1), sys.modules[__name__])
+        variables = state.trainable | state.statistics
+        own = {path.removeprefix("head."): array for path, array in variables.items()}
+        checkpoint.save_component(tmp_path / "own.safetensors", own, {})
+        before = f"import os; os.chdir('/' if '--process=1' in sys.argv else {str(tmp_path)!r})"
+        flags = ("--config.weights.motion=own.safetensors",) * 2
+    elif fault == "folder":
+        flags = (f"--workdir={tmp_path / 'two'}", f"--workdir={tmp_path / 'own'}")
+    else:
+        flags = ("--config.seed=0", "--config.seed=1")
+    running = _start(tmp_path, tmp_path / "two", before=before, own=flags)
+    assert [process.wait() for process in running] == [2, 2], _errors(tmp_path)
+    first, second = ((tmp_path / f"errors{index}").read_text() for index in range(2))
+    told = {
+        "weights": "/own.safetensors: no such",
+        "folder": "/own/config.json",
+        "config": "0 -> 1",
+    }
+    reason = next(line for line in second.splitlines() if told[fault] in line)
+    assert reason in first and "process 1: " in first
+
+
+_BLIND = """
+from tora2_jax import array_items
+read = array_items.read
+
+def blind(location, *arguments):
+    if "--process=1" in sys.argv and "/checkpoints/2/" in str(location):
+        raise ValueError(f"{location} cannot be read")
+    return read(location, *arguments)
+
+array_items.read = blind
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_a_checkpoint_that_one_process_cannot_read_is_made_again(tmp_path, _alone):
+    def run(steps: int, before: str = "") -> None:
+        running = _start(tmp_path, tmp_path / "two", f"steps={steps}", before=before)
+        assert [process.wait() for process in running] == [0, 0], _errors(tmp_path)
+
+    run(1)
+    run(2)
+    run(3, _BLIND)
+    assert _errors(tmp_path).count("checkpoint 2 is damaged") == 2
+    assert sorted(_steps(tmp_path / "two")) == [1, 3]
+    train.train(config(3, data=1), tmp_path / "one")
+    np.testing.assert_allclose(
+        list(_losses(tmp_path / "two").values()),
+        list(_losses(tmp_path / "one").values()),
+        rtol=1e-6,
+    )
 
 
 def test_the_cluster_is_known_by_its_environment(monkeypatch):

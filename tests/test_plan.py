@@ -232,3 +232,36 @@ def test_toy_by_the_tpu_compiler(program):
     assert finished.returncode == 0, finished.stderr
     assert "compiled by the tpu compiler" in finished.stdout
     assert "fits:" in finished.stdout
+
+
+_ODD = """
+import jax
+import jax.numpy as jnp
+from tora2_jax import parallel, targets
+from tora2_jax.models.attention import attention
+from tora2_jax.train_config import MeshConfig
+
+target = targets.parse("h200:1")
+devices = targets.devices(target, targets.prepare(target))
+mesh = parallel.make_mesh(MeshConfig(data=1), devices)
+place = jax.NamedSharding(mesh, jax.P())
+array = jax.ShapeDtypeStruct((1, 9001, 2, 64), jnp.bfloat16, sharding=place)
+gradient = jax.grad(lambda *x: attention(*x).astype(jnp.float32).sum(), argnums=(0, 1, 2))
+with parallel.use_abstractly(mesh):
+    lowered = jax.jit(gradient).lower(array, array, array)
+print(lowered.compile(targets.compiler_options(target, True)).as_text())
+"""
+_HAS_CUDA_COMPILER = importlib.util.find_spec("jax_cuda13_plugin") is not None
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not _HAS_CUDA_COMPILER, reason="the GPU compiler is the extra [cuda]")
+def test_attention_of_an_odd_length_by_the_gpu_compiler():
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    finished = subprocess.run(
+        [sys.executable, "-c", _ODD], capture_output=True, text=True, env=environment
+    )
+    assert finished.returncode == 0, finished.stderr
+    for call in ("__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"):
+        assert f'custom_call_target="{call}"' in finished.stdout
+    assert finished.stdout.count('"mask_type": "PADDING"') == 2

@@ -169,7 +169,7 @@ def test_two_processes_share_the_work(tmp_path):
 @pytest.mark.timeout(300)
 def test_what_one_process_refuses_ends_both(tmp_path):
     codes = start_two(tmp_path, refused=9)
-    assert codes == [(2, "another process cannot go on; it says why"), (2, "clip 9 is refused")]
+    assert codes == [(2, "process 1: clip 9 is refused"), (2, "clip 9 is refused")]
     assert not (tmp_path / "pool.json").exists()
     build_plain(tmp_path, Examples())
     assert_complete(tmp_path)

@@ -18,7 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
-from tora2_jax.train_config import MeshConfig
+from tora2_jax.train_config import MeshConfig, TrainError
 
 DATA, FSDP, SEQUENCE, TENSOR = AXES = ("data", "fsdp", "sequence", "tensor")
 BATCH = (DATA, FSDP)
@@ -32,25 +32,30 @@ def make_mesh(sizes: MeshConfig, devices: list | None = None) -> Mesh:
         devices: Default: all. A mesh of one process may be smaller and takes the first ones.
 
     Raises:
-        ValueError: the sizes do not fit the number of devices.
+        TrainError: the sizes do not fit the devices.
     """
     devices = jax.devices() if devices is None else list(devices)
     shape = [getattr(sizes, axis) for axis in AXES]
     written = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
     if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
-        raise ValueError(f"config.mesh ({written}): sizes are positive; one may be -1")
+        raise TrainError(f"config.mesh ({written}): sizes are positive; one may be -1")
     known = math.prod(size for size in shape if size != -1)
     if -1 in shape:
         if len(devices) % known:
-            raise ValueError(f"config.mesh ({written}): {len(devices)} devices cannot be shared so")
+            raise TrainError(f"config.mesh ({written}): {len(devices)} devices cannot be shared so")
         shape[shape.index(-1)] = len(devices) // known
     count = math.prod(shape)
     several = len({device.process_index for device in devices}) > 1
     if count > len(devices) or (several and count < len(devices)):
-        raise ValueError(f"config.mesh ({written}): needs {count} devices of {len(devices)}")
+        raise TrainError(f"config.mesh ({written}): needs {count} devices of {len(devices)}")
     types = (AxisType.Auto,) * len(AXES)
     # Splitting: fsdp=16, sequence=4 on a torus of 8 x 8.
-    placed = mesh_utils.create_device_mesh(shape, devices[:count], allow_split_physical_axes=True)
+    try:
+        placed = mesh_utils.create_device_mesh(
+            shape, devices[:count], allow_split_physical_axes=True
+        )
+    except (NotImplementedError, ValueError) as error:  # the topology of these devices
+        raise TrainError(f"config.mesh ({written}): {error}") from error
     return Mesh(placed, AXES, axis_types=types)
 
 

@@ -73,10 +73,7 @@ def sampling(config: TrainConfig, devices: list[jax.Device], requests: int) -> P
     """
     if faults := problems(config):
         raise TrainError("\n".join(faults))
-    try:
-        mesh = parallel.make_mesh(config.mesh, devices)
-    except ValueError as error:
-        raise TrainError(str(error)) from error
+    mesh = parallel.make_mesh(config.mesh, devices)
     model, dtype = config.model, jnp.dtype(config.dtype)
     parts = conditioning.needed_networks(model)
     networks = abstract_networks(model, parts, dtype)

@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tora2_jax import parallel
+from tora2_jax.checkpoint import CheckpointError
 from tora2_jax.train_config import MeshConfig, TrainError
 
 T = TypeVar("T")
@@ -101,28 +102,42 @@ def _wait(barrier: str, seconds: int) -> None:
 def first_then_others(make: Callable[[], T]) -> T:
     """The result of a function that leaves files behind: process 0 calls it before the others.
 
-    Raises:
-        TrainError: `make` did, here or in process 0.
+    Errors are those of `together`.
     """
-    made = together(lambda: make() if is_first() else None)
-    return made if is_first() else make()
+    first = together(lambda: make() if is_first() else None)
+    others = together(lambda: None if is_first() else make())
+    return first if is_first() else others
 
 
 def together(make: Callable[[], T]) -> T:
-    """The result of a function that every process calls for itself.
+    """The result of a function that every process calls for itself and without the others.
 
     Raises:
-        TrainError: `make` did, here or in another process.
+        TrainError, CheckpointError: `make` did, here or (then as TrainError) in another process.
     """
-    made, error = None, None
+    made, fault = None, None
     try:
         made = make()
-    except TrainError as caught:
-        error = caught
+    except (TrainError, CheckpointError) as caught:
+        fault = caught
     wait_for_all()
-    if agree(error is not None):
-        raise error or TrainError("another process cannot go on; it says why")
-    return made
+    if not agree(fault is not None):
+        return made
+    told = _of_all("" if fault is None else str(fault))
+    if fault is not None:
+        raise fault
+    first = next(index for index, message in enumerate(told) if message)
+    raise TrainError(f"process {first}: {told[first]}")
+
+
+def _of_all(message: str) -> list[str]:
+    """The messages of all processes, in their order."""
+    if jax.process_count() == 1:
+        return [message]
+    data = message.encode()
+    padded = np.zeros(agree(len(data)), np.uint8)
+    padded[: len(data)] = list(data)
+    return [bytes(row).rstrip(b"\0").decode() for row in multihost_utils.process_allgather(padded)]
 
 
 def leave(code: int) -> None:

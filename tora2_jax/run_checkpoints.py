@@ -1,7 +1,10 @@
 """The checkpoints of a training run (orbax): saved while it goes on, restored to any devices."""
 
 import shutil
+import time
 from collections.abc import Mapping
+from functools import partial
+from logging import LogRecord
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +13,23 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from tora2_jax import processes
+from tora2_jax import array_items, processes
 from tora2_jax.checkpoint import FROZEN
+from tora2_jax.train_config import TrainError
 
 
 class SaveError(RuntimeError):
-    """The last state of a run could not be saved; earlier checkpoints are as they were."""
+    """A state of a run could not be saved; earlier checkpoints are as they were."""
+
+
+def quiet() -> None:
+    """Lets orbax's log say warnings only, and not with tracebacks what `Checkpoints` tells."""
+    logging.set_verbosity(logging.WARNING)  # orbax reports every save
+    logging.get_absl_logger().addFilter(_not_told_here)
+
+
+def _not_told_here(record: LogRecord) -> bool:
+    return not (record.exc_info and "orbax" in record.pathname)
 
 
 class Checkpoints:
@@ -48,10 +62,23 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save_frozen(self, frozen: Mapping[str, Any]) -> None:
-        """Saves what no step changes, one item after another, and waits for it."""
-        for name, item in _split({FROZEN: dict(frozen)}, self._own_item).items():
-            with ocp.StandardCheckpointer() as checkpointer:
-                checkpointer.save(self._directory / FROZEN / name, item, force=True)
+        """Saves what no step changes, one item after another, and waits for it.
+
+        Raises:
+            SaveError: it could not.
+        """
+        items = {FROZEN: dict(frozen)}
+        self._remove(FROZEN)  # of a run that ended before its first checkpoint
+        self._warn_if_full(items)
+        try:
+            for name, item in _split(items, self._own_item).items():
+                with ocp.StandardCheckpointer() as checkpointer:
+                    checkpointer.save(self._directory / FROZEN / name, item, force=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            self._remove(FROZEN)
+            reason = array_items.reason(error)
+            message = f"the frozen weights could not be saved in {self._directory}: {reason}"
+            raise SaveError(message) from error
 
     def save(self, step: int, items: Mapping[str, Any]) -> None:
         """Starts to save the items of a step; returns when their arrays may be overwritten.
@@ -102,7 +129,7 @@ class Checkpoints:
         if error is not None:
             self._manager.reload()  # it has already forgotten what it meant to delete afterwards
             kept = "no checkpoint" if self.latest() is None else f"checkpoint {self.latest()}"
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            reason = array_items.reason(error)
             self._failure = f"step {step} could not be saved ({reason}); {kept} is kept"
             logging.error("%s", self._failure)
 
@@ -117,23 +144,75 @@ class Checkpoints:
                 needed / 1e9,
             )
 
+    def restore_newest(self, items: Mapping[str, Any]) -> tuple[int, dict[str, Any]] | None:
+        """The newest step that all processes can read, and its items (see `restore`).
+
+        Newer steps are deleted then, so that they can be saved again. None if there is no step.
+
+        Raises:
+            TrainError: there are steps, but none can be read; nothing is deleted.
+        """
+        untried, faults = set(self._manager.all_steps()), []
+        while (step := processes.agree(max(untried, default=-1))) >= 0:
+            untried = {other for other in untried if other < step}
+            try:
+                restored = processes.together(partial(self.restore, step, items))
+            except TrainError as error:
+                faults.append(str(error))
+                logging.warning("checkpoint %d is damaged: %s", step, error)
+            else:
+                self._forget_after(step)
+                return step, restored
+        if not faults:
+            return None
+        raise TrainError(
+            "no checkpoint of this run can be read; put a good copy back, or start in another "
+            "folder:\n  " + "\n  ".join(faults)
+        )
+
     def restore(self, step: int, items: Mapping[str, Any]) -> dict[str, Any]:
-        """The items of a step, with the structure, types and sharding of the ones given."""
-        targets = {
-            name: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, item))
-            for name, item in _split(items, self._own_item).items()
-        }
-        restored = self._manager.restore(step, args=ocp.args.Composite(**targets))
-        return _joined(items, dict(restored.items()))
+        """The items of a step, with the structure, types and sharding of the ones given.
+
+        Raises:
+            TrainError: this process cannot read them.
+        """
+        return self._restore(str(step), items)
 
     def restore_frozen(self, frozen: Mapping[str, Any]) -> dict[str, Any]:
-        """What `save_frozen` saved, with the types and sharding of the arrays given."""
+        """What `save_frozen` saved, with the types and sharding of the arrays given.
+
+        Raises:
+            TrainError: this process cannot read it.
+        """
+        return self._restore(FROZEN, {FROZEN: dict(frozen)})[FROZEN]
+
+    def _restore(self, folder: str, items: Mapping[str, Any]) -> dict[str, Any]:
         restored = {}
-        for name, item in _split({FROZEN: dict(frozen)}, self._own_item).items():
-            target = jax.tree.map(ocp.utils.to_shape_dtype_struct, item)
-            with ocp.StandardCheckpointer() as checkpointer:
-                restored[name] = checkpointer.restore(self._directory / FROZEN / name, target)
-        return _joined({FROZEN: dict(frozen)}, restored)[FROZEN]
+        for name, item in _split(items, self._own_item).items():
+            wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, item)
+            arguments = ocp.checkpoint_utils.construct_restore_args(wanted)
+            try:
+                place = self._directory / folder / name
+                restored[name] = array_items.read(place, wanted, arguments)
+            except ValueError as error:
+                raise TrainError(str(error)) from error
+        return _joined(items, restored)
+
+    def _forget_after(self, step: int) -> None:
+        """Deletes the steps after this one; orbax saves none that is older than its last."""
+        newer = [other for other in self._manager.all_steps() if other > step]
+        if not processes.agree(len(newer)):
+            return
+        for other in newer:
+            self._remove(str(other))
+        processes.wait_for_all()
+        while (self.latest() or step) > step:  # others may see a network's folder late
+            time.sleep(0.1)
+            self._manager.reload()
+
+    def _remove(self, folder: str) -> None:
+        if processes.is_first():
+            shutil.rmtree(Path(self._directory) / folder, ignore_errors=True)
 
     def close(self) -> None:
         """Waits for the last save, whatever becomes of it."""

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import app, flags
 from flax import nnx
 from tqdm import tqdm
 
@@ -29,7 +29,7 @@ from tora2_jax import checkpoint, flops, parallel, processes
 from tora2_jax.config import to_dict
 from tora2_jax.data.loader import Source, batches, identified, positions
 from tora2_jax.metric_log import MetricLog
-from tora2_jax.run_checkpoints import Checkpoints, SaveError
+from tora2_jax.run_checkpoints import Checkpoints, SaveError, quiet
 from tora2_jax.step_profile import StepProfile
 from tora2_jax.stop import StopSignals
 from tora2_jax.targets import peak_of
@@ -63,14 +63,15 @@ def train(config: TrainConfig, workdir: str | Path, stop: StopSignals | None = N
 
     Raises:
         TrainError: the config is wrong or differs from the folder's, nothing can be written there,
-            or too many steps in a row have no finite loss or gradient.
-        SaveError: the last state could not be saved.
+            no checkpoint of an earlier run can be read, too many steps in a row have no finite
+            loss or gradient, or another process cannot start.
+        SaveError: the first or the last state could not be saved.
         Stopped: `stop` was requested before the last step was done.
     """
     workdir = Path(workdir)
     stage = find_stage(config)
     mesh = mesh_of(config, stage)
-    _claim(workdir, config)
+    processes.first_then_others(lambda: _claim(workdir, config))
     # First: what it may encode needs the memory of the model.
     source = processes.together(lambda: stage.source(config))
     graph, state = init_state(config, stage, mesh)
@@ -95,11 +96,15 @@ def train(config: TrainConfig, workdir: str | Path, stop: StopSignals | None = N
 
 
 def _claim(workdir: Path, config: TrainConfig) -> None:
-    """Writes `config.json`, after comparing it with the one of an earlier run in the folder."""
+    """Writes `config.json`, after comparing it with the one of an earlier run in the folder.
+
+    Processes behind the first compare theirs with what it has just written.
+    """
     path = workdir / "config.json"
     new = json.loads(json.dumps(to_dict(config)))
     try:
         started = path.exists() and any((workdir / "checkpoints").glob("[0-9]*"))
+        started |= not processes.is_first()
         old = json.loads(path.read_text()) if started else new
         if not (changed := differences(old, new)) and processes.is_first():
             (workdir / "metrics").mkdir(parents=True, exist_ok=True)
@@ -116,13 +121,15 @@ def _claim(workdir: Path, config: TrainConfig) -> None:
 
 
 def _resume(saved: Checkpoints, state: TrainState) -> TrainState:
-    step = saved.latest()
-    if step is None:
+    """The state of the newest checkpoint that can be read; of a new run, the one given."""
+    found = saved.restore_newest(_changing(state))
+    if found is None:
         saved.save_frozen(state.frozen)
         return state
-    restored = saved.restore(step, _changing(state))
+    step, restored = found
+    frozen = processes.together(lambda: saved.restore_frozen(state.frozen))
     position = jax.device_put(np.int32(step), state.step.sharding)
-    return state._replace(step=position, frozen=saved.restore_frozen(state.frozen), **restored)
+    return state._replace(step=position, frozen=frozen, **restored)
 
 
 def _changing(state: TrainState) -> dict[str, Any]:
@@ -252,7 +259,7 @@ def _sample(run: _Run, saved: Checkpoints, state: TrainState) -> None:
 def main(arguments: list[str]) -> int:
     """Trains as the flags say; returns the exit code (see the module)."""
     del arguments
-    logging.set_verbosity(logging.WARNING)  # orbax reports every save
+    quiet()
     options = flags.FLAGS
     config, code = options.config, 0
     try:

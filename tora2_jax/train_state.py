@@ -14,7 +14,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from tora2_jax import checkpoint, measures, parallel, placement
+from tora2_jax import checkpoint, measures, parallel, placement, processes
 from tora2_jax.data.loader import REPLACED
 from tora2_jax.initial_weights import metadata_of, restore
 from tora2_jax.models.layers import flat_variables
@@ -89,10 +89,7 @@ def mesh_of(config: TrainConfig, stage: ModuleType, devices: list | None = None)
     Raises:
         TrainError: the devices or the batch cannot be shared so.
     """
-    try:
-        mesh = parallel.make_mesh(config.mesh, devices)
-    except ValueError as error:
-        raise TrainError(str(error)) from error
+    mesh = parallel.make_mesh(config.mesh, devices)
     shards = parallel.batch_shards(mesh)
     faults = []
     if config.batch_size % (shards * config.accumulate):
@@ -153,16 +150,15 @@ def init_state(
     """The model at step 0, from random numbers and the components in `config.weights`.
 
     Every array is made or read where it lies on the mesh (default: the first device) and in the
-    type in which it rests; nothing is ever whole on one device.
+    type in which it rests; nothing is ever whole on one device. All processes call it together.
+
+    Raises:
+        TrainError: a component, here or in another process, is missing, damaged or does not fit.
     """
     mesh = parallel.make_mesh(MeshConfig(data=1)) if mesh is None else mesh
     graph, target = abstract_state(config, stage, mesh)
     targets = target.trainable | target.frozen | target.statistics
-    variables = {}
-    for name, regex in stage.COMPONENTS.items():
-        if path := getattr(config.weights, name, None):
-            place = checkpoint.resolve(path, name)
-            variables |= _stored(config, name, place, regex, targets)
+    variables = processes.together(lambda: _stored(config, stage, targets))
     missing = {path: value for path, value in targets.items() if path not in variables}
 
     def draw() -> dict[str, jax.Array]:
@@ -192,7 +188,17 @@ def init_state(
     return graph, state
 
 
-def _stored(
+def _stored(config: TrainConfig, stage: ModuleType, targets: dict) -> dict[str, jax.Array]:
+    """The variables of all components in `config.weights`."""
+    variables = {}
+    for name, regex in stage.COMPONENTS.items():
+        if given := getattr(config.weights, name, None):
+            path = checkpoint.resolve(given, name)
+            variables |= _component(config, name, path, regex, targets)
+    return variables
+
+
+def _component(
     config: TrainConfig, name: str, path: Path, regex: str, targets: dict
 ) -> dict[str, jax.Array]:
     try:

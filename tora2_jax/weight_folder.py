@@ -5,7 +5,6 @@ small ones share one. `metadata.json`, written last, says what there is: a folde
 complete.
 """
 
-import asyncio
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from tora2_jax import array_items
 from tora2_jax.whole_file import write_text
 
 OWN_ITEM = 64 << 20  # bytes from which an array is an item of its own
@@ -161,50 +161,8 @@ def _items(specs: Mapping[str, ArraySpec], paths: Mapping[str, Any]) -> dict[str
     return items
 
 
-class _Patient:
-    """Lets the other reads of an item end when one fails.
-
-    Orbax closes the event loop at the first error; each read that ends later prints a traceback.
-    """
-
-    async def deserialize(self, *arguments: Any, **options: Any) -> Any:
-        before = asyncio.all_tasks()
-        try:
-            return await super().deserialize(*arguments, **options)
-        except BaseException:
-            if others := asyncio.all_tasks() - before:
-                await asyncio.wait(others)
-            raise
-
-
-class _Arrays(_Patient, ocp.type_handlers.ArrayHandler):
-    pass
-
-
-class _HostArrays(_Patient, ocp.type_handlers.NumpyHandler):
-    pass
-
-
-_READERS = ocp.type_handlers.create_type_handler_registry(
-    (np.ndarray, _HostArrays()), (jax.Array, _Arrays())
-)
-
-
 def _read(folder: str | Path, item: str, wanted: dict, arguments: dict) -> dict[str, Any]:
-    location = Path(folder).absolute() / item
-    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=_READERS)
-    here = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})
     try:
-        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
-            return checkpointer.restore(
-                location,
-                args=ocp.args.PyTreeRestore(
-                    item=wanted, restore_args=arguments, partial_restore=True
-                ),
-            )
-    except Exception as error:  # orbax wraps what a read raises in a bare Exception
-        reason = error.__cause__ if type(error) is Exception else error
-        if not isinstance(reason, ValueError | KeyError | OSError):
-            raise
-        raise ValueError(f"{location} cannot be read; convert it again ({reason})") from error
+        return array_items.read(Path(folder) / item, wanted, arguments)
+    except ValueError as error:
+        raise ValueError(f"{error}; convert it again") from error

@@ -44,7 +44,7 @@ def attention(
     if mask is not None:
         mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
     elif _cudnn_can(query, key, value):
-        return jax.nn.dot_product_attention(query, key, value, scale=scale, implementation="cudnn")
+        return _by_cudnn(query, key, value, scale)
     chunk = max(1, max_logits // (batch * heads * keys))
     if queries <= chunk:
         return _attend(query, key, value, mask, scale)
@@ -56,6 +56,23 @@ def _cudnn_can(query: jax.Array, key: jax.Array, value: jax.Array) -> bool:
     width = query.shape[-1]
     half = half and value.shape[-1] == width
     return half and width % 8 == 0 and width <= 128 and parallel.platform() == "gpu"
+
+
+def _by_cudnn(query, key, value, scale):
+    """With one more query or key where their number is odd, of which JAX takes no gradient.
+
+    No query sees the key; the output of the query is cut off, so nothing depends on it.
+    """
+    queries, keys = query.shape[1], key.shape[1]
+    query, key, value = (
+        jnp.pad(array, ((0, 0), (0, array.shape[1] % 2), (0, 0), (0, 0)))
+        for array in (query, key, value)
+    )
+    seen = jnp.full(key.shape[0], keys, jnp.int32) if keys % 2 else None
+    output = jax.nn.dot_product_attention(
+        query, key, value, scale=scale, key_value_seq_lengths=seen, implementation="cudnn"
+    )
+    return output[:, :queries]
 
 
 def _attend(query, key, value, mask, scale):
