@@ -1,5 +1,6 @@
 """The training program on a stage of a few hundred numbers, which is defined here."""
 
+import errno
 import gc
 import json
 import os
@@ -218,9 +219,31 @@ def test_a_folder_that_cannot_be_used_is_refused(tmp_path):
         with pytest.raises(train.TrainError, match=r"--workdir: .*file.* cannot be the folder"):
             train.train(_config(), tmp_path / place)
     (tmp_path / "checkpoints" / "1").mkdir(parents=True)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(train.TrainError, match="is damaged"):
+    with pytest.raises(train.TrainError, match=r"config.json is missing; put it back"):
         train.train(_config(), tmp_path)
+    for content in ("{", "[]"):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(train.TrainError, match="is damaged"):
+            train.train(_config(), tmp_path)
+
+
+def test_a_full_disk_at_the_start_is_not_for_the_user_to_change(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(train, "write_text", full)
+    with pytest.raises(OSError, match="No space") as error:
+        train.train(_config(), tmp_path)
+    assert not isinstance(error.value, train.TrainError)
+
+
+def test_a_start_says_where_it_is_and_refuses_to_go_back(tmp_path, capsys):
+    train.train(_config(steps=2), tmp_path)
+    assert "data=1 fsdp=1 sequence=1 tensor=1; 7 of 8 devices are not" in capsys.readouterr().err
+    train.train(_config(steps=3), tmp_path)
+    assert "goes on after step 2" in capsys.readouterr().err
+    with pytest.raises(train.TrainError, match=r"has done 3 steps, but config\.steps is 1"):
+        train.train(_config(steps=1), tmp_path)
 
 
 def test_a_run_is_not_continued_with_other_numbers(tmp_path):

@@ -9,6 +9,7 @@ Exit codes: 0 all steps are done; 2 the user has to change something; `config.st
 was asked to stop; anything else it failed. All but 0 and 2 go on when the command is run again.
 """
 
+import errno
 import json
 import sys
 import traceback
@@ -43,6 +44,7 @@ from tora2_jax.whole_file import write_text
 _CHANGING = ("trainable", "statistics", "optimizer", "average")  # saved at every checkpoint
 _SAVE_FAILED = 2  # above 1, which asks to stop
 _TOLD = 20  # examples of skipped steps
+_PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)  # another start may do better
 
 
 class Stopped(Exception):
@@ -81,6 +83,7 @@ def train(config: TrainConfig, workdir: str | Path, stop: StopSignals | None = N
     saved = Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints)
     try:
         state = _resume(saved, state)
+        _tell_start(run, mesh, int(state.step))
         with parallel.use(mesh):
             state = _loop(run, source, state, saved, stop)
         saved.finish()
@@ -101,15 +104,21 @@ def _claim(workdir: Path, config: TrainConfig) -> None:
     Processes behind the first compare theirs with what it has just written.
     """
     path = workdir / "config.json"
-    new = json.loads(json.dumps(to_dict(config)))
+    text = json.dumps(to_dict(config), indent=2) + "\n"
+    started = not processes.is_first()
     try:
-        started = path.exists() and any((workdir / "checkpoints").glob("[0-9]*"))
-        started |= not processes.is_first()
-        old = json.loads(path.read_text()) if started else new
-        if not (changed := differences(old, new)) and processes.is_first():
+        started |= any((workdir / "checkpoints").glob("[0-9]*"))
+        stored = path.read_text() if started else text
+        changed = differences(_parsed(stored), _parsed(text))
+        if not changed and processes.is_first():
             (workdir / "metrics").mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(new, indent=2) + "\n")
+            if not started or stored != text:
+                write_text(path, text)
     except OSError as error:
+        if error.errno in _PASSING:
+            raise
+        if isinstance(error, FileNotFoundError) and started:
+            raise TrainError(f"{path} is missing; put it back, or use another folder") from error
         raise TrainError(f"--workdir: {workdir} cannot be the folder of a run: {error}") from error
     except ValueError as error:
         raise TrainError(f"{path} is damaged ({error}); use another folder") from error
@@ -118,6 +127,13 @@ def _claim(workdir: Path, config: TrainConfig) -> None:
             f"{workdir} holds a run with another config; continue it as it was, or use another "
             "folder:\n  " + "\n  ".join(changed)
         )
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    content = json.loads(text)
+    if not isinstance(content, dict):
+        raise ValueError("it is no JSON object")
+    return content
 
 
 def _resume(saved: Checkpoints, state: TrainState) -> TrainState:
@@ -130,6 +146,23 @@ def _resume(saved: Checkpoints, state: TrainState) -> TrainState:
     frozen = processes.together(lambda: saved.restore_frozen(state.frozen))
     position = jax.device_put(np.int32(step), state.step.sharding)
     return state._replace(step=position, frozen=frozen, **restored)
+
+
+def _tell_start(run: _Run, mesh: jax.sharding.Mesh, done: int) -> None:
+    if done > run.config.steps:
+        raise TrainError(
+            f"{run.workdir} has done {done} steps, but config.steps is {run.config.steps}"
+        )
+    if not processes.is_first():
+        return
+    device = mesh.devices.flat[0].device_kind
+    axes = " ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+    unused = jax.device_count() - mesh.size
+    rest = f"; {unused} of {jax.device_count()} devices are not used" if unused else ""
+    sys.stderr.write(
+        f"{run.config.stage}: {mesh.size} x {device}, {axes}{rest}; "
+        f"{f'goes on after step {done}' if done else 'starts'}, the first step is compiled\n"
+    )
 
 
 def _changing(state: TrainState) -> dict[str, Any]:
