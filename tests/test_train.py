@@ -281,6 +281,13 @@ def test_export_paths():
         train_export.export_paths("one.safetensors", ["text", "transformer"])
 
 
+def test_an_export_that_cannot_be_written_is_told_before_the_first_step(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(train.TrainError, match=r"config.export: .*file/x/motion.*cannot be"):
+        train.train(_config(export=str(tmp_path / "file/x")), tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics" / "losses.jsonl").exists()
+
+
 def _bad_at(steps: set[int], gradient_only: bool = False):
     """The stage's loss, not finite at some steps (from 0); known by the examples of the batch."""
     rows = [source(_config())[step * 4]["inputs"] for step in sorted(steps)]

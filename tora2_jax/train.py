@@ -35,7 +35,7 @@ from tora2_jax.step_profile import StepProfile
 from tora2_jax.stop import StopSignals
 from tora2_jax.targets import peak_of
 from tora2_jax.train_config import TrainConfig, TrainError, differences
-from tora2_jax.train_export import export, export_paths, trained_components
+from tora2_jax.train_export import check_export, export, export_paths, trained_components
 from tora2_jax.train_flags import define_config, parse
 from tora2_jax.train_sample import write_sample
 from tora2_jax.train_state import TrainState, compiled_step, find_stage, init_state, mesh_of
@@ -77,8 +77,9 @@ def train(config: TrainConfig, workdir: str | Path, stop: StopSignals | None = N
     # First: what it may encode needs the memory of the model.
     source = processes.together(lambda: stage.source(config))
     graph, state = init_state(config, stage, mesh)
-    if config.export:
-        export_paths(config.export, list(trained_components(stage, state)))  # fails early
+    if config.export:  # fails early
+        paths = export_paths(config.export, list(trained_components(stage, state)))
+        processes.together(lambda: check_export(paths))
     run = _Run(config, stage, graph, workdir)
     saved = Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints)
     try:
@@ -270,9 +271,9 @@ def _too_many(run: _Run, skipped: list[dict[str, Any]]) -> str:
     told = examples[:_TOLD] + [f"and {len(examples) - _TOLD} more"] * (len(examples) > _TOLD)
     return (
         f"steps {first} to {last} had no finite loss and gradient, more than "
-        f"config.skips_allowed ({run.config.skips_allowed}) in a row; lower the learning rate, or "
-        f"look at their examples, which {run.workdir / 'metrics' / 'skipped.jsonl'} lists: "
-        + "; ".join(told)
+        f"config.skips_allowed ({run.config.skips_allowed}) in a row; start from its weights "
+        "(config.weights) in another folder with a lower learning rate, or look at their "
+        f"examples, which {run.workdir / 'metrics' / 'skipped.jsonl'} lists: " + "; ".join(told)
     )
 
 

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from types import ModuleType
 from typing import Any
 
@@ -77,6 +78,21 @@ def trained_components(stage: ModuleType, state: TrainState) -> dict[str, dict[s
         for component, own in names.items()
         if state.trainable.keys() & set(own.values())
     }
+
+
+def check_export(paths: Mapping[str, Path]) -> None:
+    """That the files of `export_paths` can be written, before a run of days.
+
+    Raises:
+        TrainError: they cannot.
+    """
+    for path in paths.values() if processes.is_first() else ():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with NamedTemporaryFile(dir=path.parent):
+                pass
+        except OSError as error:
+            raise TrainError(f"config.export: {path} cannot be written ({error})") from error
 
 
 def export_paths(export: str, components: list[str]) -> dict[str, Path]:
