@@ -10,11 +10,12 @@ import pytest
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "clips_to_checkpoint.sh"
 INPUTS = ("cogvideox", "tora", "dinov2", "arcface", "reid")
-# Writes down how it is called; makes what a command is to make. Each life of the training takes a
-# line of `lives`: exit code, and the step that is saved; "wait" ends it by SIGTERM alone.
+# Makes what a command is to make; writes down how it is called, when signals may come. Each life of
+# the training takes a line of `lives`: exit code, and the step that is saved; "wait" ends it by
+# SIGTERM alone.
 STAND_IN = r"""#!/usr/bin/env bash
-here=$(dirname "$0")
-echo "$*" >> "$here/calls"
+here=$(dirname "$0") call=$*
+called() { echo "$call" >> "$here/calls"; }
 for argument in "$@"; do
   case "$argument" in --workdir=*) run=${argument#*=} ;; esac
   [ "${before:-}" != --dst ] || mkdir -p "$argument"
@@ -22,12 +23,14 @@ for argument in "$@"; do
 done
 if [ "$3" = "$(cat "$here/hangs" 2>/dev/null)" ]; then
   trap 'echo stopped >> "$here/calls"; exit 143' TERM
+  called
   while :; do :; done
 fi
-[ "$2" = tora2_jax.train ] || exit 0
+[ "$2" = tora2_jax.train ] || { called; exit 0; }
 read -r code step < "$here/lives"
 sed -i 1d "$here/lives"
 [ "$code" != wait ] || trap 'echo stopped >> "$here/calls"; exit 75' TERM
+called
 [ -z "$step" ] || mkdir -p "$run/checkpoints/$step"
 while [ "$code" = wait ]; do :; done
 exit "$code"

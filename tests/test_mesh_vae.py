@@ -7,8 +7,8 @@ from flax import nnx
 
 from tests import sharded_step
 from tests.parity import BLOCK_TOLERANCE, relative_error
-from tests.test_parallel import collectives
 from tora2_jax import parallel
+from tora2_jax.collectives import collectives
 from tora2_jax.config import VAEConfig
 from tora2_jax.models import vae_tiling
 from tora2_jax.models.layers import flat_variables, update_variables
@@ -65,11 +65,12 @@ def assert_cut(vae: CausalVAE, name: str, mesh: tuple[int, ...], batch: int, row
     memory = [made.memory_analysis().temp_size_in_bytes for made in (whole, cut)]
     assert memory[1] < memory[0] / (0.45 * np.prod(mesh) * used)
     # A row of pixels of a chunk's 9 frames, with three frames of 16 channels for a convolution.
-    edge = batch * 9 * 4 * WIDTH * 3 * 16
-    for kind, elements in collectives(cut.as_text()):
+    edge = batch * 9 * 4 * WIDTH * 3 * 16 * 4
+    for exchange in collectives(cut.as_text()):
         # What comes out has to lose its padding, and is gathered for that.
-        assert elements <= (expected.size / used if kind == "all-gather" else edge), kind
-        assert kind != "all-gather" or used < 1
+        gathered = exchange.kind == "all-gather"
+        assert exchange.size <= (expected.nbytes / used if gathered else edge), exchange
+        assert not gathered or used < 1
 
 
 def test_the_decoder_is_cut_into_parts_that_do_not_divide_the_picture(vae):
