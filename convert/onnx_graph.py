@@ -8,6 +8,7 @@ import onnx
 from onnx import numpy_helper
 
 from convert.tensor_files import SourceError
+from tora2_jax.error_text import first_line
 
 _TRANSPARENT = {"Identity", "Dropout"}  # Dropout does nothing outside of training
 _RESHAPING = {"Identity", "Unsqueeze", "Squeeze"}  # of weights, by exporters that do not fold them
@@ -79,7 +80,7 @@ class Graph:
         try:
             return cls(onnx.load(path).graph)
         except Exception as error:  # protobuf and onnx raise errors of many kinds
-            reason = (str(error) or repr(error)).splitlines()[0][:200]
+            reason = first_line(error)[:200]
             raise SourceError(
                 [f"{path}: is not a whole ONNX file ({reason}); download it again"]
             ) from error

@@ -10,6 +10,8 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from tora2_jax.error_text import first_line
+
 _DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -171,7 +173,7 @@ def _unpickle(file: Path, key: str | None, wrappers: tuple[str, ...]) -> dict[st
         mapped = zipfile.is_zipfile(file)  # torch's older format can only be read whole
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch raises bare errors of many kinds for a damaged file
-        reason = (str(error) or repr(error)).splitlines()[0][:200]
+        reason = first_line(error)[:200]
         raise SourceError(
             [f"{file}: is damaged, or holds more than tensors and was not run ({reason})"]
         ) from error

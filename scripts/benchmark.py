@@ -22,6 +22,7 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from tora2_jax.config import VAEConfig
+from tora2_jax.error_text import first_line
 from tora2_jax.models.layers import shape_rngs
 from tora2_jax.models.vae import CausalVAE, first_chunk
 from tora2_jax.models.vae_tiling import DEFAULT_TILES, VAEMemory, run_chunk, run_whole
@@ -52,7 +53,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     try:
         options.device = _device(options)
     except (RuntimeError, ValueError, OSError) as error:
-        reason = next(iter(str(error).splitlines()), repr(error))
+        reason = first_line(error)
         memory.error(f"--platform {options.platform} cannot be described: {reason}")
     return options
 

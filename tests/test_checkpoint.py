@@ -1,6 +1,7 @@
 """Component files and the strict merge into a model."""
 
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from flax import nnx
 from tora2_jax import checkpoint, run_checkpoints, weight_folder
 from tora2_jax.models.layers import flat_variables
 from tora2_jax.precision import resting_dtype
+from tora2_jax.whole_file import write_text, written_whole
 
 
 class _Model(nnx.Module):
@@ -203,3 +205,20 @@ def test_lost_data_of_a_weight_folder_is_one_message(kept, tmp_path):
         weight_folder.restore(tmp_path / "part", wanted)
     with pytest.raises(ValueError, match=r"_small cannot be read: .*; convert it again"):
         list(weight_folder.read(tmp_path / "part"))
+
+
+def test_what_is_no_regular_file_is_written_to_and_not_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_text(pipe, "text")
+    assert os.read(reader, 9) == b"text" and pipe.is_fifo()
+    os.close(reader)
+
+
+def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
+    write_text(tmp_path / "file", "old")
+    with pytest.raises(ValueError, match="half"), written_whole(tmp_path / "file") as aside:
+        aside.write_text("new")
+        raise ValueError("half")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]

@@ -10,6 +10,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from tora2_jax.error_text import first_line
+
 
 class _Patient:
     """Lets the other reads of an item end when one fails.
@@ -68,9 +70,4 @@ def read(
         cause = error.__cause__ if type(error) is Exception else error
         if not isinstance(cause, ValueError | KeyError | OSError):
             raise
-        raise ValueError(f"{place} cannot be read: {reason(cause)}") from error
-
-
-def reason(error: BaseException) -> str:
-    """The first line of an error's message."""
-    return next(iter(str(error).strip().splitlines()), repr(error))
+        raise ValueError(f"{place} cannot be read: {first_line(cause)}") from error

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 
 from tora2_jax.config import ModelConfig
+from tora2_jax.error_text import first_line
 from tora2_jax.models.prior import prior_configs, prior_of, prior_sizes
 from tora2_jax.types import Kind
 from tora2_jax.whole_file import save_tensors, written_whole
@@ -58,7 +59,7 @@ def load_features(path: str | Path) -> ReferenceFeatures:
     try:
         content, kind = _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
     except _DAMAGE as error:
-        reason = (str(error) or repr(error)).splitlines()[0][:200]
+        reason = first_line(error)[:200]
         raise FeatureFileError(
             [f"{path.name} is damaged, or holds more than numbers ({reason}); write it again"]
         ) from error

@@ -59,6 +59,11 @@ def make_mesh(sizes: MeshConfig, devices: list | None = None) -> Mesh:
     return Mesh(placed, AXES, axis_types=types)
 
 
+def written(mesh: Mesh) -> str:
+    """The sizes of its axes, such as `data=1 fsdp=8 sequence=1 tensor=1`."""
+    return " ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+
+
 def use(mesh: Mesh):
     """Context in which programs are traced for a mesh and run on it."""
     return jax.set_mesh(mesh)

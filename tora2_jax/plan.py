@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 from absl import app, flags
 
-from tora2_jax import collectives, plan_programs, targets
+from tora2_jax import collectives, parallel, plan_programs, targets
 from tora2_jax.train_config import TrainError
 from tora2_jax.train_flags import define_config, parse
 from tora2_jax.whole_file import write_text
@@ -74,7 +74,7 @@ def report(model: str, target: targets.Target, compiled: bool, plan: Plan) -> li
             f"{target.kind.platform} is not installed: memory and exchanges are those of a CPU"
         )
     mesh = plan.program.mesh
-    axes = " ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+    axes = parallel.written(mesh)
     if mesh.size < target.count:
         axes += f", which leaves {target.count - mesh.size} unused"
     lines = [
@@ -176,7 +176,7 @@ def main(arguments: list[str]) -> int:
         except OSError as error:
             sys.stderr.write(f"--text: {error}\n")
             return 2
-    if target.kind.memory and not has_compiler:
+    if not has_compiler:
         return 3
     return 0 if fits(target, plan) else 1
 

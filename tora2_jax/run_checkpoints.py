@@ -15,6 +15,7 @@ from etils import epath
 
 from tora2_jax import array_items, processes
 from tora2_jax.checkpoint import FROZEN
+from tora2_jax.error_text import first_line
 from tora2_jax.train_config import TrainError
 
 
@@ -76,7 +77,7 @@ class Checkpoints:
                     checkpointer.save(self._directory / FROZEN / name, item, force=True)
         except (OSError, ValueError, RuntimeError) as error:
             self._remove(FROZEN)
-            reason = array_items.reason(error)
+            reason = first_line(error)
             message = f"the frozen weights could not be saved in {self._directory}: {reason}"
             raise SaveError(message) from error
 
@@ -129,7 +130,7 @@ class Checkpoints:
         if error is not None:
             self._manager.reload()  # it has already forgotten what it meant to delete afterwards
             kept = "no checkpoint" if self.latest() is None else f"checkpoint {self.latest()}"
-            reason = array_items.reason(error)
+            reason = first_line(error)
             self._failure = f"step {step} could not be saved ({reason}); {kept} is kept"
             logging.error("%s", self._failure)
 

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 
+from tora2_jax.error_text import first_line
+
 _GPU_DESCRIPTION = """
 gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
@@ -147,7 +149,7 @@ def devices(target: Target, has_compiler: bool) -> list[jax.Device]:
         else:
             machine = _gpus(target)
     except (RuntimeError, ValueError, NotImplementedError) as error:
-        reason = next(iter(str(error).splitlines()), repr(error))
+        reason = first_line(error)
         raise TargetError(f"--target: {target.name} cannot be described: {reason}") from error
     return list(machine.devices)
 

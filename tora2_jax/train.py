@@ -83,7 +83,7 @@ def train(config: TrainConfig, workdir: str | Path, stop: StopSignals | None = N
     run = _Run(config, stage, graph, workdir)
     saved = Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints)
     try:
-        state = _resume(saved, state)
+        state = _resume(run, saved, state)
         _tell_start(run, mesh, int(state.step))
         with parallel.use(mesh):
             state = _loop(run, source, state, saved, stop)
@@ -137,31 +137,28 @@ def _parsed(text: str) -> dict[str, Any]:
     return content
 
 
-def _resume(saved: Checkpoints, state: TrainState) -> TrainState:
+def _resume(run: _Run, saved: Checkpoints, state: TrainState) -> TrainState:
     """The state of the newest checkpoint that can be read; of a new run, the one given."""
     found = saved.restore_newest(_changing(state))
     if found is None:
         saved.save_frozen(state.frozen)
         return state
     step, restored = found
+    if step > (wanted := run.config.steps):
+        raise TrainError(f"{run.workdir} has done {step} steps, but config.steps is {wanted}")
     frozen = processes.together(lambda: saved.restore_frozen(state.frozen))
     position = jax.device_put(np.int32(step), state.step.sharding)
     return state._replace(step=position, frozen=frozen, **restored)
 
 
 def _tell_start(run: _Run, mesh: jax.sharding.Mesh, done: int) -> None:
-    if done > run.config.steps:
-        raise TrainError(
-            f"{run.workdir} has done {done} steps, but config.steps is {run.config.steps}"
-        )
     if not processes.is_first():
         return
     device = mesh.devices.flat[0].device_kind
-    axes = " ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     unused = jax.device_count() - mesh.size
     rest = f"; {unused} of {jax.device_count()} devices are not used" if unused else ""
     sys.stderr.write(
-        f"{run.config.stage}: {mesh.size} x {device}, {axes}{rest}; "
+        f"{run.config.stage}: {mesh.size} x {device}, {parallel.written(mesh)}{rest}; "
         f"{f'goes on after step {done}' if done else 'starts'}, the first step is compiled\n"
     )
 

@@ -8,6 +8,7 @@ from absl import logging
 from flax import nnx
 
 from tora2_jax import processes
+from tora2_jax.error_text import first_line
 from tora2_jax.train_config import TrainConfig
 from tora2_jax.train_export import model_of, on_first, shown_variables
 from tora2_jax.train_state import TrainState
@@ -27,12 +28,11 @@ def write_sample(
         try:
             _write(config, stage, graph, variables, step, workdir / "samples")
         except Exception as error:  # of any library, and of a device that is full
-            reason = (str(error).strip() or repr(error)).splitlines()[0]
             logging.warning(
                 "step %d has no sample video (%s: %s); the training goes on",
                 step,
                 type(error).__name__,
-                reason,
+                first_line(error),
             )
         gc.collect()  # a sampler refers to itself, and its arrays would stay on the device
     processes.wait_for_all()

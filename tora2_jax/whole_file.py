@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 
@@ -15,6 +16,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     """A file to fill, beside `path`; it takes the name `path` only when the block ends well.
 
     Folders above are made. Several processes and hosts may write the same file; the last one stays.
+    What is no regular file, such as /dev/stdout, is written to as it is.
 
     Args:
         path: What is there stays until then.
@@ -23,6 +25,9 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         OSError: it cannot be written.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        yield path
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
@@ -56,5 +61,8 @@ def save_tensors(
         OSError: it cannot be written.
     """
     with written_whole(path) as aside:
-        save_file(dict(arrays), aside, metadata=None if metadata is None else dict(metadata))
+        try:
+            save_file(dict(arrays), aside, metadata=None if metadata is None else dict(metadata))
+        except SafetensorError as error:
+            raise OSError(f"{path} cannot be written: {error}") from error
         aside.chmod(0o644)  # safetensors makes files that only their owner can read
