@@ -8,8 +8,8 @@ Ends in `checkpoints/bench/localiser.safetensors`; its metadata holds the number
 """
 
 from tora2_jax.config import toy
-from tora2_jax.data.world_config import WorldConfig
 from tora2_jax.train_config import OptimConfig, TrainConfig
+from tora2_jax.world.config import WorldConfig
 
 
 def get_config() -> TrainConfig:

@@ -7,8 +7,8 @@ Ends in `checkpoints/toy/face.safetensors`; its metadata holds the numbers.
 """
 
 from tora2_jax.config import toy
-from tora2_jax.data.world_config import WorldConfig
 from tora2_jax.train_config import OptimConfig, TrainConfig
+from tora2_jax.world.config import WorldConfig
 
 
 def get_config() -> TrainConfig:

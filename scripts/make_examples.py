@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from tora2_jax import video
-from tora2_jax.data import world
+from tora2_jax.world import clips as world
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 IDENTITIES = {"man": (990_001, 3), "kite": (990_001, 5)}

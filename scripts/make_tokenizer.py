@@ -77,7 +77,7 @@ def save(tokenizer: Tokenizer, directory: Path) -> None:
 
 
 def main() -> None:
-    from tora2_jax.data.world import caption_corpus
+    from tora2_jax.world.clips import caption_corpus
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("checkpoints/toy/tokenizer"))

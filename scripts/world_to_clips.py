@@ -10,8 +10,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from tora2_jax.data.record_files import write_record
-from tora2_jax.data.world import render_clip
-from tora2_jax.data.world_config import WorldConfig
+from tora2_jax.world.clips import render_clip
+from tora2_jax.world.config import WorldConfig
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -29,14 +29,14 @@ from tora2_jax.bench.networks import (
 )
 from tora2_jax.checkpoint import CheckpointError, stored_names
 from tora2_jax.config import toy
-from tora2_jax.data.world import render_clip
-from tora2_jax.data.world_config import WorldConfig
 from tora2_jax.models.layers import assign_variables, flat_variables
 from tora2_jax.models.vae import CausalVAE
 from tora2_jax.pipeline import Sample
 from tora2_jax.stages import judge, localiser, recognition
 from tora2_jax.stages.contrast import contrast, normalised
 from tora2_jax.train_config import TrainConfig
+from tora2_jax.world.clips import render_clip
+from tora2_jax.world.config import WorldConfig
 
 
 def _config(stage: str) -> TrainConfig:

@@ -15,8 +15,6 @@ from tora2_jax.config import ModelConfig, to_dict, toy
 from tora2_jax.data import clip_folder, pool
 from tora2_jax.data.entity_clips import EntityClips, EntityExamples, frame_tiers
 from tora2_jax.data.record_files import write_record
-from tora2_jax.data.world import render_clip
-from tora2_jax.data.world_config import WorldConfig
 from tora2_jax.models.layers import flat_variables
 from tora2_jax.stages import diffusion
 from tora2_jax.text import load_tokenizer
@@ -30,6 +28,8 @@ from tora2_jax.train_config import (
 )
 from tora2_jax.types import EntityRecord, Record
 from tora2_jax.video import write_image, write_video
+from tora2_jax.world.clips import render_clip
+from tora2_jax.world.config import WorldConfig
 
 WORLD = WorldConfig(seed=5, height=64, width=64, frames=9, references=2, min_entities=2)
 PLAIN = ReferenceGuardConfig(

@@ -17,11 +17,11 @@ from tora2_jax.data.reference_augmentation import (
     generator,
     guard_record,
 )
-from tora2_jax.data.world import render_clip
-from tora2_jax.data.world_config import WorldConfig
 from tora2_jax.references import prepare
 from tora2_jax.text import load_tokenizer
 from tora2_jax.train_config import ReferenceGuardConfig, TrainConfig, problems
+from tora2_jax.world.clips import render_clip
+from tora2_jax.world.config import WorldConfig
 
 GUARDS = ReferenceGuardConfig()
 NONE = ReferenceGuardConfig(

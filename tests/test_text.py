@@ -88,7 +88,7 @@ def test_tokenizer_builder_refuses_too_many_words():
 
 
 def test_shipped_tokenizer_spells_no_word_of_its_world():
-    world = pytest.importorskip("tora2_jax.data.world")
+    world = pytest.importorskip("tora2_jax.world.clips")
     directory = Path(__file__).parents[1] / "checkpoints" / "toy" / "tokenizer"
     tokenizer = load_tokenizer(directory)
     for caption in list(world.caption_corpus())[::40]:

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from tora2_jax.config import from_dict, to_dict, toy
-from tora2_jax.data.world import (
+from tora2_jax.references import mask_top_face, prepare
+from tora2_jax.world.clips import (
     WORDS,
     caption_corpus,
     render_clip,
     render_reference,
     sample_entity,
 )
-from tora2_jax.data.world_config import WorldConfig
-from tora2_jax.references import mask_top_face, prepare
+from tora2_jax.world.config import WorldConfig
 
 CONFIG = WorldConfig()
 CLIPS = range(24)

@@ -19,13 +19,13 @@ from tora2_jax.bench import measure
 from tora2_jax.bench.networks import Judge, Localiser, locate
 from tora2_jax.conditioning import inputs_from_records, without_paths, without_references
 from tora2_jax.config import ModelConfig
-from tora2_jax.data.world import render_clip
-from tora2_jax.data.world_config import WorldConfig
 from tora2_jax.models.vae import CausalVAE
 from tora2_jax.pipeline import SampleSettings, to_uint8
 from tora2_jax.stages import judge as judge_room
 from tora2_jax.stages import localiser as localiser_room
 from tora2_jax.types import Inputs, Record
+from tora2_jax.world.clips import render_clip
+from tora2_jax.world.config import WorldConfig
 
 CONDITIONS: dict[str, Callable[[Inputs], Inputs]] = {
     "full": lambda inputs: inputs,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from tora2_jax.config import ModelConfig, to_dict
-from tora2_jax.data.world_config import WorldConfig
+from tora2_jax.world.config import WorldConfig
 
 
 class TrainError(ValueError):

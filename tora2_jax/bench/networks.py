@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from tora2_jax.data.world import WORDS
+from tora2_jax.world.clips import WORDS
 
 NAMES = [word for word, _ in WORDS]  # order of the localiser's maps
 STRIDE = 4  # pixels per cell of a heat map

@@ -20,7 +20,6 @@ from jaxtyping import Bool, Float, UInt8
 from tqdm import tqdm
 
 from tora2_jax import conditioning, config, parallel, processes
-from tora2_jax.data import world
 from tora2_jax.data.loader import example_or_next
 from tora2_jax.data.reference_augmentation import guard_record
 from tora2_jax.faces import FaceDetector
@@ -29,6 +28,7 @@ from tora2_jax.reference_inputs import reference_arrays
 from tora2_jax.train_config import MeshConfig, ReferenceGuardConfig
 from tora2_jax.types import Inputs
 from tora2_jax.whole_file import write_text, written_whole
+from tora2_jax.world import clips as world
 
 _Row = tuple[Inputs, UInt8[np.ndarray, "f height width 3"]]
 _FORMAT = 2  # to be raised when other numbers are kept of the same clips

@@ -28,7 +28,6 @@ from tora2_jax.conditioning import needed_networks
 from tora2_jax.config import ModelConfig, to_dict
 from tora2_jax.data import clip_folder, entity_clips, pool
 from tora2_jax.data.loader import example_or_next
-from tora2_jax.data.world import render_clip
 from tora2_jax.faces import GET_FACE_MODELS, FaceModelError, InsightFaceDetector, detector_file
 from tora2_jax.models import contrast, tora2, vae_tiling
 from tora2_jax.models.layers import shape_rngs
@@ -38,6 +37,7 @@ from tora2_jax.networks import misfits
 from tora2_jax.text import load_tokenizer
 from tora2_jax.train_config import TrainError
 from tora2_jax.types import Conditions
+from tora2_jax.world.clips import render_clip
 
 COMPONENTS = {
     **{name: rf"(?P<prefix>tora2\.)({pattern})" for name, pattern in tora2.COMPONENTS.items()},

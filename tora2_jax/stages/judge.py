@@ -19,11 +19,11 @@ from tora2_jax.bench.networks import (
     white_square,
 )
 from tora2_jax.data.loader import ENDLESS
-from tora2_jax.data.world import render_clip, render_reference, sample_entity
 from tora2_jax.stages.contrast import TEMPERATURE, contrast, masked_mean
 from tora2_jax.stages.localiser import HELD_OUT
 from tora2_jax.train_config import TrainConfig
 from tora2_jax.types import Record
+from tora2_jax.world.clips import render_clip, render_reference, sample_entity
 
 ENTITIES = 3  # entities of a clip that an example has room for
 VIEWS = 2  # frames of a clip in an example

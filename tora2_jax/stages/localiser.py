@@ -23,9 +23,9 @@ from tora2_jax.bench.networks import (
     presence,
 )
 from tora2_jax.data.loader import ENDLESS
-from tora2_jax.data.world import render_clip
 from tora2_jax.train_config import TrainConfig
 from tora2_jax.types import Record
+from tora2_jax.world.clips import render_clip
 
 TRAINABLE = ".*"
 COMPONENTS = {"localiser": ".*"}

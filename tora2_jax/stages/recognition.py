@@ -16,7 +16,6 @@ from jaxtyping import Array, Float
 from tora2_jax.bench.measure import found_own
 from tora2_jax.bench.networks import NAMES
 from tora2_jax.data.loader import ENDLESS
-from tora2_jax.data.world import WORDS, render_reference, sample_entity
 from tora2_jax.models.arcface import ArcFace
 from tora2_jax.models.dinov2 import DINOv2
 from tora2_jax.models.layers import Linear
@@ -25,6 +24,7 @@ from tora2_jax.references import prepare
 from tora2_jax.stages import judge
 from tora2_jax.stages.contrast import contrast, masked_mean, normalised
 from tora2_jax.train_config import TrainConfig
+from tora2_jax.world.clips import WORDS, render_reference, sample_entity
 
 TRAINABLE = ".*"
 COMPONENTS = {

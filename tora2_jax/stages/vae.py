@@ -13,11 +13,11 @@ from jaxtyping import Array, Float
 
 from tora2_jax.config import to_dict
 from tora2_jax.data.loader import ENDLESS
-from tora2_jax.data.world import render_clip
 from tora2_jax.models.vae import CausalVAE
 from tora2_jax.train_config import TrainConfig
 from tora2_jax.trajectory import color_flow, flow_video
 from tora2_jax.types import Record
+from tora2_jax.world.clips import render_clip
 
 TRAINABLE = ".*"
 COMPONENTS = {"vae": ".*"}

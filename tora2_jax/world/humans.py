@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from tora2_jax.data.world_shapes import Brush, Entity, between, ellipse, texture
+from tora2_jax.world.shapes import Brush, Entity, between, ellipse, texture
 
 
 class Pose(NamedTuple):

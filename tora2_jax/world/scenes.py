@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from tora2_jax.data.world_shapes import WORDS
+from tora2_jax.world.shapes import WORDS
 
 # Colour at the top and at the bottom, strength of the soft and of the fine texture (0 to 255).
 _SCENES = {

@@ -7,18 +7,18 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from tora2_jax.data.world_config import WorldConfig
-from tora2_jax.data.world_humans import Pose, render_human, sample_pose
-from tora2_jax.data.world_paths import Motion, sample_motion
-from tora2_jax.data.world_scenes import (
+from tora2_jax.types import EntityRecord, Record
+from tora2_jax.world.config import WorldConfig
+from tora2_jax.world.humans import Pose, render_human, sample_pose
+from tora2_jax.world.paths import Motion, sample_motion
+from tora2_jax.world.scenes import (
     CAPTIONS,
     background,
     caption_corpus,
     caption_for,
     random_scene,
 )
-from tora2_jax.data.world_shapes import SPRITE_SIZE, WORDS, Entity, render_object, sample_entity
-from tora2_jax.types import EntityRecord, Record
+from tora2_jax.world.shapes import SPRITE_SIZE, WORDS, Entity, render_object, sample_entity
 
 __all__ = [
     "CAPTIONS",

@@ -1,0 +1,1 @@
+"""The toy world: endless, seeded clips with ground truth."""
