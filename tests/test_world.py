@@ -140,8 +140,8 @@ def test_explicit_entities_and_words():
     assert [entity.word for entity in clip.entities] == ["kite", "woman"]
     clip = render_clip(CONFIG, 0, words=("ball",))
     assert [entity.word for entity in clip.entities] == ["ball"]
-    with pytest.raises(ValueError, match="distinct"):
-        render_clip(CONFIG, 0, words=("ball", "ball"))
+    with pytest.raises(ValueError, match="one or more entities"):
+        render_clip(CONFIG, 0, entities=[])
     with pytest.raises(ValueError, match="its words are"):
         sample_entity((0,), "dragon")
 

@@ -303,6 +303,17 @@ def toy() -> ModelConfig:
     )
 
 
+def toy_bold() -> ModelConfig:
+    """The model of the bold toy world: smaller frames, and tokens of 8 x 8 pixels."""
+    model = toy()
+    model.name = "toy_bold"
+    model.height = model.width = 64
+    model.vae.channels = (12, 32, 64)
+    model.transformer.patch_size = 2
+    model.transformer.sample_height = model.transformer.sample_width = 16
+    return model
+
+
 def cogvideox_2b() -> ModelConfig:
     """CogVideoX-2B."""
     return ModelConfig(
@@ -356,6 +367,7 @@ PRESETS = {
     preset.__name__: preset
     for preset in (
         toy,
+        toy_bold,
         cogvideox_2b,
         cogvideox_5b,
         cogvideox_5b_i2v,

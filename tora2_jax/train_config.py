@@ -138,6 +138,14 @@ class ClipFolderConfig:
 
 
 @dataclass(slots=True, kw_only=True)
+class CropConfig:
+    """What stage `vae` cuts out of the clips of the toy world."""
+
+    frames: int = 9
+    size: int = 48  # pixels
+
+
+@dataclass(slots=True, kw_only=True)
 class MeshConfig:
     """How many devices share what, see docs/sharding.md; one of the sizes may be -1: the rest."""
 
@@ -162,6 +170,7 @@ class TrainConfig:
     face_models: str | None = None  # folder of a face detector, for models that look for faces
     model: ModelConfig = field(default_factory=ModelConfig)
     world: WorldConfig = field(default_factory=WorldConfig)
+    crops: CropConfig = field(default_factory=CropConfig)
     clips: ClipFolderConfig | None = None  # where examples come from; None: the toy world
     reference_guards: ReferenceGuardConfig | None = None  # None: references stay as they are
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -210,6 +219,10 @@ def problems(config: TrainConfig) -> list[str]:
             "ema_decay",
             config.ema_decay is None or 0 < config.ema_decay < 1,
             "must be None or between 0 and 1",
+        ),
+        *(
+            (f"crops.{name}", value > 0, "must be positive")
+            for name, value in to_dict(config.crops).items()
         ),
         *_optimizer_checks(config.optim),
     ]

@@ -253,7 +253,9 @@ def by_chunks(run: Callable, x: Float[Array, "b f ..."], size: int) -> Array:
         output, cache = run(chunk, cache)
         return cache, output
 
-    _, rest = jax.lax.scan(step, cache, chunks.swapaxes(0, 1))
+    # A loop of one would only keep its body from being optimized with the rest.
+    alone = chunks.shape[1] == 1
+    _, rest = jax.lax.scan(step, cache, chunks.swapaxes(0, 1), unroll=alone)
     rest = rest.swapaxes(0, 1)
     rest = rest.reshape(x.shape[0], -1, *rest.shape[3:])
     return jnp.concatenate([first, rest], axis=1)

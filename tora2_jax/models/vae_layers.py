@@ -103,7 +103,10 @@ def _convolve_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Arra
 
 def _convolve_backward(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = residuals
-    (input_gradient,) = jax.vjp(lambda x: _plain_convolve(x, kernel), x)[1](gradient)
+    # Written out: JAX's own names the kernel's axes in another order, for which XLA's CPU back end
+    # has loops several times slower than its matmuls.
+    turned = jax.lax.optimization_barrier(jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
+    input_gradient = _plain_convolve(gradient, turned)
     size = kernel.shape[:2]
     kernel_gradient = jax.lax.platform_dependent(
         x,

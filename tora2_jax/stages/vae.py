@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from tora2_jax.config import to_dict
 from tora2_jax.data.loader import ENDLESS
 from tora2_jax.models.vae import CausalVAE
-from tora2_jax.train_config import TrainConfig
+from tora2_jax.train_config import CropConfig, TrainConfig
 from tora2_jax.trajectory import color_flow, flow_video
 from tora2_jax.types import Record
 from tora2_jax.world.clips import render_clip
@@ -22,7 +22,6 @@ from tora2_jax.world.clips import render_clip
 TRAINABLE = ".*"
 COMPONENTS = {"vae": ".*"}
 
-CROP_FRAMES, CROP_SIZE = 9, 48  # one chunk of the encoder and of the decoder
 CROPS_PER_CLIP = 4  # rendering costs more than cropping
 _FLOW_SHARE = 0.25  # of the examples: the same network encodes coloured paths
 _DENSE_SHARE = 0.3  # of the flow examples: of every pixel, not of the paths alone
@@ -59,7 +58,7 @@ class _Crops:
         # Not all of a dataclass can be hashed; the clip's number and its world's fields can.
         world = tuple(sorted(dataclasses.asdict(self.config.world).items()))
         record = _clip(type(self.config.world), world, index // CROPS_PER_CLIP)
-        time, rows, columns = _window(record, rng)
+        time, rows, columns = _window(record, self.config.crops, rng)
         video = _picture(record, rng)[time, rows, columns]
         masks = np.any([entity.mask[time, rows, columns] for entity in record.entities], axis=0)
         return {"video": np.ascontiguousarray(video, np.float32), "foreground": masks[..., None]}
@@ -70,19 +69,22 @@ def _clip(world: type, settings: tuple[tuple[str, Any], ...], index: int) -> Rec
     return render_clip(world(**dict(settings)), index)
 
 
-def _window(record: Record, rng: np.random.Generator) -> tuple[slice, slice, slice]:
+def _window(
+    record: Record, crops: CropConfig, rng: np.random.Generator
+) -> tuple[slice, slice, slice]:
     """Where to cut a crop out of a clip; often around a visible pixel of an entity."""
     frames, height, width = record.video.shape[:3]
-    start = int(rng.integers(frames - CROP_FRAMES + 1))
-    corner = rng.integers(0, (height - CROP_SIZE + 1, width - CROP_SIZE + 1))
-    mask = record.entities[rng.integers(len(record.entities))].mask[start + CROP_FRAMES // 2]
+    size = crops.size
+    start = int(rng.integers(frames - crops.frames + 1))
+    corner = rng.integers(0, (height - size + 1, width - size + 1))
+    mask = record.entities[rng.integers(len(record.entities))].mask[start + crops.frames // 2]
     pixels = np.argwhere(mask)
     if len(pixels) and rng.random() < _ENTITY_SHARE:
-        shift = rng.integers(CROP_SIZE // 4, CROP_SIZE * 3 // 4, 2)
+        shift = rng.integers(size // 4, size * 3 // 4, 2)
         corner = pixels[rng.integers(len(pixels))] - shift
-    top, left = np.clip(corner, 0, (height - CROP_SIZE, width - CROP_SIZE))
-    time = slice(start, start + CROP_FRAMES)
-    return time, slice(top, top + CROP_SIZE), slice(left, left + CROP_SIZE)
+    top, left = np.clip(corner, 0, (height - size, width - size))
+    time = slice(start, start + crops.frames)
+    return time, slice(top, top + size), slice(left, left + size)
 
 
 def _picture(record: Record, rng: np.random.Generator) -> Float[np.ndarray, "f height width 3"]:
@@ -97,16 +99,19 @@ def _picture(record: Record, rng: np.random.Generator) -> Float[np.ndarray, "f h
 
 
 def source(config: TrainConfig) -> _Crops:
-    """Examples: `video [9, 48, 48, 3]` in [-1, 1], `foreground [9, 48, 48, 1]` of entities.
+    """Examples: `video [f, size, size, 3]` in [-1, 1], `foreground [f, size, size, 1]` of entities.
+
+    `f` and `size` are those of `config.crops`.
 
     Raises:
         ValueError: if the world is smaller than a crop.
     """
-    world = config.world
-    if world.frames < CROP_FRAMES or min(world.height, world.width) < CROP_SIZE:
+    world, crops = config.world, config.crops
+    if world.frames < crops.frames or min(world.height, world.width) < crops.size:
         raise ValueError(
             f"config.world: clips of {world.frames} frames of {world.height} x {world.width} "
-            f"pixels are smaller than a crop ({CROP_FRAMES} frames of {CROP_SIZE} x {CROP_SIZE})"
+            f"pixels are smaller than config.crops ({crops.frames} frames of {crops.size} x "
+            f"{crops.size})"
         )
     return _Crops(config)
 

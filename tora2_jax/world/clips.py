@@ -8,17 +8,21 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from tora2_jax.types import EntityRecord, Record
-from tora2_jax.world.config import WorldConfig
-from tora2_jax.world.humans import Pose, render_human, sample_pose
-from tora2_jax.world.paths import Motion, sample_motion
-from tora2_jax.world.scenes import (
+from tora2_jax.world.bold import render_bold_object
+from tora2_jax.world.brush import SPRITE_SIZE
+from tora2_jax.world.captions import (
     CAPTIONS,
-    background,
+    Phrase,
     caption_corpus,
     caption_for,
-    random_scene,
+    rich_caption,
 )
-from tora2_jax.world.shapes import SPRITE_SIZE, WORDS, Entity, render_object, sample_entity
+from tora2_jax.world.config import WorldConfig
+from tora2_jax.world.entities import WORDS, Entity, sample_entity
+from tora2_jax.world.humans import Pose, render_human, sample_pose
+from tora2_jax.world.paths import Motion, sample_motion
+from tora2_jax.world.scenes import background, random_scene
+from tora2_jax.world.shapes import render_object
 
 __all__ = [
     "CAPTIONS",
@@ -34,14 +38,26 @@ __all__ = [
 REFERENCE_SIZE = 128  # pixels, before the augmentation
 _SEEN_SHARE = 0.4  # of an entity's pixels, for it to count as visible
 _LOOKING = ("fish", "car")  # these face the way they go
-# Longest side in pixels of a 96-pixel frame.
+# Longest side in pixels of a 96-pixel frame, by style; objects that are not named have the last.
 _LENGTHS = {
-    "man": (36, 42),
-    "woman": (36, 42),
-    "child": (31, 35),
-    "car": (34, 44),
-    "kite": (37, 44),
+    "patterned": {
+        "man": (36, 42),
+        "woman": (36, 42),
+        "child": (31, 35),
+        "car": (34, 44),
+        "kite": (37, 44),
+        "": (30, 40),
+    },
+    "bold": {
+        "man": (48, 54),
+        "woman": (48, 54),
+        "child": (41, 46),
+        "car": (45, 52),
+        "kite": (47, 54),
+        "": (40, 46),
+    },
 }
+_COUNTS = (0.42, 0.44, 0.14)  # shares of clips of 1, 2 and 3 entities in the bold world
 
 
 class _Sprite(NamedTuple):
@@ -62,24 +78,28 @@ def render_clip(
     Args:
         config: Sizes and seed of the world.
         index: Which clip, from 0 on; there is no last one.
-        entities: Identities to show instead of random ones; their words must differ.
+        entities: Identities to show instead of random ones.
         words: Words to show with random identities; ignored if `entities` is given.
 
     Raises:
-        ValueError: Two entities have the same word, or a word is unknown.
+        ValueError: There is no entity, or a word is unknown.
     """
     rng = np.random.Generator(np.random.Philox(key=[config.seed, index]))
     if entities is None:
         drawn = _draw_words(rng, config)
         chosen = drawn if words is None else words
-        entities = [sample_entity((config.seed, index), word) for word in chosen]
+        entities = _identities(config, index, chosen)
+    if not entities:
+        raise ValueError("a clip needs one or more entities")
     names = [entity.word for entity in entities]
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"a clip needs one or more entities with distinct words, not {names}")
     scene = random_scene(rng)
-    caption, spans = caption_for(CAPTIONS[rng.integers(len(CAPTIONS))], names, scene)
-    motion = sample_motion(rng, len(names), config.frames, config.height, config.width)
-    backdrop = background(rng, scene, config.height, config.width)
+    template = CAPTIONS[rng.integers(len(CAPTIONS))]
+    motion = sample_motion(
+        rng, len(names), config.frames, config.height, config.width, calm=config.style == "bold"
+    )
+    caption, spans = _caption(config, index, template, entities, motion.track, scene)
+    plain = config.style == "bold"
+    backdrop = background(rng, scene, config.height, config.width, plain)
     sources = [_picture(entity, rng) for entity in entities]
     layers = [_sprite(*pair, rng, config) for pair in zip(entities, sources, strict=True)]
     flips = [_flip(rng, *pair) for pair in zip(entities, motion.track, strict=True)]
@@ -107,6 +127,31 @@ def clip_name(config: WorldConfig, index: int) -> str:
     return f"world-{config.seed}-{index}"
 
 
+def _identities(config: WorldConfig, index: int, words: Sequence[str]) -> list[Entity]:
+    """Random ones; of several with one word, each has a seed of its own."""
+    entities = []
+    for slot, word in enumerate(words):
+        earlier = list(words[:slot]).count(word)
+        seed = (config.seed, index, *([earlier] if earlier else []))
+        entities.append(sample_entity(seed, word, config.style))
+    return entities
+
+
+def _caption(
+    config: WorldConfig,
+    index: int,
+    template: str,
+    entities: Sequence[Entity],
+    track: np.ndarray,
+    scene: str,
+) -> tuple[str, list]:
+    # A generator of its own: what a caption tells does not change what is drawn.
+    rng = np.random.default_rng((config.seed, index, 1))
+    if rng.random() >= config.rich_captions:
+        return caption_for(template, [Phrase(entity.word) for entity in entities], scene)
+    return rich_caption(rng, entities, track / (config.width, config.height), scene)
+
+
 def render_reference(
     entity: Entity, rng: np.random.Generator, size: int = REFERENCE_SIZE
 ) -> UInt8[np.ndarray, "height width 4"]:
@@ -120,16 +165,27 @@ def render_reference(
 
 
 def _draw_words(rng: np.random.Generator, config: WorldConfig) -> list[str]:
-    count = rng.integers(config.min_entities, min(config.max_entities, len(WORDS)) + 1)
+    count = _draw_count(rng, config)
     weights = np.array([1.5 if kind == "human" else 1.0 for _, kind in WORDS])
     chosen = rng.choice(len(WORDS), count, replace=False, p=weights / weights.sum())
-    return [WORDS[position][0] for position in chosen]
+    words = [WORDS[position][0] for position in chosen]
+    if count > 1 and config.repeated_words and rng.random() < config.repeated_words:
+        words[1] = words[0]
+    return words
+
+
+def _draw_count(rng: np.random.Generator, config: WorldConfig) -> int:
+    most = min(config.max_entities, len(WORDS))
+    if config.style == "patterned":
+        return int(rng.integers(config.min_entities, most + 1))
+    shares = np.array(_COUNTS[config.min_entities - 1 : most])
+    return config.min_entities + int(rng.choice(len(shares), p=shares / shares.sum()))
 
 
 def _picture(entity: Entity, rng: np.random.Generator) -> np.ndarray:
     """A sprite at full size; people take a random pose."""
     if entity.kind == "object":
-        return render_object(entity)
+        return (render_bold_object if entity.style == "bold" else render_object)(entity)
     return render_human(entity, Pose(*(0.6 * value for value in sample_pose(rng))))
 
 
@@ -138,13 +194,18 @@ def _sprite(
 ) -> _Sprite:
     """Shrink once, with antialiasing, to the size in the clip."""
     box = cv2.boundingRect(picture[..., 3])
-    length = rng.uniform(*_LENGTHS.get(entity.word, (30, 40)))
+    lengths = _LENGTHS[config.style]
+    length = rng.uniform(*lengths.get(entity.word, lengths[""]))
     length *= min(config.height, config.width) / 96
     side = max(2, round(SPRITE_SIZE * length / max(box[2:])))
     shrink = cv2.INTER_AREA if side < SPRITE_SIZE else cv2.INTER_LINEAR
     pixels = cv2.resize(picture, (side, side), interpolation=shrink)
+    pixels = cv2.copyMakeBorder(pixels, 1, 1, 1, 1, cv2.BORDER_REPLICATE)
+    rim = np.ones(pixels.shape[:2], bool)
+    rim[1:-1, 1:-1] = False
+    pixels[rim, 3] = 0  # a transparent rim keeps borders clean
     left, top, wide, high = cv2.boundingRect(pixels[..., 3])
-    left, top = max(left - 1, 0), max(top - 1, 0)  # a transparent rim keeps borders clean
+    left, top = left - 1, top - 1
     pixels = np.ascontiguousarray(pixels[top : top + high + 2, left : left + wide + 2])
     moments = cv2.moments(cv2.extractChannel(pixels, 3))
     anchor = np.array([moments["m10"], moments["m01"]]) / moments["m00"] + 0.5
@@ -270,9 +331,12 @@ def _reference(
     shift = centre - 0.5 - linear @ np.array([left + width / 2 - 0.5, top + height / 2 - 0.5])
     matrix = np.concatenate([linear, shift[:, None]], axis=1)
     moved = cv2.warpAffine(picture, matrix, (side, side), flags=cv2.INTER_LINEAR)
-    place = background(rng, random_scene(rng), side, side)
+    plain = entity.style == "bold"
+    place = background(rng, random_scene(rng), side, side, plain)
     alpha = cv2.extractChannel(moved, 3)
-    cv2.copyTo(_light(moved, rng), cv2.compare(alpha, 127, cv2.CMP_GT), place)
+    cv2.copyTo(
+        _light(moved, rng, 0.4 if plain else 1.0), cv2.compare(alpha, 127, cv2.CMP_GT), place
+    )
     result = cv2.merge([*cv2.split(place), alpha])
     if not is_human:
         result = _crop(result, rng)
@@ -281,11 +345,12 @@ def _reference(
     return result
 
 
-def _light(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _light(image: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
     """Brightness, a colour cast, and light that falls from one side."""
     side = image.shape[0]
-    gains = rng.uniform(0.9, 1.1) * (1 + rng.uniform(-0.05, 0.05, 3))
-    slope = rng.uniform(-0.05, 0.05, 2)
+    gains = 1 + strength * rng.uniform(-0.1, 0.1)
+    gains = gains * (1 + strength * rng.uniform(-0.05, 0.05, 3))
+    slope = strength * rng.uniform(-0.05, 0.05, 2)
     axis = np.linspace(-1, 1, side, dtype=np.float32)
     light = 1 + slope[0].astype(np.float32) * axis[None] + slope[1] * axis[:, None]
     light = cv2.merge([(light * gain).astype(np.float32) for gain in gains])

@@ -1,6 +1,7 @@
 """The settings of the toy world."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(slots=True, kw_only=True)
@@ -16,3 +17,8 @@ class WorldConfig:
     max_entities: int = 3
     references: int = 2  # images per entity
     trajectory_probability: float = 1.0
+    # How things look and move: `bold` has flat two-tone sprites with a thick outline that fill more
+    # of the frame, plain backgrounds and slower paths.
+    style: Literal["patterned", "bold"] = "patterned"
+    rich_captions: float = 0.0  # share of captions that also tell looks and places
+    repeated_words: float = 0.0  # share of clips of several entities of which two have one word

@@ -5,7 +5,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from tora2_jax.world.shapes import Brush, Entity, between, ellipse, texture
+from tora2_jax.world.bold import bold_brush
+from tora2_jax.world.brush import Brush, between, ellipse
+from tora2_jax.world.entities import Entity
+from tora2_jax.world.shapes import texture
 
 
 class Pose(NamedTuple):
@@ -49,7 +52,8 @@ def sample_pose(rng: np.random.Generator) -> Pose:
 def render_human(entity: Entity, pose: Pose) -> UInt8[np.ndarray, "side side 4"]:
     """Sprite of a person in a pose."""
     body = _BODIES[entity.word]
-    brush = Brush(np.array([38.0, 30, 34]))
+    bold = entity.style == "bold"
+    brush = bold_brush() if bold else Brush(np.array([38.0, 30, 34]))
     if entity.word == "woman":
         _long_hair(brush, entity, body)
     _limbs(brush, entity, body, pose)
@@ -63,7 +67,7 @@ def render_human(entity: Entity, pose: Pose) -> UInt8[np.ndarray, "side side 4"]
 
 def _limbs(brush: Brush, entity: Entity, body: _Body, pose: Pose) -> None:
     skin, _, _, _, bottom, _ = entity.colours
-    top = texture(entity, base=2)
+    top = entity.colours[2] if entity.style == "bold" else texture(entity, base=2)
     neck_y = body.head_y + body.head_half_height - 0.06
     bare = entity.word == "woman"
     spread = body.hip * 0.55

@@ -1,13 +1,8 @@
-"""Backgrounds and captions of the toy world."""
-
-from collections.abc import Iterator, Sequence
-from itertools import permutations
+"""Backgrounds of the toy world."""
 
 import cv2
 import numpy as np
 from jaxtyping import UInt8
-
-from tora2_jax.world.shapes import WORDS
 
 # Colour at the top and at the bottom, strength of the soft and of the fine texture (0 to 255).
 _SCENES = {
@@ -19,23 +14,15 @@ _SCENES = {
     "meadow": ((190, 216, 236), (150, 186, 110), 8, 4),
     "street": ((188, 188, 192), (146, 146, 152), 8, 4),
 }
-PLACES = {
-    "grass": "on the grass",
-    "snow": "in the snow",
-    "sand": "on the sand",
-    "sea": "by the sea",
-    "night": "at night",
-    "meadow": "in a meadow",
-    "street": "on the street",
-}
-CAPTIONS = ("{entities}.", "{entities} {place}.", "A video of {entities} {place}.")
 
 
 def background(
-    rng: np.random.Generator, scene: str, height: int, width: int
+    rng: np.random.Generator, scene: str, height: int, width: int, plain: bool = False
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """A calm backdrop."""
+    """A calm backdrop; a plain one has no texture."""
     top, bottom, soft, fine = _SCENES[scene]
+    if plain:
+        return _plain(rng, (np.array(top) + np.array(bottom)) / 2, height, width)
     tint = rng.normal(0, 5, 3)
     position = np.linspace(-1, 1, height) * rng.uniform(1.0, 2.5) + rng.uniform(-0.5, 0.5)
     share = np.clip(0.5 + 0.5 * position, 0, 1)[:, None]
@@ -45,33 +32,16 @@ def background(
     return cv2.convertScaleAbs(np.maximum(cv2.merge(planes), 0))
 
 
+def _plain(rng: np.random.Generator, color: np.ndarray, height: int, width: int) -> np.ndarray:
+    """One color, a little lighter at the top."""
+    slope = np.linspace(1, -1, height)[:, None, None] * rng.uniform(2, 8)
+    image = np.broadcast_to(color + rng.normal(0, 3, 3) + slope, (height, width, 3))
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
 def random_scene(rng: np.random.Generator) -> str:
     """The name of a background."""
     return list(_SCENES)[rng.integers(len(_SCENES))]
-
-
-def caption_for(template: str, words: Sequence[str], scene: str) -> tuple[str, list]:
-    """A caption and the character range of every word in it, in the order of `words`."""
-    listed = [f"a {word}" for word in words]
-    entities = " and ".join([", ".join(listed[:-1]), listed[-1]]) if words[1:] else listed[0]
-    caption = template.format(entities=entities, place=PLACES[scene])
-    caption = caption[0].upper() + caption[1:]
-    spans, position = [], caption.lower().index(entities)
-    for word in words:
-        start = caption.index(f" {word}", position) + 1
-        position = start + len(word)
-        spans.append((start, position))
-    return caption, spans
-
-
-def caption_corpus() -> Iterator[str]:
-    """Captions that cover every word, place and template; enough to train a tokenizer on."""
-    names = [word for word, _ in WORDS]
-    for template in CAPTIONS:
-        for scene in _SCENES:
-            for count in (1, 2, 3):
-                for words in permutations(names, count):
-                    yield caption_for(template, words, scene)[0]
 
 
 def _noise(rng: np.random.Generator, cells: int, height: int, width: int) -> np.ndarray:

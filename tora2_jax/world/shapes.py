@@ -1,108 +1,19 @@
-"""Things of the toy world: who they are (continuous numbers) and what they look like (a sprite).
+"""Objects of the patterned toy world, as sprites.
 
-A word is known by its silhouette alone; colours and texture never tell the word. Sprites are drawn
-in units of [-1, 1], y down, on a square canvas.
+A word is known by its silhouette alone; colours and texture never tell the word.
 """
 
-import colorsys
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
 
 import cv2
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 
-from tora2_jax.types import Kind
+from tora2_jax.world.brush import SPRITE_SIZE, Brush, between, ellipse
+from tora2_jax.world.entities import Entity
 
-SPRITE_SIZE = 128  # pixels
-UNIT = 58.0  # pixels per unit
-OUTLINE = 5  # pixels of a sprite
 _TEXTURE_SIZE = 48  # textures are smooth enough to be computed coarsely
-_FIXED = 4  # bits behind the point in OpenCV's coordinates
 _FULL_TURN = 2 * np.pi
-
-WORDS: tuple[tuple[str, Kind], ...] = (
-    ("ball", "object"),
-    ("star", "object"),
-    ("fish", "object"),
-    ("car", "object"),
-    ("tree", "object"),
-    ("kite", "object"),
-    ("man", "human"),
-    ("woman", "human"),
-    ("child", "human"),
-)
-KINDS: dict[str, Kind] = dict(WORDS)
-
-
-class Entity(NamedTuple):
-    """An identity: a word and a point in a continuous space."""
-
-    word: str
-    kind: Kind
-    shape: Float[np.ndarray, "12"]  # in [0, 1]
-    colours: Float[np.ndarray, "6 3"]  # RGB in [0, 255]
-    pattern: Float[np.ndarray, "8"]  # in [0, 1]
-    pattern_weights: Float[np.ndarray, "4"]  # gradient, stripes, checks, dots; their sum is 1
-    face: Float[np.ndarray, "20"]  # in [0, 1]; humans only
-
-
-def sample_entity(seed: Sequence[int], word: str) -> Entity:
-    """The identity that a seed gives to a word.
-
-    Args:
-        seed: Non-negative integers; another seed is another identity.
-        word: One of `WORDS`.
-
-    Raises:
-        ValueError: The world has no such word.
-    """
-    if word not in KINDS:
-        raise ValueError(f"the toy world has no {word!r}; its words are {', '.join(KINDS)}")
-    position = list(KINDS).index(word)
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([*seed, position])))
-    kind = KINDS[word]
-    colours = _human_colours(rng) if kind == "human" else _object_colours(rng)
-    weights = rng.gamma(0.3, size=4) + 1e-3  # a small shape: mostly one pattern prevails
-    return Entity(
-        word=word,
-        kind=kind,
-        shape=rng.random(12),
-        colours=colours,
-        pattern=rng.random(8),
-        pattern_weights=weights / weights.sum(),
-        face=rng.random(20),
-    )
-
-
-def _hsv(hue: float, saturation: float, value: float) -> list[float]:
-    return [255 * channel for channel in colorsys.hsv_to_rgb(hue % 1.0, saturation, value)]
-
-
-def _object_colours(rng: np.random.Generator) -> np.ndarray:
-    hue = rng.random()
-    other = hue + rng.uniform(0.2, 0.8)
-    light = rng.random() < 0.5
-    values = (rng.uniform(0.85, 1.0), rng.uniform(0.5, 0.75))
-    colours = [
-        _hsv(hue, rng.uniform(0.65, 1.0), values[0] if light else values[1]),
-        _hsv(other, rng.uniform(0.2, 0.9), values[1] if light else values[0]),
-        *(_hsv(rng.random(), rng.uniform(0.4, 0.9), rng.uniform(0.55, 1.0)) for _ in range(4)),
-    ]
-    return np.array(colours)
-
-
-def _human_colours(rng: np.random.Generator) -> np.ndarray:
-    depth, warmth = rng.random(), rng.random()
-    light, dark = np.array([255.0, 224, 196]), np.array([104.0, 62, 38])
-    skin = light + (dark - light) * depth + np.array([0.0, -14, 10]) * (warmth - 0.5)
-    hair = _hsv(rng.random(), rng.uniform(0.3, 0.95), rng.uniform(0.15, 0.95))
-    if rng.random() < 0.6:  # natural: black, brown, red, blond
-        hair = _hsv(rng.uniform(0.02, 0.14), rng.uniform(0.3, 0.85), rng.uniform(0.12, 0.95))
-    top, second = _object_colours(rng)[:2]
-    bottom = _hsv(rng.random(), rng.uniform(0.3, 0.9), rng.uniform(0.35, 0.85))
-    eyes = _hsv(rng.random(), rng.uniform(0.5, 1.0), rng.uniform(0.25, 0.8))
-    return np.array([skin, hair, top, second, bottom, eyes])
 
 
 def texture(entity: Entity, base: int = 0) -> UInt8[np.ndarray, "side side 3"]:
@@ -125,59 +36,6 @@ def texture(entity: Entity, base: int = 0) -> UInt8[np.ndarray, "side side 3"]:
     band = np.clip(4 * (across - 0.1 - 1.5 * third_offset), 0, 1) * (third > 0.4)
     result += (colours[base + 2] - result) * band[..., None]
     return cv2.resize(result.astype(np.uint8), (SPRITE_SIZE, SPRITE_SIZE))
-
-
-class Brush:
-    """Draws parts with an outline on a transparent canvas."""
-
-    def __init__(self, outline: Sequence[float]) -> None:
-        self._outline = tuple(float(channel) for channel in outline)
-        self._colour = np.full((SPRITE_SIZE, SPRITE_SIZE, 3), self._outline, np.uint8)
-        self._covered = np.zeros((SPRITE_SIZE, SPRITE_SIZE), np.uint8)
-
-    def part(self, points: np.ndarray, fill: np.ndarray, outline: bool = True) -> None:
-        """Fill a polygon `[n, 2]` with a colour `[3]` or a texture `[side, side, 3]`."""
-        polygon = [_fixed(points)]
-        if outline:
-            cv2.polylines(self._colour, polygon, True, self._outline, OUTLINE, cv2.LINE_AA, _FIXED)
-            cv2.fillPoly(self._covered, polygon, 255, cv2.LINE_AA, _FIXED)
-        if fill.ndim == 1:
-            cv2.fillPoly(self._colour, polygon, tuple(fill.tolist()), cv2.LINE_AA, _FIXED)
-            return
-        inside = np.zeros_like(self._covered)
-        cv2.fillPoly(inside, polygon, 255, cv2.LINE_8, _FIXED)
-        cv2.copyTo(fill, inside, self._colour)
-
-    def line(self, points: np.ndarray, fill: np.ndarray, width: float, outline: bool = False):
-        """Draw a line of that width (units) through points `[n, 2]`."""
-        thickness = max(1, round(width * UNIT))
-        path, ink = [_fixed(points)], tuple(np.asarray(fill, np.float64).tolist())
-        if outline:
-            wide = thickness + OUTLINE
-            cv2.polylines(self._colour, path, False, self._outline, wide, cv2.LINE_AA, _FIXED)
-            cv2.polylines(self._covered, path, False, 255, thickness, cv2.LINE_AA, _FIXED)
-        cv2.polylines(self._colour, path, False, ink, thickness, cv2.LINE_AA, _FIXED)
-
-    def sprite(self) -> UInt8[np.ndarray, "side side 4"]:
-        """What was drawn, as RGBA; the outline is part of the mask."""
-        disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (OUTLINE, OUTLINE))
-        return cv2.merge([*cv2.split(self._colour), cv2.dilate(self._covered, disc)])
-
-
-def _fixed(points: np.ndarray) -> np.ndarray:
-    pixels = np.asarray(points) * UNIT + (SPRITE_SIZE / 2 - 0.5)
-    return np.round(pixels * (1 << _FIXED)).astype(np.int32)
-
-
-def ellipse(x: float, y: float, half_width: float, half_height: float, count: int = 28):
-    """Corner points `[count, 2]` of an ellipse."""
-    angle = np.linspace(0, _FULL_TURN, count, endpoint=False)
-    return np.stack([x + half_width * np.cos(angle), y + half_height * np.sin(angle)], axis=-1)
-
-
-def between(low: float, high: float, share: float) -> float:
-    """The point at `share` in [0, 1] of the way from low to high."""
-    return low + (high - low) * float(share)
 
 
 def render_object(entity: Entity) -> UInt8[np.ndarray, "side side 4"]:
