@@ -146,6 +146,14 @@ class CropConfig:
 
 
 @dataclass(slots=True, kw_only=True)
+class RecognitionConfig:
+    """How the toy world's recognition networks learn."""
+
+    # Of the loss by which tokens draw what they stand for (`stages/local_appearance.py`); 0: none.
+    local_weight: float = 0.0
+
+
+@dataclass(slots=True, kw_only=True)
 class MeshConfig:
     """How many devices share what, see docs/sharding.md; one of the sizes may be -1: the rest."""
 
@@ -171,6 +179,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     world: WorldConfig = field(default_factory=WorldConfig)
     crops: CropConfig = field(default_factory=CropConfig)
+    recognition: RecognitionConfig = field(default_factory=RecognitionConfig)
     clips: ClipFolderConfig | None = None  # where examples come from; None: the toy world
     reference_guards: ReferenceGuardConfig | None = None  # None: references stay as they are
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -223,6 +232,11 @@ def problems(config: TrainConfig) -> list[str]:
         *(
             (f"crops.{name}", value > 0, "must be positive")
             for name, value in to_dict(config.crops).items()
+        ),
+        (
+            "recognition.local_weight",
+            config.recognition.local_weight >= 0,
+            "must not be negative",
         ),
         *_optimizer_checks(config.optim),
     ]

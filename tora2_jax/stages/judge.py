@@ -24,6 +24,7 @@ from tora2_jax.stages.localiser import HELD_OUT
 from tora2_jax.train_config import TrainConfig
 from tora2_jax.types import Record
 from tora2_jax.world.clips import render_clip, render_reference, sample_entity
+from tora2_jax.world.entities import Style
 
 ENTITIES = 3  # entities of a clip that an example has room for
 VIEWS = 2  # frames of a clip in an example
@@ -38,11 +39,11 @@ def build(config: TrainConfig, rngs: nnx.Rngs) -> Judge:
 
 
 def strangers(
-    seed: tuple[int, ...], word: str, count: int
+    seed: tuple[int, ...], word: str, count: int, style: Style = "patterned"
 ) -> Float[np.ndarray, "count side side 3"]:
     """References of fresh identities of a word, as the judge sees them."""
     rng = np.random.default_rng(seed)
-    entities = [sample_entity((*seed, member), word) for member in range(count)]
+    entities = [sample_entity((*seed, member), word, style) for member in range(count)]
     return np.stack([white_square(render_reference(e, rng)) for e in entities])
 
 
@@ -57,6 +58,7 @@ class Clips:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         record = render_clip(self.config.world, index)
+        style = self.config.world.style
         rng = np.random.default_rng((self.config.seed, index))
         chosen = rng.choice(len(record.video), VIEWS, replace=False)
         centres = np.zeros((VIEWS, ENTITIES, 2), np.float32)
@@ -71,7 +73,7 @@ class Clips:
             own = entity.images[rng.integers(len(entity.images))]
             references[row, 0] = white_square(own)
             seed = (self.config.seed, index, row)
-            references[row, 1:] = strangers(seed, entity.word, STRANGERS)
+            references[row, 1:] = strangers(seed, entity.word, STRANGERS, style)
             word[row] = NAMES.index(entity.word)
         return {
             "frames": record.video[chosen],
@@ -150,14 +152,19 @@ def judge_entity(
 
 
 def candidates(
-    seed: tuple[int, ...], word: str, image: np.ndarray
+    seed: tuple[int, ...], word: str, image: np.ndarray, style: Style = "patterned"
 ) -> Float[np.ndarray, "candidates side side 3"]:
     """The own reference first, then references of seven fresh identities of the same word."""
-    return np.concatenate([white_square(image)[None], strangers(seed, word, CANDIDATES - 1)])
+    others = strangers(seed, word, CANDIDATES - 1, style)
+    return np.concatenate([white_square(image)[None], others])
 
 
 def reliability(
-    model: Judge, records: list[Record], videos: list[np.ndarray] | None = None, seed: int = 0
+    model: Judge,
+    records: list[Record],
+    videos: list[np.ndarray] | None = None,
+    seed: int = 0,
+    style: Style = "patterned",
 ) -> measure.Estimate:
     """Share of entities whose own reference wins among eight, at their true places.
 
@@ -170,7 +177,7 @@ def reliability(
             if not entity.images or not entity.visible.any():
                 continue
             identity = (seed, zlib.crc32(b"candidates"), position, row)
-            options = candidates(identity, entity.word, entity.images[0])
+            options = candidates(identity, entity.word, entity.images[0], style)
             scores = judge_entity(model, video, entity.track, entity.visible, options)
             right.append(measure.found_own(scores))
     return measure.mean_estimate(np.array(right))
@@ -179,4 +186,4 @@ def reliability(
 def finish(config: TrainConfig, model: Judge, clips: int = 64) -> dict[str, float]:
     """Held-out share of own references found among eight of the same word, on clean clips."""
     records = [render_clip(config.world, HELD_OUT + index) for index in range(clips)]
-    return {"retrieval": reliability(model, records).mean}
+    return {"retrieval": reliability(model, records, style=config.world.style).mean}

@@ -21,10 +21,12 @@ from tora2_jax.models.dinov2 import DINOv2
 from tora2_jax.models.layers import Linear
 from tora2_jax.models.object_encoder import ObjectEncoder
 from tora2_jax.references import prepare
-from tora2_jax.stages import judge
+from tora2_jax.stages import judge, local_appearance, probes
 from tora2_jax.stages.contrast import contrast, masked_mean, normalised
 from tora2_jax.train_config import TrainConfig
+from tora2_jax.types import PriorFeatures
 from tora2_jax.world.clips import WORDS, render_reference, sample_entity
+from tora2_jax.world.entities import Entity
 
 TRAINABLE = ".*"
 COMPONENTS = {
@@ -57,15 +59,30 @@ class Recognition(nnx.Module):
             self.encoder = DINOv2(model.dino, rngs=rngs)
             self.head = Linear(2 * model.dino.width, EMBEDDING, rngs=rngs)
             self.word_head = Linear(2 * model.dino.width, len(NAMES), rngs=rngs)
+        width = {
+            "face": model.face.widths[-1],
+            "object": model.object.width,
+            "dino": model.dino.width,
+        }[config.stage]
+        draws = config.recognition.local_weight > 0
+        values = 3 * local_appearance.PIXELS**2
+        self.local_head = Linear(width, values, rngs=rngs) if draws else None
 
-    def features(
+    def describe(
         self, images: Float[Array, "b side side 3"], *, train: bool = False
-    ) -> Float[Array, "b c"]:
-        """What the losses and the retrieval compare, before the head."""
+    ) -> PriorFeatures:
+        """Tokens, and the vector that the losses and the retrieval compare, before the head."""
         if isinstance(self.encoder, DINOv2):
             first, patches = self.encoder.features(images)
-            return jnp.concatenate([first, patches.mean(1)], axis=-1)
-        return self.encoder(images, train=train).vector
+            vector = jnp.concatenate([first, patches.mean(1)], axis=-1)
+            return PriorFeatures(tokens=patches, vector=vector)
+        return self.encoder(images, train=train)
+
+    def drawing_loss(self, tokens: Array, images: Float[Array, "b side side 3"]) -> Array:
+        """How far the tokens are from drawing what they stand for; 0 without a head for it."""
+        if self.local_head is None:
+            return jnp.zeros(())
+        return local_appearance.drawing_loss(self.local_head(tokens), images)
 
 
 def build(config: TrainConfig, rngs: nnx.Rngs) -> nnx.Module:
@@ -87,7 +104,7 @@ def view(
     config: TrainConfig, identity: tuple[int, ...], word: str, rng: np.random.Generator
 ) -> tuple[Float[np.ndarray, "side side 3"], bool]:
     """One reference of an identity as the stage's encoder sees it, and whether it is usable."""
-    image = render_reference(sample_entity(identity, word), rng)
+    image = render_reference(sample_entity(identity, word, config.world.style), rng)
     prepared = prepare(image, dict(WORDS)[word], config.model)
     if config.stage == "dino":
         return prepared.dino, True
@@ -154,35 +171,53 @@ def loss(
     """Scalar and metrics of a stage."""
     if config.stage == "judge":
         return judge.loss(config, model, batch, key)
+    weight = config.recognition.local_weight
     if config.stage == "face":
-        return _angular_loss(model, batch)
-    return _contrast_loss(model, batch, with_words=config.stage == "dino")
+        return _angular_loss(model, batch, weight)
+    masked = key if config.stage == "dino" and weight else None
+    return _contrast_loss(model, batch, weight, masked, with_words=config.stage == "dino")
 
 
-def _angular_loss(model: Recognition, batch: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+def _angular_loss(
+    model: Recognition, batch: dict[str, Array], local_weight: float = 0.0
+) -> tuple[Array, dict[str, Array]]:
     """ArcFace: softmax over cosines, with a margin added to the angle of the right identity."""
-    vectors = normalised(model.features(batch["image"], train=True))
+    described = model.describe(batch["image"], train=True)
+    drawing = model.drawing_loss(described.tokens, batch["image"])
+    vectors = normalised(described.vector)
     cosine = vectors @ normalised(model.head.kernel[...], axis=0)
     own = jax.nn.one_hot(batch["identity"], FACE_IDENTITIES, dtype=bool)
     angle = jnp.arccos(jnp.clip(cosine, -1.0 + 1e-6, 1.0 - 1e-6))
     logits = ANGLE_SCALE * jnp.where(own, jnp.cos(angle + ANGLE_MARGIN), cosine)
     wrong = -jnp.where(own, jax.nn.log_softmax(logits), 0.0).sum(-1)
     right = jnp.argmax(cosine, -1) == batch["identity"]
-    return masked_mean(wrong, batch["usable"]), {"right": masked_mean(right, batch["usable"])}
+    metrics = {"right": masked_mean(right, batch["usable"]), "drawing": drawing}
+    return masked_mean(wrong, batch["usable"]) + local_weight * drawing, metrics
 
 
 def _contrast_loss(
-    model: Recognition, batch: dict[str, Array], *, with_words: bool
+    model: Recognition,
+    batch: dict[str, Array],
+    local_weight: float,
+    mask_key: Array | None,
+    *,
+    with_words: bool,
 ) -> tuple[Array, dict[str, Array]]:
     """Each view finds the other view of its identity, among all of the batch and of its word."""
     images = batch["images"]
     groups, members = images.shape[:2]
-    features = model.features(images.reshape(-1, *images.shape[3:]), train=True)
+    images = images.reshape(-1, *images.shape[3:])
+    seen = images
+    if mask_key is not None:
+        seen = local_appearance.mask_patches(images, model.encoder.patch_size, mask_key)
+    tokens, features = model.describe(seen, train=True)
     vectors = normalised(model.head(features)).reshape(groups * members, 2, -1)
     word = jnp.repeat(jnp.arange(groups), members)
     usable = batch["usable"].reshape(-1)
     total, right = contrast(vectors[:, 0], vectors[:, 1], word, usable)
-    metrics = {"contrast": total, "right": right}
+    drawing = model.drawing_loss(tokens, images)
+    metrics = {"contrast": total, "right": right, "drawing": drawing}
+    total = total + local_weight * drawing
     if with_words:
         words = jnp.repeat(batch["word"], members * 2)
         log_share = jax.nn.log_softmax(model.word_head(features))
@@ -194,7 +229,13 @@ def _contrast_loss(
 
 @nnx.jit
 def _vectors(model: Recognition, images: Float[Array, "b side side 3"]) -> Float[Array, "b c"]:
-    return normalised(model.features(images))
+    return normalised(model.describe(images).vector)
+
+
+@nnx.jit
+def _all_features(model: Recognition, images: Float[Array, "b side side 3"]) -> Array:
+    tokens, vector = model.describe(images)
+    return jnp.concatenate([tokens.reshape(len(images), -1), vector], axis=-1)
 
 
 def finish(config: TrainConfig, model: nnx.Module, groups: int = 32) -> dict[str, float]:
@@ -215,4 +256,22 @@ def finish(config: TrainConfig, model: nnx.Module, groups: int = 32) -> dict[str
         own_first = np.stack([np.roll(row, -place) for place, row in enumerate(cosine)])
         usable = example["usable"]
         right, count = right + found_own(own_first)[usable].sum(), count + usable.sum()
-    return {"retrieval": float(right / max(count, 1))}
+    numbers = {"retrieval": float(right / max(count, 1))}
+    if config.recognition.local_weight:
+        found = _probe(config, model)
+        numbers |= {name: value for name, value in found._asdict().items() if value == value}
+    return numbers
+
+
+def _probe(config: TrainConfig, model: Recognition) -> probes.Probe:
+    def examples(word: str, count: int) -> tuple[np.ndarray, list[Entity]]:
+        rng = np.random.default_rng(_seed(config, f"probe {word}"))
+        seeds = [_seed(config, "probe", member) for member in range(count)]
+        images = np.stack([view(config, seed, word, rng)[0] for seed in seeds])
+        features = np.concatenate(
+            [np.asarray(_all_features(model, part)) for part in np.split(images, 5)]
+        )
+        style = config.world.style
+        return features, [sample_entity(seed, word, style) for seed in seeds]
+
+    return probes.probe(words_of(config.stage), examples)

@@ -1,0 +1,29 @@
+"""Image encoder of the bold toy model (DINOv2's form): contrast, words and masked patches.
+
+    python -m tora2_jax.train --config configs/bold/dino.py --workdir workdirs/bold/dino
+
+Hardware: 2 CPU cores. Expected: see docs/toy.md.
+Ends in `checkpoints/bold/dino.safetensors`; its metadata holds the numbers.
+"""
+
+from configs.bold.vae import FOLDER, bold_world
+from tora2_jax.config import toy_bold
+from tora2_jax.train_config import OptimConfig, RecognitionConfig, TrainConfig
+
+
+def get_config() -> TrainConfig:
+    """The settings of the run."""
+    return TrainConfig(
+        stage="dino",
+        seed=7105,
+        steps=800,
+        batch_size=6,
+        model=toy_bold(),
+        world=bold_world(7105, frames=4, references=1),
+        recognition=RecognitionConfig(local_weight=20.0),
+        optim=OptimConfig(
+            learning_rate=1.5e-3, schedule="cosine", warmup_steps=30, clip_norm=1.0, eps=1e-8
+        ),
+        checkpoint_every=100,
+        export=f"{FOLDER}/dino.safetensors",
+    )

@@ -1,0 +1,28 @@
+"""Bench of the bold toy world: finds every word in a frame.
+
+    python -m tora2_jax.train --config configs/bold/localiser.py --workdir workdirs/bold/localiser
+
+Hardware: 2 CPU cores. Expected: see docs/toy.md.
+Ends in `checkpoints/bold_bench/localiser.safetensors`; its metadata holds the numbers.
+"""
+
+from configs.bold.vae import bold_world
+from tora2_jax.config import toy_bold
+from tora2_jax.train_config import OptimConfig, TrainConfig
+
+
+def get_config() -> TrainConfig:
+    """The settings of the run."""
+    return TrainConfig(
+        stage="localiser",
+        seed=7101,
+        steps=1500,
+        batch_size=16,
+        model=toy_bold(),
+        world=bold_world(7101, frames=2, references=0),
+        optim=OptimConfig(
+            learning_rate=3e-3, schedule="cosine", warmup_steps=30, clip_norm=1.0, eps=1e-8
+        ),
+        checkpoint_every=100,
+        export="checkpoints/bold_bench/localiser.safetensors",
+    )
