@@ -37,7 +37,7 @@ def get_config() -> TrainConfig:
     config = toy_face.get_config()
     config.steps, config.batch_size, config.checkpoint_every = 100_000, 4, 3
     config.optim = OptimConfig(learning_rate=1e-3, warmup_steps=5)
-    config.ema_decay, config.export = 0.9, None
+    config.ema_decay, config.export = 0.9, ""
     config.mesh.data = 1
     return config
 

@@ -3,7 +3,8 @@
 Run again in the same folder, it continues exactly where the last checkpoint was made: step s is a
 function of the config and s alone, whatever the number of processes (docs/multi_host.md). The
 folder holds `config.json`, `checkpoints/`, `metrics/` (TensorBoard; `losses.jsonl` with the loss
-of every step; `skipped.jsonl`), `samples/` and `profile/`.
+of every step; `skipped.jsonl`), `samples/` and `profile/`, and at the end `trained/`, the weights
+that were trained.
 
 Exit codes: 0 all steps are done; 2 the user has to change something; `config.stop_code` (75) it
 was asked to stop; anything else it failed. All but 0 and 2 go on when the command is run again.
@@ -15,6 +16,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -71,6 +73,8 @@ def train(config: TrainConfig, workdir: str | Path, stop: StopSignals | None = N
         Stopped: `stop` was requested before the last step was done.
     """
     workdir = Path(workdir)
+    if config.export is None:
+        config = replace(config, export=str(workdir / "trained"))
     stage = find_stage(config)
     mesh = mesh_of(config, stage)
     processes.first_then_others(lambda: _claim(workdir, config))

@@ -183,7 +183,9 @@ class TrainConfig:
     skips_allowed: int = 10  # steps in a row without a finite loss and gradient; one more ends it
     stop_code: int = 75  # exit code of a run that was asked to stop before its last step
     stop_seconds: float = 600.0  # for the step and the save that end such a run
-    export: str | None = None  # NAME.safetensors, or a folder for one file per trained component
+    # NAME.safetensors, or a folder for one file per trained component. None: WORKDIR/trained; "":
+    # nothing is exported.
+    export: str | None = None
 
 
 def problems(config: TrainConfig) -> list[str]:
