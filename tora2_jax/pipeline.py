@@ -207,7 +207,9 @@ class Tora2Pipeline:
         start = initial_latents
         if start is None:
             start = self._noise(keys, 0, shape)
-        latents = self._sample(jnp.asarray(start), bound, weights, keys, settings, progress)
+        latents = self._sample(
+            jnp.asarray(start, jnp.float32), bound, weights, keys, settings, progress
+        )
         discarded = shape[1] - self.config.latent_grid(frames, height, width)[0]
         video = vae_tiling.decode_latents(
             self._vae, latents[:, discarded:], self.vae_memory, self._tiles
@@ -241,7 +243,7 @@ class Tora2Pipeline:
 
         def prepare(networks, model, inputs):
             conditions, null = self._encode(networks, inputs)
-            latents = jnp.zeros(self.latent_shape(batch, frames, height, width))
+            latents = jnp.zeros(self.latent_shape(batch, frames, height, width), jnp.float32)
             state = diffusion.SamplerState(latents, latents)
             return (
                 state,
@@ -302,7 +304,7 @@ class Tora2Pipeline:
         """One step: every branch in one batch, guidance in float32, then the sampler."""
         branches = weights.shape[0]
         latents = jnp.concatenate([state.latents] * branches)
-        timestep = jnp.full(latents.shape[0], row.timestep)
+        timestep = jnp.full(latents.shape[0], row.timestep, jnp.float32)
         prediction = self._merge(model_state)(latents, timestep, bound).astype(jnp.float32)
         prediction = prediction.reshape(branches, *state.latents.shape)
         guided = jnp.tensordot(weights, prediction, axes=1, precision="highest")
