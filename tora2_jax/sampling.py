@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tora2_jax import bundle, conditioning, diffusion, parallel, pipeline, request, video
+from tora2_jax.addresses import address_problems
 from tora2_jax.checkpoint import CheckpointError
 from tora2_jax.config import DiffusionConfig, ModelConfig
 from tora2_jax.faces import FaceModelError, detector_file
@@ -143,6 +144,8 @@ def prepare(options: Options) -> Job:
     Raises:
         SamplingError: with all problems of options, checkpoint, request and files at once.
     """
+    if problems := address_problems(_paths(options)):
+        raise SamplingError(problems)
     problems = _option_problems(options)
     model_config = tokenizer = None
     try:
@@ -173,6 +176,14 @@ def prepare(options: Options) -> Job:
     for note in still_notes(options.requests, requests, model.config):
         _say(note)
     return Job(model, requests, inputs, latents)
+
+
+def _paths(options: Options) -> dict[str, Path | None]:
+    """Every place that the command line names."""
+    names = ("checkpoint", "output", "face_models", "init_latents", "save_latents", "save_frames")
+    paths = {f"--{name.replace('_', '-')}": getattr(options, name) for name in names}
+    requests = enumerate(options.requests)
+    return paths | {f"--request[{index}]": path for index, path in requests}
 
 
 def _say(note: str) -> None:

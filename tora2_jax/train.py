@@ -28,7 +28,8 @@ from absl import app, flags
 from flax import nnx
 from tqdm import tqdm
 
-from tora2_jax import checkpoint, flops, parallel, processes
+from tora2_jax import checkpoint, flops, measures, parallel, processes
+from tora2_jax.addresses import address_problems
 from tora2_jax.config import to_dict
 from tora2_jax.data.loader import Source, batches, identified, positions
 from tora2_jax.metric_log import MetricLog
@@ -72,10 +73,11 @@ def train(config: TrainConfig, workdir: str | Path, stop: StopSignals | None = N
         SaveError: the first or the last state could not be saved.
         Stopped: `stop` was requested before the last step was done.
     """
+    address = address_problems({"--workdir": workdir})
     workdir = Path(workdir)
-    if config.export is None:
+    if config.export is None and not address:
         config = replace(config, export=str(workdir / "trained"))
-    stage = find_stage(config)
+    stage = find_stage(config, address)
     mesh = mesh_of(config, stage)
     processes.first_then_others(lambda: _claim(workdir, config))
     # First: what it may encode needs the memory of the model.
@@ -192,7 +194,7 @@ def _loop(
                 with log.timed("data"):
                     batch = next(data, None)  # while the devices work
                 with log.timed("step"):
-                    metrics = jax.device_get(metrics)
+                    metrics = measures.settled(jax.device_get(metrics))
             log.add(step, metrics)
             asked = processes.agree(_request(saved, stop))
             last = step == config.steps

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from tora2_jax.addresses import address_problems
 from tora2_jax.config import ModelConfig, to_dict
 from tora2_jax.world.config import WorldConfig
 
@@ -226,7 +227,16 @@ def problems(config: TrainConfig) -> list[str]:
     if config.stage == "motion_vae":
         checks.append(("clips", config.clips is not None, "is needed: this stage has no world"))
     faults = [f"config.{name} {rule}" for name, holds, rule in checks if not holds]
-    return faults + _wrong_choices(config, "config")
+    return faults + _wrong_choices(config, "config") + address_problems(_paths(config))
+
+
+def _paths(config: TrainConfig) -> dict[str, str | None]:
+    """Every place that a config names."""
+    named = ("cache_dir", "tokenizer", "face_models", "export")
+    paths = {f"config.{name}": getattr(config, name) for name in named}
+    paths |= {f"config.weights.{name}": path for name, path in to_dict(config.weights).items()}
+    folder = None if config.clips is None else config.clips.folder
+    return paths | {"config.clips.folder": folder}
 
 
 def _optimizer_checks(optim: OptimConfig) -> list[tuple[str, bool, str]]:
