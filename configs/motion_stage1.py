@@ -49,5 +49,4 @@ def get_config(base: str = BASE) -> TrainConfig:
         weights=WeightsConfig(transformer=base, vae=base, text=base),
         ema_decay=0.999,
         checkpoint_every=500,
-        export="checkpoints/motion_stage1",
     )

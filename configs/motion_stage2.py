@@ -15,6 +15,5 @@ def get_config(base: str = motion_stage1.BASE) -> TrainConfig:
     config.clips.motion = "sparse"
     config.clips.draws = 4
     config.optim.learning_rate = 5e-5
-    config.weights.motion = "checkpoints/motion_stage1"
-    config.export = "checkpoints/motion_stage2"
+    config.weights.motion = "workdirs/motion_stage1/trained"
     return config

@@ -2,7 +2,7 @@
 
 python -m tora2_jax.train --config configs/motion_vae.py --workdir workdirs/motion_vae
 Base and clips: as configs/motion_stage1.py. The stages use it with
---config.weights.motion_vae=checkpoints/motion_vae.safetensors
+--config.weights.motion_vae=workdirs/motion_vae/trained
 Hardware, hours, expected numbers: not known; never run at full size.
 Settings: docs/motion_training.md.
 """
@@ -23,5 +23,4 @@ def get_config(base: str = motion_stage1.BASE) -> TrainConfig:
         optim=OptimConfig(learning_rate=1e-5, eps=1e-8, clip_norm=1.0),
         weights=WeightsConfig(motion_vae=f"{base}/vae"),
         ema_decay=0.999,
-        export="checkpoints/motion_vae.safetensors",
     )

@@ -12,7 +12,7 @@ from tora2_jax.train_config import TrainConfig
 def get_config(base: str = motion_stage1.BASE) -> TrainConfig:
     """Stage 2's settings with its own result for its start."""
     config = motion_stage2.get_config(base)
-    config.weights.motion = config.export
+    config.weights.motion = "workdirs/motion_stage2/trained"
     # Stage 2 may have been told of another null text than the base's.
     trained = checkpoint.resolve(config.weights.motion, "motion")
     if trained.exists():

@@ -81,7 +81,6 @@ def get_config(base: str = BASE) -> TrainConfig:
         dtype="bfloat16",
         frozen_dtype="bfloat16",
         checkpoint_every=500,
-        export="checkpoints/tora2_5b",
     )
     config.optim.tora_initialised = r"tora2\.(trajectory_extractor|transformer\.blocks\.fuser)\."
     return config

@@ -9,7 +9,7 @@ from tora2_jax.config import toy
 from tora2_jax.train_config import DropoutConfig, OptimConfig, TrainConfig, WeightsConfig
 from tora2_jax.world.config import WorldConfig
 
-FIRST_BASE = "workdirs/base/first"  # where the second part starts
+FIRST_BASE = "workdirs/base/trained"  # where the second part starts
 STACKED = r".*\.(blocks|layers|cross_attention)\."  # the leading axis of these counts layers
 FROZEN = ("vae", "face", "object", "dino")
 
@@ -28,7 +28,6 @@ def diffusion_config(stage: str) -> TrainConfig:
         weights=WeightsConfig(**{name: f"{FOLDER}/{name}.safetensors" for name in FROZEN}),
         ema_decay=0.99,
         checkpoint_every=200,
-        export=FOLDER,
     )
 
 
@@ -48,5 +47,4 @@ def get_config() -> TrainConfig:
         clip_norm=1.0,
         stacked=STACKED,
     )
-    config.export = FIRST_BASE
     return config

@@ -4,7 +4,7 @@ python -m tora2_jax.train --config configs/toy_base_fine.py --workdir workdirs/b
 Hardware: two CPU cores, about 4 minutes. Expected: see docs/toy.md.
 """
 
-from configs.toy_base import FIRST_BASE, FOLDER
+from configs.toy_base import FIRST_BASE
 from configs.toy_base import get_config as first_part
 from tora2_jax.train_config import TrainConfig
 
@@ -18,5 +18,4 @@ def get_config() -> TrainConfig:
     config.weights.text = f"{FIRST_BASE}/text.safetensors"
     config.optim.schedule = "cosine"
     config.optim.warmup_steps = 10
-    config.export = FOLDER
     return config

@@ -26,5 +26,4 @@ def get_config() -> TrainConfig:
         clip_norm=1.0,
         stacked=STACKED,
     )
-    config.export = f"{FOLDER}/stages"  # the joint stage trains this on; its result lies above
     return config

@@ -3,7 +3,7 @@
     python -m tora2_jax.train --config configs/toy_object.py --workdir workdirs/object
 
 Hardware: 2 CPU cores. Minutes: 3. Measured: 99.6 % of 256 held-out objects found among 8.
-Ends in `checkpoints/toy/object.safetensors`; its metadata holds the numbers.
+Shipped as `checkpoints/toy/object.safetensors`, whose metadata holds the numbers.
 """
 
 from tora2_jax.config import toy
@@ -24,5 +24,4 @@ def get_config() -> TrainConfig:
             learning_rate=2e-3, schedule="cosine", warmup_steps=30, clip_norm=1.0, eps=1e-8
         ),
         checkpoint_every=300,
-        export="checkpoints/toy/object.safetensors",
     )

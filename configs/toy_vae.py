@@ -9,7 +9,7 @@ Hardware: two CPU cores, about 14 minutes. Expected: see docs/toy.md.
 from tora2_jax.config import toy
 from tora2_jax.train_config import OptimConfig, TrainConfig
 
-FIRST_VAE = "workdirs/vae/vae.safetensors"  # where the second part starts
+FIRST_VAE = "workdirs/vae/trained/vae.safetensors"  # where the second part starts
 FOLDER = "checkpoints/toy"  # what the chain makes, and what the later stages start from
 
 
@@ -31,5 +31,4 @@ def get_config() -> TrainConfig:
         ),
         ema_decay=0.99,
         checkpoint_every=200,
-        export=FIRST_VAE,
     )

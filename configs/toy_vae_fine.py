@@ -4,7 +4,7 @@ python -m tora2_jax.train --config configs/toy_vae_fine.py --workdir workdirs/va
 Hardware: two CPU cores, about 28 minutes. Expected: see docs/toy.md.
 """
 
-from configs.toy_vae import FIRST_VAE, FOLDER
+from configs.toy_vae import FIRST_VAE
 from configs.toy_vae import get_config as first_part
 from tora2_jax.train_config import TrainConfig
 
@@ -16,5 +16,4 @@ def get_config() -> TrainConfig:
     config.steps = 2600
     config.weights.vae = FIRST_VAE
     config.optim.learning_rate = 1.5e-2
-    config.export = f"{FOLDER}/vae.safetensors"
     return config

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from convert.engine import ConversionError
 from convert.folders import FolderError
+from tora2_jax.addresses import local_path
 from tora2_jax.checkpoint import CheckpointError
 from tora2_jax.config import from_dict
 from tora2_jax.train_config import TrainConfig
@@ -70,16 +71,16 @@ def _parser() -> argparse.ArgumentParser:
         ("export", _export, "converted folder or bundle"),
     ):
         command = commands.add_parser(name)
-        command.add_argument("--src", type=Path, required=True, help=source)
+        command.add_argument("--src", type=local_path, required=True, help=source)
         command.set_defaults(run=run)
     for name, (module, source) in _ENCODERS.items():
         command = commands.add_parser(name)
-        command.add_argument("--src", type=Path, required=True, help=source)
+        command.add_argument("--src", type=local_path, required=True, help=source)
         command.set_defaults(run=functools.partial(_encoder, module))
     _add_reid_options(commands.choices["reid"])
     commands.choices["tora"].add_argument(
         "--base",
-        type=Path,
+        type=local_path,
         help="folder that the cogvideox command made: has the VAE, text encoder, tokenizer and "
         "scheduler that SRC lacks; SAT checkpoints always need one",
     )
@@ -98,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(run=_bundle)
     for command in commands.choices.values():
-        command.add_argument("--dst", type=Path, required=True, help="folder to make")
+        command.add_argument("--dst", type=local_path, required=True, help="folder to make")
     return parser
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from tora2_jax.addresses import address_problem
+
 _MARGIN = 1.05  # of the disk space that weights take, for indices and metadata
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -38,6 +40,8 @@ def new_folder(path: str | Path, size: int) -> Iterator[Path]:
     Raises:
         FolderError: the path is taken, cannot be made, or the disk has or gets no room.
     """
+    if problem := address_problem(path):
+        raise FolderError(problem)
     path = Path(path).absolute()
     try:
         _refuse_taken(path)

@@ -12,7 +12,6 @@ JAX_PLATFORMS=cpu.
 
 import argparse
 from collections.abc import Iterator
-from pathlib import Path
 from typing import get_args
 
 import jax
@@ -21,6 +20,7 @@ from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
+from tora2_jax.addresses import local_path
 from tora2_jax.config import VAEConfig
 from tora2_jax.error_text import first_line
 from tora2_jax.models.layers import shape_rngs
@@ -46,7 +46,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     memory.add_argument("--latents", nargs=3, type=int, default=(13, 60, 90), metavar="N")
     memory.add_argument("--platform", choices=("cpu", "tpu", "cuda"), default="cpu")
     memory.add_argument("--topology", help="of the machine, for tpu and cuda")
-    memory.add_argument("--target-config", type=Path, help="description of the GPU, for cuda")
+    memory.add_argument("--target-config", type=local_path, help="description of the GPU, for cuda")
     options = parser.parse_args(given)
     if faults := _faults(options):
         memory.error("; ".join(faults))

@@ -6,9 +6,9 @@ python scripts/encode_references.py --checkpoint DIR --request request.json --ou
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from tora2_jax import bundle, reference_encoding
+from tora2_jax.addresses import local_path
 from tora2_jax.checkpoint import CheckpointError
 from tora2_jax.faces import FaceModelError, InsightFaceDetector
 from tora2_jax.feature_files import FORMATS
@@ -18,13 +18,15 @@ from tora2_jax.request import RequestError, load_request
 def main(arguments: list[str] | None = None) -> int:
     """Parse, encode, write, print; exit code 2 and one message for what the user can mend."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", type=Path, required=True, help="folder with the model")
-    parser.add_argument("--request", type=Path, required=True, help="a request file (JSON)")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the files")
+    parser.add_argument(
+        "--checkpoint", type=local_path, required=True, help="folder with the model"
+    )
+    parser.add_argument("--request", type=local_path, required=True, help="a request file (JSON)")
+    parser.add_argument("--output", type=local_path, required=True, help="folder for the files")
     parser.add_argument("--format", choices=[name[1:] for name in FORMATS], default="npz")
     parser.add_argument(
         "--face-models",
-        type=Path,
+        type=local_path,
         help="folder with insightface's antelopev2 or buffalo_l, to find faces in references",
     )
     options = parser.parse_args(arguments)

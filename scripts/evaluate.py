@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from tora2_jax import config, evaluate
+from tora2_jax.addresses import local_path
 from tora2_jax.checkpoint import CheckpointError
 from tora2_jax.pipeline import Tora2Pipeline
 from tora2_jax.whole_file import write_text
@@ -26,19 +27,21 @@ def arguments() -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--localiser", default="checkpoints/bench/localiser.safetensors")
-    common.add_argument("--judge", default="checkpoints/bench/judge.safetensors")
-    common.add_argument("--output", type=Path, help="write the numbers to this JSON file")
+    common.add_argument(
+        "--localiser", type=local_path, default="checkpoints/bench/localiser.safetensors"
+    )
+    common.add_argument("--judge", type=local_path, default="checkpoints/bench/judge.safetensors")
+    common.add_argument("--output", type=local_path, help="write the numbers to this JSON file")
     defaults = evaluate.Settings()
     world = commands.add_parser("world", parents=[common], help="bench of the toy world")
-    world.add_argument("--checkpoint", required=True)
+    world.add_argument("--checkpoint", type=local_path, required=True)
     world.add_argument("--requests", type=int, default=defaults.requests)
     world.add_argument("--seed", type=int, default=defaults.seed)
     world.add_argument("--batch-size", type=int, default=defaults.batch_size)
     world.add_argument("--steps", type=int, default=defaults.steps)
     world.add_argument("--guidance", type=float, default=defaults.guidance)
     gate = commands.add_parser("gate", parents=[common], help="reliability through a VAE")
-    gate.add_argument("--vae", required=True)
+    gate.add_argument("--vae", type=local_path, required=True)
     gate.add_argument("--clips", type=int, default=64)
     return parser.parse_args()
 

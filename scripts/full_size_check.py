@@ -24,6 +24,7 @@ from convert.components import COMPONENTS, Component, target
 from convert.engine import plan_export
 from convert.tensor_files import TensorFiles
 from tora2_jax import checkpoint, config, weight_folder
+from tora2_jax.addresses import local_path
 from tora2_jax.models import dit
 from tora2_jax.models.layers import assign_variables, flat_variables, rotary_tables
 
@@ -38,11 +39,11 @@ def main() -> int:
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("write", help="random weights as a download has them")
     command.add_argument("--preset", default="cogvideox_5b", choices=sorted(config.PRESETS))
-    command.add_argument("--dst", type=Path, required=True)
+    command.add_argument("--dst", type=local_path, required=True)
     command.set_defaults(run=write)
     command = commands.add_parser("compare", help="one block, converted and in PyTorch")
-    command.add_argument("--src", type=Path, required=True)
-    command.add_argument("--converted", type=Path, required=True)
+    command.add_argument("--src", type=local_path, required=True)
+    command.add_argument("--converted", type=local_path, required=True)
     command.add_argument("--layer", type=int, default=20)
     command.set_defaults(run=compare)
     options = parser.parse_args()

@@ -8,6 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from tora2_jax.addresses import local_path
 from tora2_jax.inspection import command
 from tora2_jax.sampling import SamplingError
 
@@ -16,11 +17,17 @@ def main(arguments: list[str] | None = None) -> int:
     """Parse, inspect, print; exit code 2 and one message for anything that the user can mend."""
     parser = argparse.ArgumentParser(description="Draw what the model makes of every entity.")
     parser.add_argument(
-        "requests", type=Path, nargs="+", metavar="REQUEST", help="request files (JSON), any sizes"
+        "requests",
+        type=local_path,
+        nargs="+",
+        metavar="REQUEST",
+        help="request files (JSON), any sizes",
     )
-    parser.add_argument("--checkpoint", type=Path, required=True, help="folder with the model")
     parser.add_argument(
-        "--output", type=Path, default=Path("out/inspection"), help="folder for the pictures"
+        "--checkpoint", type=local_path, required=True, help="folder with the model"
+    )
+    parser.add_argument(
+        "--output", type=local_path, default=Path("out/inspection"), help="folder for the pictures"
     )
     parser.add_argument("--json", action="store_true", help="write the numbers too (REQUEST.json)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise that is looked at")
@@ -33,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="float32")
     parser.add_argument(
         "--face-models",
-        type=Path,
+        type=local_path,
         help="folder with insightface's antelopev2 or buffalo_l, to find faces in references",
     )
     try:

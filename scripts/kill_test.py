@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from configs import toy_face  # noqa: E402
 from tora2_jax import train, train_state  # noqa: E402
+from tora2_jax.addresses import local_path  # noqa: E402
 from tora2_jax.run_checkpoints import Checkpoints  # noqa: E402
 from tora2_jax.train_config import OptimConfig, TrainConfig  # noqa: E402
 
@@ -37,7 +38,7 @@ def get_config() -> TrainConfig:
     config = toy_face.get_config()
     config.steps, config.batch_size, config.checkpoint_every = 100_000, 4, 3
     config.optim = OptimConfig(learning_rate=1e-3, warmup_steps=5)
-    config.ema_decay, config.export = 0.9, None
+    config.ema_decay, config.export = 0.9, ""
     config.mesh.data = 1
     return config
 
@@ -147,7 +148,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Kill a training run again and again.")
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0, help="of the times of the kills")
-    parser.add_argument("--folder", type=Path, default=Path("workdirs/kill_test"))
+    parser.add_argument("--folder", type=local_path, default=Path("workdirs/kill_test"))
     options = parser.parse_args()
     folder = options.folder.absolute()
     if folder.exists():

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from skimage import data
 
+from tora2_jax.addresses import local_path
 from tora2_jax.config import ModelConfig
 from tora2_jax.reference_inputs import PreparedEntity, prepare_request
 from tora2_jax.request import Request, load_request
@@ -79,7 +80,7 @@ def _photo(path: Path, row: int) -> Image.Image:
 def main() -> None:
     """Write the picture."""
     parser = argparse.ArgumentParser(description="Draw what the encoders read of two photos.")
-    parser.add_argument("--output", type=Path, default=Path("docs/references.png"))
+    parser.add_argument("--output", type=local_path, default=Path("docs/references.png"))
     output = parser.parse_args().output
     with tempfile.TemporaryDirectory() as folder:
         model = ModelConfig()

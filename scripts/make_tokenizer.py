@@ -16,6 +16,8 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from tora2_jax.addresses import local_path
+
 SPECIAL = ("<pad>", "</s>", "<unk>")  # T5's ids 0, 1 and 2
 SPACE = "▁"
 LETTERS = string.ascii_lowercase + string.digits + ".,;:!?'\"()-#&"
@@ -80,7 +82,7 @@ def main() -> None:
     from tora2_jax.world.clips import caption_corpus
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("checkpoints/toy/tokenizer"))
+    parser.add_argument("--output", type=local_path, default=Path("checkpoints/toy/tokenizer"))
     arguments = parser.parse_args()
     tokenizer = build(caption_corpus())
     save(tokenizer, arguments.output)

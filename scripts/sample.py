@@ -14,6 +14,7 @@ from tora2_jax import sampling
 def main(arguments: list[str] | None = None) -> int:
     """Parse, sample, print; exit code 2 and one message for anything that the user can mend."""
     parser = argparse.ArgumentParser(description="Make videos from request files.")
+    parser.set_defaults(**sampling.Options._field_defaults)
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder with the model")
     parser.add_argument(
         "--request",
@@ -25,22 +26,34 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=Path, required=True, help="video to write (.mp4); _0, _1, ... for several"
     )
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--guidance", type=float, default=6.0, help="strength of the prompt")
-    parser.add_argument("--dynamic-guidance", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--reference-guidance", type=float, default=1.0)
-    parser.add_argument("--trajectory-guidance", type=float, default=1.0)
+    given = "default: %(default)s"
+    parser.add_argument("--steps", type=int, help=f"denoising steps; {given}")
+    parser.add_argument("--guidance", type=float, help=f"strength of the prompt; {given}")
+    parser.add_argument(
+        "--dynamic-guidance",
+        action=argparse.BooleanOptionalAction,
+        help=f"CogVideoX's guidance, which changes from step to step; {given}",
+    )
+    parser.add_argument(
+        "--reference-guidance", type=float, help=f"more than 1 amplifies references; {given}"
+    )
+    parser.add_argument(
+        "--trajectory-guidance", type=float, help=f"more than 1 amplifies paths; {given}"
+    )
     parser.add_argument("--scheduler", choices=("dpm", "ddim"), help="default: the checkpoint's")
-    parser.add_argument("--seed", type=int, default=0, help="request i has the seed SEED + i")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="float32")
+    parser.add_argument("--seed", type=int, help=f"request i has the seed SEED + i; {given}")
+    parser.add_argument(
+        "--dtype", choices=("bfloat16", "float32"), help=f"of the computation; {given}"
+    )
     parser.add_argument(
         "--vae-memory",
         choices=("whole", "chunked", "tiled"),
-        default="whole",
-        help="decode all at once, in chunks of frames, or also in tiles (other numbers)",
+        help=f"decode all at once, in chunks of frames, or also in tiles (other numbers); {given}",
     )
     parser.add_argument(
-        "--mesh", help="share one video among devices, as sequence=4,tensor=2 (docs/sharding.md)"
+        "--mesh",
+        help="share one video among devices, as sequence=4,tensor=2 (docs/sharding.md); default: "
+        "one device",
     )
     parser.add_argument(
         "--face-models",
@@ -50,7 +63,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--init-latents", type=Path, help=".npy or .npz, [b, t, c, h, w]")
     parser.add_argument("--save-latents", type=Path, help=".npz, [b, t, c, h, w]")
     parser.add_argument("--save-frames", type=Path, help=".npy, [b, f, height, width, 3] in [0, 1]")
-    parser.add_argument("--overlay", action="store_true", help="draw paths and references")
+    parser.add_argument(
+        "--overlay", action="store_true", help="draw paths and references; default: not"
+    )
     try:
         written = sampling.run(sampling.Options(**vars(parser.parse_args(arguments))))
     except sampling.SamplingError as error:

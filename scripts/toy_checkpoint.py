@@ -30,6 +30,21 @@ STAGES = {
     "joint_fine": "configs/toy_fine.py",
 }
 
+# Where the shipped files lie. This script alone writes them: a run of its own keeps its result in
+# its folder, as the two first parts (vae, base) do, from which the second ones start.
+SHIPPED = {
+    "vae_fine": "checkpoints/toy/vae.safetensors",
+    "face": "checkpoints/toy/face.safetensors",
+    "object": "checkpoints/toy/object.safetensors",
+    "dino": "checkpoints/toy/dino.safetensors",
+    "localiser": "checkpoints/bench/localiser.safetensors",
+    "judge": "checkpoints/bench/judge.safetensors",
+    "base_fine": "checkpoints/toy",
+    "motion": "checkpoints/toy/stages",  # the joint stage trains this on; its result lies above
+    "joint": "checkpoints/toy",
+    "joint_fine": "checkpoints/toy",
+}
+
 # A step's large buffers stay with the process. By default they go back to the kernel after every
 # step, and clearing them again as new pages took half of the time of a stage of small tensors.
 MEMORY = {
@@ -55,13 +70,19 @@ def main() -> int:
         if options.fresh:
             shutil.rmtree(workdir, ignore_errors=True)
         start = time.monotonic()
-        command = [sys.executable, "-m", "tora2_jax.train", "--config", STAGES[name]]
-        code = subprocess.call([*command, "--workdir", str(workdir)], env={**MEMORY, **os.environ})
+        code = subprocess.call(command(name, workdir), env={**MEMORY, **os.environ})
         if code:
             print(f"stage {name} stopped with exit code {code}", file=sys.stderr)
             return code
         print(f"stage {name}: {(time.monotonic() - start) / 60:.1f} minutes")
     return 0
+
+
+def command(name: str, workdir: Path) -> list[str]:
+    """The training program's command line for a stage of the chain."""
+    program = [sys.executable, "-m", "tora2_jax.train", "--config", STAGES[name]]
+    export = [f"--config.export={SHIPPED[name]}"] if name in SHIPPED else []
+    return [*program, "--workdir", str(workdir), *export]
 
 
 if __name__ == "__main__":

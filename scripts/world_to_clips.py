@@ -5,10 +5,10 @@ python scripts/world_to_clips.py --output DIR --clips 8 --frames 33
 
 import argparse
 import sys
-from pathlib import Path
 
 from tqdm import tqdm
 
+from tora2_jax.addresses import local_path
 from tora2_jax.data.record_files import write_record
 from tora2_jax.world.clips import render_clip
 from tora2_jax.world.config import WorldConfig
@@ -17,7 +17,7 @@ from tora2_jax.world.config import WorldConfig
 def main(arguments: list[str] | None = None) -> int:
     """Parse, render, write; exit code 2 and one message for anything that the user can mend."""
     parser = argparse.ArgumentParser(description="Write toy clips as annotated clips.")
-    parser.add_argument("--output", type=Path, required=True, help="folder; made if needed")
+    parser.add_argument("--output", type=local_path, required=True, help="folder; made if needed")
     parser.add_argument("--clips", type=int, default=8, help="how many")
     parser.add_argument("--first", type=int, default=0, help="number of the first clip")
     parser.add_argument("--seed", type=int, default=0, help="of the world")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scripts.toy_checkpoint import SHIPPED, STAGES
 from tora2_jax import bundle, checkpoint, sampling, train
 from tora2_jax.config import to_dict
 from tora2_jax.data import pool
@@ -33,7 +34,8 @@ def small(name: str, folder: Path):
             setattr(config.weights, part, str(TOY / f"{part}.safetensors"))
         elif place is not None:
             setattr(config.weights, part, moved(place, folder))
-    config.export = moved(config.export, folder)
+    stage = {Path(path).stem: stage for stage, path in STAGES.items()}[name]
+    config.export = moved(SHIPPED.get(stage, f"workdirs/{stage}/trained"), folder)
     return config
 
 

@@ -334,7 +334,7 @@ def _noise(folder, count, frames):
 def undecoded(monkeypatch):
     """Decoding is tested with the VAE, and takes long."""
 
-    def decode(vae, latents, memory, tiles):
+    def decode(vae, latents, memory, tiles, progress):
         return np.zeros((len(latents), 9, twins.HEIGHT, twins.WIDTH, 3), np.float32)
 
     monkeypatch.setattr(vae_tiling, "decode_latents", decode)

@@ -45,7 +45,7 @@ def decoded(monkeypatch) -> list:
     """What the VAE was asked for; decoding itself is tested with the VAE, and takes long."""
     asked = []
 
-    def decode(vae, latents, memory, tiles):
+    def decode(vae, latents, memory, tiles, progress):
         asked.append((memory, latents.shape))
         return np.full((len(latents), 9, 32, 32, 3), 3, np.float32)
 

@@ -222,3 +222,14 @@ def test_causal_convolution_of_accelerators():
     assert relative_error(value, native) < BLOCK_TOLERANCE
     for actual, expected in zip(gradients, native_gradients, strict=True):
         assert relative_error(actual, expected) < BLOCK_TOLERANCE
+
+
+@pytest.mark.parametrize("memory", ["whole", "chunked", "tiled"])
+def test_decoding_is_reported_part_by_part(memory):
+    vae = CausalVAE(CONFIG, rngs=nnx.Rngs(0))
+    tiles = vae_tiling.Tiles(height=4, width=4, overlap_height=0.5, overlap_width=0.5)
+    told = []
+    latents = np.zeros((1, 5, 6, 4, CONFIG.latent_channels), np.float32)
+    vae_tiling.decode_latents(vae, latents, memory, tiles, lambda *call: told.append(call))
+    total = {"whole": 1, "chunked": 2, "tiled": 2 * 3 * 2}[memory]
+    assert told == [(done, total) for done in range(total + 1)]

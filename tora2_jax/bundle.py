@@ -11,6 +11,7 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from tora2_jax import checkpoint, conditioning, config
+from tora2_jax.addresses import address_problem
 from tora2_jax.checkpoint import CheckpointError
 from tora2_jax.models import tora2
 from tora2_jax.models.t5 import T5Encoder
@@ -27,6 +28,8 @@ def load_config(directory: Path) -> config.ModelConfig:
         CheckpointError: if the folder or its config cannot be read.
     """
     path = directory / "config.json"
+    if problem := address_problem(directory):
+        raise CheckpointError(f"checkpoint: {problem}")
     if not directory.is_dir():
         raise CheckpointError(f"checkpoint: {directory} is not a folder")
     if not path.is_file():

@@ -20,6 +20,7 @@ from flax import nnx
 from safetensors import SafetensorError, safe_open
 
 from tora2_jax import weight_folder
+from tora2_jax.addresses import address_problem
 from tora2_jax.models.layers import flat_variables, update_variables
 from tora2_jax.precision import resting_dtype
 from tora2_jax.whole_file import save_tensors, write_text
@@ -89,6 +90,7 @@ def load_component(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, A
     Raises:
         CheckpointError: there is nothing of these kinds at `path`, or it is damaged.
     """
+    _refuse_address(path)
     path = Path(path).absolute()
     if (path / "checkpoints").is_dir():
         return _load_workdir(path)
@@ -144,7 +146,13 @@ def _described(path: str | Path) -> tuple[dict[str, Spec], dict[str, Any]]:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
+def _refuse_address(path: str | Path) -> None:
+    if problem := address_problem(path):
+        raise CheckpointError(problem)
+
+
 def _existing(path: str | Path) -> Path:
+    _refuse_address(path)
     path = Path(path).absolute()
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder")

@@ -4,7 +4,7 @@ Coefficients are computed on the host in float64, because they reach infinities 
 signal) and differences of nearly equal numbers; steps run in float32 on the device.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from tora2_jax.config import DiffusionConfig
 
 Scheduler = Literal["dpm", "ddim"]
+SCHEDULERS = get_args(Scheduler)
 SPACINGS = ("trailing", "linspace", "leading")
 
 
@@ -103,8 +104,8 @@ def step_coefficients(
     Raises:
         ValueError: for an unknown scheduler or spacing, or an impossible number of steps.
     """
-    if scheduler not in ("dpm", "ddim"):
-        raise ValueError(f"scheduler is {scheduler!r}; it must be dpm or ddim")
+    if scheduler not in SCHEDULERS:
+        raise ValueError(f"scheduler is {scheduler!r}; it must be {' or '.join(SCHEDULERS)}")
     alphas = cumulative_alphas(config)
     times = timesteps(config, num_inference_steps)
     targets = times - config.num_steps // num_inference_steps

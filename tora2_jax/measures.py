@@ -1,5 +1,6 @@
 """What a training step tells about its parts, from the gradients and variables by path."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -35,11 +36,16 @@ def share(values: jax.Array, holds: jax.Array) -> Share:
     return Share(jnp.where(holds, values, 0).mean(), holds.mean())
 
 
-def settled(metrics: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Metrics with every `Share` as its mean; not a number where it holds of no sample."""
+def settled(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics of a step on the host, every `Share` as its mean; NaN where it holds of no sample.
 
-    def one(value: Any) -> jax.Array:
-        return value.total / value.weight if isinstance(value, Share) else value
+    Not within the step: JAX's search for NaNs (JAX_DEBUG_NANS) would end a healthy run there.
+    """
+
+    def one(value: Any) -> float:
+        if not isinstance(value, Share):
+            return float(value)
+        return float(value.total) / float(value.weight) if value.weight else math.nan
 
     return {name: one(value) for name, value in metrics.items()}
 

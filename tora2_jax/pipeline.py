@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,30 +14,18 @@ from jaxtyping import Float, UInt8
 from tora2_jax import conditioning, diffusion, placement
 from tora2_jax.config import ModelConfig
 from tora2_jax.faces import FaceDetector, InsightFaceDetector
+from tora2_jax.finite import NotFiniteError, finite_rows, not_finite, reason
+from tora2_jax.guidance import Branch, branches_of, concatenate, withhold
 from tora2_jax.models import vae_tiling
+from tora2_jax.models.layers import flat_variables
 from tora2_jax.models.t5 import T5Encoder
 from tora2_jax.models.tora2 import Tora2
 from tora2_jax.models.vae_tiling import VAEMemory
 from tora2_jax.request import Request, RequestError, for_each, load_requests, request_names
+from tora2_jax.sample_progress import Listeners, Report
+from tora2_jax.sample_settings import DEFAULTS, SampleSettings, seed_problems, setting_problems
 from tora2_jax.types import BoundConditions, Conditions, Inputs
 
-
-class SampleSettings(NamedTuple):
-    """How a request is sampled. Defaults are the paper's (section 4.1).
-
-    `reference_guidance` and `trajectory_guidance` amplify those conditions (our addition); at 1
-    they cost nothing.
-    """
-
-    steps: int = 50
-    guidance: float = 6.0
-    dynamic_guidance: bool = True
-    scheduler: diffusion.Scheduler | None = None  # None: the checkpoint's own
-    reference_guidance: float = 1.0
-    trajectory_guidance: float = 1.0
-
-
-DEFAULTS = SampleSettings()
 _LOG = logging.getLogger(__name__)
 Source = Request | str | Path  # a request, or where its file is
 
@@ -47,14 +35,6 @@ class Sample(NamedTuple):
 
     video: Float[np.ndarray, "b f height width 3"]  # in [0, 1]
     latents: Float[np.ndarray, "b t_lat h_lat w_lat latent"]  # scaled, as the sampler left them
-
-
-class Branch(NamedTuple):
-    """One evaluation of the transformer: which conditions it sees."""
-
-    caption: bool
-    references: bool
-    trajectories: bool
 
 
 class Tora2Pipeline:
@@ -127,6 +107,7 @@ class Tora2Pipeline:
         settings: SampleSettings = DEFAULTS,
         initial_latents: np.ndarray | None = None,
         progress: Callable[[int, int], None] | None = None,
+        report: Report | None = None,
     ) -> Sample:
         """Make the video of one request, or those of several of the same size as one batch.
 
@@ -136,12 +117,16 @@ class Tora2Pipeline:
                 its video is the one that it has alone with that seed, up to rounding.
             settings: Steps, guidance, scheduler.
             initial_latents: `[b, t_lat, h_lat, w_lat, latent]` instead of random noise.
-            progress: Called with (steps done, steps) after every step.
+            progress: Called with (steps done, steps) when the device has done a step.
+            report: Called with (phase of `sample_progress.PHASES`, parts done, parts), from 0 on.
 
         Raises:
+            ValueError: lists every setting that cannot be used.
             RequestError: lists every problem of every request.
+            NotFiniteError: a number is not finite; says where that began.
         """
         single = isinstance(request, Request | str | Path)
+        self._check(settings, [seed])
         requests, inputs = self.prepare([request] if single else request)
         return self.generate_batch(
             inputs,
@@ -149,6 +134,7 @@ class Tora2Pipeline:
             settings=settings,
             initial_latents=initial_latents,
             progress=progress,
+            report=report,
         )
 
     def prepare(
@@ -188,30 +174,37 @@ class Tora2Pipeline:
         settings: SampleSettings = DEFAULTS,
         initial_latents: np.ndarray | None = None,
         progress: Callable[[int, int], None] | None = None,
+        report: Report | None = None,
     ) -> Sample:
         """Make one video for every row of `inputs`; row i depends on `seeds[i]` alone.
 
         Raises:
-            ValueError: if the seeds or the initial latents do not fit the inputs.
+            ValueError: lists every setting that cannot be used; or the seeds or the initial latents
+                do not fit the inputs.
+            NotFiniteError: a number is not finite; says where that began.
         """
+        self._check(settings, seeds)
+        listeners = Listeners(progress, report)
         batch, frames, height, width = inputs.flow_video.shape[:4]
         if len(seeds) != batch:
             raise ValueError(f"{len(seeds)} seeds for {batch} requests; give one per request")
         shape = self.latent_shape(batch, frames, height, width)
         if initial_latents is not None and initial_latents.shape != shape:
             raise ValueError(f"initial latents are {initial_latents.shape}; they must be {shape}")
-        conditions, null = self._encode(self._networks[1], inputs)
-        branches, weights = _branches(settings)
-        bound = self._bound(self._model[1], conditions, null, branches)
+        branches, weights = branches_of(settings)
+        bound = self._conditions(inputs, branches, listeners)
         keys = jnp.stack([jax.random.key(seed) for seed in seeds])
         start = initial_latents
         if start is None:
             start = self._noise(keys, 0, shape)
-        latents = self._sample(jnp.asarray(start), bound, weights, keys, settings, progress)
+        start = jnp.asarray(start, jnp.float32)
+        self._refuse_not_finite({"initial latents": start}, "as they are given")
+        latents = self._sample(start, bound, weights, keys, settings, listeners)
         discarded = shape[1] - self.config.latent_grid(frames, height, width)[0]
         video = vae_tiling.decode_latents(
-            self._vae, latents[:, discarded:], self.vae_memory, self._tiles
+            self._vae, latents[:, discarded:], self.vae_memory, self._tiles, listeners.decoded
         )
+        self._refuse_frames(video)
         return Sample(np.clip(video / 2 + 0.5, 0, 1), np.asarray(latents))
 
     def latent_shape(self, batch: int, frames: int, height: int, width: int) -> tuple[int, ...]:
@@ -236,12 +229,12 @@ class Tora2Pipeline:
 
         The first argument is the state of the network, as it was given.
         """
-        branches, weights = _branches(settings)
+        branches, weights = branches_of(settings)
         batch, frames, height, width = inputs.flow_video.shape[:4]
 
         def prepare(networks, model, inputs):
             conditions, null = self._encode(networks, inputs)
-            latents = jnp.zeros(self.latent_shape(batch, frames, height, width))
+            latents = jnp.zeros(self.latent_shape(batch, frames, height, width), jnp.float32)
             state = diffusion.SamplerState(latents, latents)
             return (
                 state,
@@ -252,6 +245,33 @@ class Tora2Pipeline:
         state, bound, keys = jax.eval_shape(prepare, self._networks[1], self._model[1], inputs)
         row = diffusion.StepCoefficients(*[np.float32(1)] * len(diffusion.StepCoefficients._fields))
         return self._step, (self._model[1], state, bound, weights(1.0), row, keys, 1)
+
+    def _check(self, settings: SampleSettings, seeds: Sequence[int]) -> None:
+        problems = setting_problems(settings, self.config.diffusion)
+        told = [f"settings.{name}: {problem}" for name, problem in problems.items()]
+        told += [f"seed: {problem}" for problem in seed_problems(seeds)]
+        if told:
+            raise ValueError("cannot be sampled:\n  " + "\n  ".join(told))
+
+    def _weights(self) -> dict[str, jax.Array]:
+        """All of them by the path that a message gives."""
+        networks, text = nnx.merge(*self._networks)
+        own = {f"text.{path}": value for path, value in flat_variables(text).items()}
+        return flat_variables(self.model) | own | flat_variables(networks)
+
+    def _refuse_not_finite(self, arrays: dict[str, Any], where: str) -> None:
+        if faulty := not_finite(arrays):
+            names = ", ".join(faulty)
+            raise NotFiniteError(f"{names}: not finite {where}; {reason(self._weights())}")
+
+    def _refuse_frames(self, video: Float[np.ndarray, "b f height width 3"]) -> None:
+        faulty = np.argwhere(~np.isfinite(video).all((2, 3, 4)))
+        if len(faulty):
+            row, frame = faulty[0]
+            raise NotFiniteError(
+                f"requests[{row}]: the video is not finite from frame {frame} on, though its "
+                f"latents are: the VAE makes it so; {reason(self._weights())}"
+            )
 
     def _merge(self, state) -> Tora2:
         return nnx.merge(self._model[0], state)
@@ -272,86 +292,74 @@ class Tora2Pipeline:
         for branch in branches:
             withheld = branch[1:]
             if withheld not in seen:
-                seen[withheld] = self._bind(model_state, _withhold(conditions, *withheld))
+                seen[withheld] = self._bind(model_state, withhold(conditions, *withheld))
         null = self._project(model_state, null)
-        return _concatenate(
+        return concatenate(
             [
                 seen[branch[1:]] if branch.caption else seen[branch[1:]]._replace(text=null)
                 for branch in branches
             ]
         )
 
-    def _sample(self, latents, bound, weights, keys, settings, progress) -> jax.Array:
+    def _conditions(
+        self, inputs: Inputs, branches: list[Branch], listeners: Listeners
+    ) -> BoundConditions:
+        """What every step is given, checked on its way."""
+        listeners.encoded(0)
+        conditions, null = self._encode(self._networks[1], inputs)
+        made = conditions._asdict() | {"null text": null}
+        self._refuse_not_finite(made, "before the first step, where the frozen networks make them")
+        listeners.encoded(1)
+        bound = self._bound(self._model[1], conditions, null, branches)
+        self._refuse_not_finite(
+            bound._asdict(), "before the first step, where the model binds them"
+        )
+        listeners.encoded(2)
+        return bound
+
+    def _sample(self, latents, bound, weights, keys, settings, listeners) -> jax.Array:
         config = self.config.diffusion
         scheduler = settings.scheduler or config.scheduler
         table = diffusion.step_coefficients(config, settings.steps, scheduler)
         scales = np.full(settings.steps, settings.guidance)
         if settings.dynamic_guidance:
             scales = diffusion.dynamic_guidance(settings.guidance, table.timestep, settings.steps)
-        state = diffusion.SamplerState(latents, jnp.zeros_like(latents))
+        state, before = diffusion.SamplerState(latents, jnp.zeros_like(latents)), None
+        listeners.sampled(0, settings.steps)
         for index in range(settings.steps):
             row = diffusion.StepCoefficients(*(np.float32(values[index]) for values in table))
-            state = self._step(
+            state, finite = self._step(
                 self._model[1], state, bound, weights(scales[index]), row, keys, index + 1
             )
-            if progress is not None:
-                progress(index + 1, settings.steps)
+            # The device has its next step before the host waits for the last one.
+            if before is not None:
+                self._finish_step(index, table.timestep, before, listeners)
+            before = finite
+        self._finish_step(settings.steps, table.timestep, before, listeners)
         return state.latents
+
+    def _finish_step(self, step: int, times: np.ndarray, finite: jax.Array, listeners) -> None:
+        """Waits for a step, counted from 1."""
+        rows = np.flatnonzero(~np.asarray(finite))
+        if len(rows):
+            names = ", ".join(f"requests[{row}]" for row in rows)
+            raise NotFiniteError(
+                f"{names}: the latents are not finite from step {step} of {len(times)} on "
+                f"(timestep {times[step - 1]}); {reason(self._weights())}"
+            )
+        listeners.sampled(step, len(times))
 
     def _denoise_step(self, model_state, state, bound, weights, row, keys, index):
         """One step: every branch in one batch, guidance in float32, then the sampler."""
         branches = weights.shape[0]
         latents = jnp.concatenate([state.latents] * branches)
-        timestep = jnp.full(latents.shape[0], row.timestep)
+        timestep = jnp.full(latents.shape[0], row.timestep, jnp.float32)
         prediction = self._merge(model_state)(latents, timestep, bound).astype(jnp.float32)
         prediction = prediction.reshape(branches, *state.latents.shape)
         guided = jnp.tensordot(weights, prediction, axes=1, precision="highest")
         noise = self._noise(keys, index, state.latents.shape)
-        return diffusion.sampler_step(state, guided, row, noise)
-
-
-def _branches(settings: SampleSettings) -> tuple[list[Branch], Callable[[float], np.ndarray]]:
-    """All evaluations of a step, and their weights for a guidance scale.
-
-    v = v(0,R,T) + g [v(C,R,T) - v(0,R,T)] + (g_R - 1) [v(0,R,T) - v(0,0,T)]
-        + (g_T - 1) [v(0,R,T) - v(0,R,0)]
-    """
-    references, trajectories = settings.reference_guidance, settings.trajectory_guidance
-    branches = [Branch(False, True, True), Branch(True, True, True)]
-    extra = []
-    if references != 1:
-        branches.append(Branch(False, False, True))
-        extra.append(references - 1)
-    if trajectories != 1:
-        branches.append(Branch(False, True, False))
-        extra.append(trajectories - 1)
-
-    def weights(guidance: float) -> np.ndarray:
-        unconditional = 1 - guidance + sum(extra)
-        return np.array([unconditional, guidance, *(-value for value in extra)], np.float32)
-
-    return branches, weights
-
-
-def _withhold(conditions: Conditions, references: bool, trajectories: bool) -> Conditions:
-    if not references:
-        none = jnp.zeros(conditions.is_human.shape, bool)
-        conditions = conditioning.keep_references(conditions, none)
-    if not trajectories:
-        none = jnp.zeros(conditions.is_human.shape[:1], bool)
-        conditions = conditioning.keep_trajectories(conditions, none)
-    return conditions
-
-
-def _concatenate(bound: list[BoundConditions]) -> BoundConditions:
-    """Along the batch, which is the second axis of what every layer has its own of."""
-
-    def join(name: str):
-        axis = 1 if name in ("motion_maps", "keys_values") else 0
-        parts = (getattr(item, name) for item in bound)
-        return jax.tree.map(lambda *arrays: jnp.concatenate(arrays, axis), *parts)
-
-    return BoundConditions(*(join(name) for name in BoundConditions._fields))
+        new = diffusion.sampler_step(state, guided, row, noise)
+        return new, finite_rows(new.latents)
 
 
 def to_uint8(video: Float[np.ndarray, "*b f height width 3"]) -> UInt8[np.ndarray, "*b f h w 3"]:

@@ -21,6 +21,7 @@ import jax
 from absl import app, flags
 
 from tora2_jax import collectives, parallel, plan_programs, targets
+from tora2_jax.addresses import address_problems
 from tora2_jax.train_config import TrainError
 from tora2_jax.train_flags import define_config, parse
 from tora2_jax.whole_file import write_text
@@ -155,6 +156,8 @@ def main(arguments: list[str]) -> int:
     del arguments
     options = flags.FLAGS
     try:
+        if problems := address_problems({"--text": options.text}):
+            raise TrainError(*problems)
         target = targets.parse(options.target)
         has_compiler = targets.prepare(target)
         devices = targets.devices(target, has_compiler)

@@ -11,20 +11,32 @@ from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
-from tora2_jax import bundle, conditioning, diffusion, parallel, pipeline, request, video
+from tora2_jax import (
+    bundle,
+    conditioning,
+    diffusion,
+    feedback,
+    parallel,
+    pipeline,
+    request,
+    video,
+)
+from tora2_jax.addresses import address_problems
 from tora2_jax.checkpoint import CheckpointError
+from tora2_jax.compile_cache import keep_compiled_programs
 from tora2_jax.config import DiffusionConfig, ModelConfig
 from tora2_jax.faces import FaceModelError, detector_file
+from tora2_jax.finite import NotFiniteError
 from tora2_jax.models.vae_tiling import VAEMemory
 from tora2_jax.reference_inputs import face_problems, load_references
 from tora2_jax.references import cut_out
+from tora2_jax.sample_progress import PHASES
+from tora2_jax.sample_settings import seed_problems, setting_problems
 from tora2_jax.train_config import MeshConfig
 from tora2_jax.trajectory import is_still
 from tora2_jax.whole_file import written_whole
 
-SEEDS = 2**32  # larger ones would repeat
 _UNREADABLE = (zipfile.BadZipFile, zlib.error)  # a damaged .npz
 
 
@@ -126,15 +138,22 @@ def _on_mesh(written: str):
 
 
 def sample(options: Options, job: Job) -> pipeline.Sample:
-    """Run the sampler with a progress bar."""
-    with tqdm(total=options.steps, desc="sampling", unit="step", disable=None) as bar:
-        return job.model.generate_batch(
-            job.inputs,
-            seeds=[options.seed + index for index in range(len(job.requests))],
-            settings=options.settings,
-            initial_latents=job.initial_latents,
-            progress=lambda done, total: bar.update(),
-        )
+    """Run the sampler with progress bars.
+
+    Raises:
+        SamplingError: latents or frames are not finite; says from where on.
+    """
+    try:
+        with feedback.Phases(PHASES) as phases:
+            return job.model.generate_batch(
+                job.inputs,
+                seeds=[options.seed + index for index in range(len(job.requests))],
+                settings=options.settings,
+                initial_latents=job.initial_latents,
+                report=phases.report,
+            )
+    except NotFiniteError as error:
+        raise SamplingError([str(error)]) from error
 
 
 def prepare(options: Options) -> Job:
@@ -143,6 +162,9 @@ def prepare(options: Options) -> Job:
     Raises:
         SamplingError: with all problems of options, checkpoint, request and files at once.
     """
+    if problems := address_problems(_paths(options)):
+        raise SamplingError(problems)
+    keep_compiled_programs()
     problems = _option_problems(options)
     model_config = tokenizer = None
     try:
@@ -151,7 +173,8 @@ def prepare(options: Options) -> Job:
     except CheckpointError as error:
         problems.append(str(error))
     schedule = DiffusionConfig() if model_config is None else model_config.diffusion
-    problems += _step_problems(options, schedule)
+    found = setting_problems(options.settings, schedule)
+    problems += [f"--{name.replace('_', '-')}: {problem}" for name, problem in found.items()]
     try:
         requests = request.load_requests(options.requests, model_config, tokenizer)
         problems += _face_problems(options, model_config, requests)
@@ -160,11 +183,14 @@ def prepare(options: Options) -> Job:
     if problems:
         raise SamplingError(problems)
     try:
-        model = pipeline.Tora2Pipeline.from_checkpoint(
-            options.checkpoint, jnp.dtype(options.dtype), options.vae_memory, options.face_models
-        )
+        dtype = jnp.dtype(options.dtype)
+        with feedback.working("reading the checkpoint"):
+            model = pipeline.Tora2Pipeline.from_checkpoint(
+                options.checkpoint, dtype, options.vae_memory, options.face_models
+            )
         # Once more, for the parts that the checkpoint turned out to have.
-        requests, inputs = model.prepare(options.requests, _say)
+        with feedback.working("reading the requests"):
+            requests, inputs = model.prepare(options.requests, _say)
         latents = _initial_latents(options.init_latents, model, inputs)
     except (request.RequestError, SamplingError) as error:
         raise SamplingError(error.problems) from error
@@ -173,6 +199,14 @@ def prepare(options: Options) -> Job:
     for note in still_notes(options.requests, requests, model.config):
         _say(note)
     return Job(model, requests, inputs, latents)
+
+
+def _paths(options: Options) -> dict[str, Path | None]:
+    """Every place that the command line names."""
+    names = ("checkpoint", "output", "face_models", "init_latents", "save_latents", "save_frames")
+    paths = {f"--{name.replace('_', '-')}": getattr(options, name) for name in names}
+    requests = enumerate(options.requests)
+    return paths | {f"--request[{index}]": path for index, path in requests}
 
 
 def _say(note: str) -> None:
@@ -215,24 +249,9 @@ def still_notes(
     return notes
 
 
-def _step_problems(options: Options, settings: DiffusionConfig) -> list[str]:
-    if not 1 <= options.steps <= settings.num_steps:
-        return [f"--steps: {options.steps} is not between 1 and {settings.num_steps}"]
-    try:
-        scheduler = options.scheduler or settings.scheduler
-        diffusion.step_coefficients(settings, options.steps, scheduler)
-    except ValueError as error:
-        return [f"--steps: {error}"]
-    return []
-
-
 def _option_problems(options: Options) -> list[str]:
-    problems = []
-    for name in ("guidance", "reference_guidance", "trajectory_guidance"):
-        if not np.isfinite(getattr(options, name)):
-            problems.append(f"--{name.replace('_', '-')}: {getattr(options, name)} is not a number")
-    if not 0 <= options.seed <= SEEDS - len(options.requests):
-        problems.append(f"--seed: {options.seed} is not a number from 0 to {SEEDS - 1}")
+    seeds = {options.seed, options.seed + len(options.requests) - 1}
+    problems = [f"--seed: {problem}" for problem in seed_problems(sorted(seeds))]
     suffixes = {"output": ".mp4", "save_latents": ".npz", "save_frames": ".npy"}
     for name, suffix in suffixes.items():
         path = getattr(options, name)
@@ -289,8 +308,9 @@ def write(options: Options, job: Job, result: pipeline.Sample) -> list[Path]:
     """
     written: list[Path] = []
     try:
-        for path in _write_each(options, job, result):
-            written.append(path)
+        with feedback.working("writing the files"):
+            for path in _write_each(options, job, result):
+                written.append(path)
     except (OSError, video.VideoError) as error:
         raise SamplingError([str(error)], written) from error
     return written

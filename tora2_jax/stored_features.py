@@ -67,7 +67,7 @@ def with_stored(
     slots = inputs.reference_mask.shape
     for name in stored_priors(model):
         for part in (f"{name}_tokens", f"{name}_vector"):
-            found[part] = jnp.zeros((*slots, *shapes(model)[part]))
+            found[part] = jnp.zeros((*slots, *shapes(model)[part]), jnp.float32)
     if inputs.stored is None:
         return found
     for name, values in found.items():

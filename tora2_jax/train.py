@@ -3,7 +3,8 @@
 Run again in the same folder, it continues exactly where the last checkpoint was made: step s is a
 function of the config and s alone, whatever the number of processes (docs/multi_host.md). The
 folder holds `config.json`, `checkpoints/`, `metrics/` (TensorBoard; `losses.jsonl` with the loss
-of every step; `skipped.jsonl`), `samples/` and `profile/`.
+of every step; `skipped.jsonl`), `samples/` and `profile/`, and at the end `trained/`, the weights
+that were trained.
 
 Exit codes: 0 all steps are done; 2 the user has to change something; `config.stop_code` (75) it
 was asked to stop; anything else it failed. All but 0 and 2 go on when the command is run again.
@@ -15,6 +16,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -26,7 +28,8 @@ from absl import app, flags
 from flax import nnx
 from tqdm import tqdm
 
-from tora2_jax import checkpoint, flops, parallel, processes
+from tora2_jax import checkpoint, flops, measures, parallel, processes
+from tora2_jax.addresses import address_problems
 from tora2_jax.config import to_dict
 from tora2_jax.data.loader import Source, batches, identified, positions
 from tora2_jax.metric_log import MetricLog
@@ -70,8 +73,11 @@ def train(config: TrainConfig, workdir: str | Path, stop: StopSignals | None = N
         SaveError: the first or the last state could not be saved.
         Stopped: `stop` was requested before the last step was done.
     """
+    address = address_problems({"--workdir": workdir})
     workdir = Path(workdir)
-    stage = find_stage(config)
+    if config.export is None and not address:
+        config = replace(config, export=str(workdir / "trained"))
+    stage = find_stage(config, address)
     mesh = mesh_of(config, stage)
     processes.first_then_others(lambda: _claim(workdir, config))
     # First: what it may encode needs the memory of the model.
@@ -188,7 +194,7 @@ def _loop(
                 with log.timed("data"):
                     batch = next(data, None)  # while the devices work
                 with log.timed("step"):
-                    metrics = jax.device_get(metrics)
+                    metrics = measures.settled(jax.device_get(metrics))
             log.add(step, metrics)
             asked = processes.agree(_request(saved, stop))
             last = step == config.steps

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from tora2_jax.addresses import address_problems
 from tora2_jax.config import ModelConfig, to_dict
 from tora2_jax.world.config import WorldConfig
 
@@ -201,7 +202,9 @@ class TrainConfig:
     skips_allowed: int = 10  # steps in a row without a finite loss and gradient; one more ends it
     stop_code: int = 75  # exit code of a run that was asked to stop before its last step
     stop_seconds: float = 600.0  # for the step and the save that end such a run
-    export: str | None = None  # NAME.safetensors, or a folder for one file per trained component
+    # NAME.safetensors, or a folder for one file per trained component. None: WORKDIR/trained; "":
+    # nothing is exported.
+    export: str | None = None
 
 
 def problems(config: TrainConfig) -> list[str]:
@@ -251,7 +254,16 @@ def problems(config: TrainConfig) -> list[str]:
     if config.stage == "motion_vae":
         checks.append(("clips", config.clips is not None, "is needed: this stage has no world"))
     faults = [f"config.{name} {rule}" for name, holds, rule in checks if not holds]
-    return faults + _wrong_choices(config, "config")
+    return faults + _wrong_choices(config, "config") + address_problems(_paths(config))
+
+
+def _paths(config: TrainConfig) -> dict[str, str | None]:
+    """Every place that a config names."""
+    named = ("cache_dir", "tokenizer", "face_models", "export")
+    paths = {f"config.{name}": getattr(config, name) for name in named}
+    paths |= {f"config.weights.{name}": path for name, path in to_dict(config.weights).items()}
+    folder = None if config.clips is None else config.clips.folder
+    return paths | {"config.clips.folder": folder}
 
 
 def _optimizer_checks(optim: OptimConfig) -> list[tuple[str, bool, str]]:

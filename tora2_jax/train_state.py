@@ -2,7 +2,7 @@
 
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -73,9 +73,13 @@ class TrainState(NamedTuple):
     average: dict[str, jax.Array]  # exponential moving average of `trainable`, or empty
 
 
-def find_stage(config: TrainConfig) -> ModuleType:
-    """The module of the config's stage; raises TrainError if the config cannot be used."""
-    faults = problems(config)
+def find_stage(config: TrainConfig, others: Sequence[str] = ()) -> ModuleType:
+    """The module of the config's stage.
+
+    Raises:
+        TrainError: the config cannot be used, or there are `others`: problems that are told too.
+    """
+    faults = [*others, *problems(config)]
     if config.stage not in STAGES:
         faults.append(f"config.stage {config.stage!r} is none of {', '.join(STAGES)}")
     if faults:
@@ -262,10 +266,11 @@ def train_step(
     graph: nnx.GraphDef,
     state: TrainState,
     batch: dict[str, jax.Array],
-) -> tuple[TrainState, dict[str, jax.Array]]:
+) -> tuple[TrainState, dict[str, Any]]:
     """One update, left out if the loss or a gradient is not finite.
 
-    The metrics hold at least loss, gradient_norm, learning_rate, and skipped (0 or 1).
+    The metrics, scalars and `measures.Share`s, hold at least loss, gradient_norm, learning_rate,
+    and skipped (0 or 1); the host settles them (`measures.settled`).
     """
     (value, (metrics, statistics)), gradients = loss_and_gradients(
         config, stage, graph, state, batch
@@ -276,7 +281,7 @@ def train_step(
     trainable = optax.apply_updates(state.trainable, updates)
     norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
-    metrics = measures.settled(metrics) | {
+    metrics = metrics | {
         "loss": value,
         "skipped": 1.0 - finite,
         "gradient_norm": norm,

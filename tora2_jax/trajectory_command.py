@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from tora2_jax.addresses import local_path
 from tora2_jax.flow_color import color_bytes, flow_map
 from tora2_jax.trajectory import (
     DEFAULT_CANVAS,
@@ -70,9 +71,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         description="Check path files and draw what the model will see of them.",
     )
     parser.add_argument(
-        "files", nargs="+", type=Path, metavar="FILE", help="x,y per line, or a JSON list"
+        "files", nargs="+", type=local_path, metavar="FILE", help="x,y per line, or a JSON list"
     )
-    parser.add_argument("--plot", type=Path, help="picture to write, such as out.png")
+    parser.add_argument("--plot", type=local_path, help="picture to write, such as out.png")
     parser.add_argument(
         "--canvas", type=int, nargs=2, default=DEFAULT_CANVAS, metavar=("WIDTH", "HEIGHT")
     )

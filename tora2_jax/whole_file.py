@@ -10,6 +10,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from tora2_jax.addresses import address_problem
+
 
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
@@ -24,6 +26,8 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be written.
     """
+    if problem := address_problem(path):
+        raise OSError(problem)
     path = Path(path)
     if path.exists() and not path.is_file():
         yield path

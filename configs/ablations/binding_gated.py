@@ -15,5 +15,4 @@ def get_config() -> TrainConfig:
     """The settings of this run."""
     config = full()
     config.model.binding.contrast_on = "none"
-    config.export = "workdirs/ablations/binding_gated/trained"
     return config

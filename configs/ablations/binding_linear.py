@@ -16,5 +16,4 @@ def get_config() -> TrainConfig:
     """The settings of this run."""
     config = gated()
     config.model.binding.variant = "linear"
-    config.export = "workdirs/ablations/binding_linear/trained"
     return config

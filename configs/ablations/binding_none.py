@@ -15,5 +15,4 @@ def get_config() -> TrainConfig:
     """The settings of this run."""
     config = gated()
     config.model.binding.variant = "none"
-    config.export = "workdirs/ablations/binding_none/trained"
     return config

@@ -16,5 +16,4 @@ def get_config() -> TrainConfig:
     """The settings of this run."""
     config = dpe()
     config.model.personalization.variant = "dino_decoupled"
-    config.export = "workdirs/ablations/dino_decoupled/trained"
     return config

@@ -15,5 +15,4 @@ def get_config() -> TrainConfig:
     """The settings of this run."""
     config = dpe()
     config.model.personalization.variant = "dino_reid"
-    config.export = "workdirs/ablations/dino_reid/trained"
     return config

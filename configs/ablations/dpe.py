@@ -15,5 +15,4 @@ def get_config() -> TrainConfig:
     """The settings of this run."""
     config = unbound()
     config.model.motion = config.weights.motion = None
-    config.export = "workdirs/ablations/dpe/trained"
     return config

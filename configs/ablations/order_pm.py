@@ -15,5 +15,4 @@ def get_config() -> TrainConfig:
     """The settings of this run."""
     config = full()
     config.model.personalization.order = "personalization_first"
-    config.export = "workdirs/ablations/order_pm/trained"
     return config

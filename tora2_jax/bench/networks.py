@@ -33,21 +33,21 @@ def degrade(
     keys = jax.random.split(key, 8)
     batch, height, width, _ = images.shape
     each = (batch, 1, 1, 1)
-    choice = jax.random.randint(keys[0], each, 1, 5)
+    choice = jax.random.randint(keys[0], each, 1, 5, jnp.int32)
     softer = images
     for factor in (2, 3, 4):
         small = jax.image.resize(images, (batch, height // factor, width // factor, 3), "linear")
         softer = jnp.where(
             choice == factor, jax.image.resize(small, images.shape, "linear"), softer
         )
-    images = images + jax.random.uniform(keys[1], each) * (softer - images)
-    blotches = jax.random.normal(keys[6], (batch, height // 6, width // 6, 3))
+    images = images + jax.random.uniform(keys[1], each, jnp.float32) * (softer - images)
+    blotches = jax.random.normal(keys[6], (batch, height // 6, width // 6, 3), jnp.float32)
     blotches = jax.image.resize(blotches, images.shape, "linear")
-    images = images + blotches * jax.random.uniform(keys[7], each, maxval=0.12)
-    noise = jax.random.normal(keys[2], images.shape)
-    images = images + noise * jax.random.uniform(keys[3], each, maxval=0.06)
-    contrast = jax.random.uniform(keys[4], (batch, 1, 1, 1), minval=0.85, maxval=1.15)
-    light = jax.random.uniform(keys[5], (batch, 1, 1, 3), minval=-0.06, maxval=0.06)
+    images = images + blotches * jax.random.uniform(keys[7], each, jnp.float32, maxval=0.12)
+    noise = jax.random.normal(keys[2], images.shape, jnp.float32)
+    images = images + noise * jax.random.uniform(keys[3], each, jnp.float32, maxval=0.06)
+    contrast = jax.random.uniform(keys[4], (batch, 1, 1, 1), jnp.float32, 0.85, 1.15)
+    light = jax.random.uniform(keys[5], (batch, 1, 1, 3), jnp.float32, -0.06, 0.06)
     return jnp.clip((images - 0.5) * contrast + 0.5 + light, 0.0, 1.0)
 
 

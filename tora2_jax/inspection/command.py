@@ -20,7 +20,8 @@ from tora2_jax.inspection.views import Inspection
 from tora2_jax.pipeline import Tora2Pipeline
 from tora2_jax.reference_inputs import face_problems
 from tora2_jax.request import Request, RequestError, for_each, load_request
-from tora2_jax.sampling import SEEDS, SamplingError, write_faults
+from tora2_jax.sample_settings import seed_problems
+from tora2_jax.sampling import SamplingError, write_faults
 from tora2_jax.whole_file import write_text
 
 
@@ -108,9 +109,7 @@ def check(options: Options) -> list[Request]:
 
 
 def _option_problems(options: Options) -> list[str]:
-    problems = []
-    if not 0 <= options.seed < SEEDS:
-        problems.append(f"--seed: {options.seed} is not a number from 0 to {SEEDS - 1}")
+    problems = [f"--seed: {problem}" for problem in seed_problems([options.seed])]
     if options.steps < 1:
         problems.append(f"--steps: {options.steps} is not at least 1")
     problems += [

@@ -139,7 +139,7 @@ def look_at_blocks(
     for index in range(middle + 1):
         row = diffusion.StepCoefficients(*(np.float32(values[index]) for values in table))
         velocity, influence = forward(
-            model, state.latents, jnp.full(1, row.timestep), bound, entities
+            model, state.latents, jnp.full(1, row.timestep, jnp.float32), bound, entities
         )
         state = diffusion.sampler_step(state, velocity.astype(jnp.float32), row, 0.0)
     return Passing(int(table.timestep[middle]), jax.device_get(influence))

@@ -18,7 +18,7 @@ class PReLU(nnx.Module):
 
     def __init__(self, features: int, *, rngs: nnx.Rngs) -> None:
         """Slopes start at 0.25; needs no keys."""
-        self.slope = nnx.Param(jnp.full(features, 0.25))
+        self.slope = nnx.Param(jnp.full(features, 0.25, jnp.float32))
 
     def __call__(self, x: Float[Array, "*n c"]) -> Float[Array, "*n c"]:
         """The activation, in the dtype of `x`."""

@@ -19,10 +19,10 @@ class BatchNorm(nnx.Module):
         self, features: int, eps: float = EPSILON, *, momentum: float = 0.1, rngs: nnx.Rngs
     ) -> None:
         """`momentum` is the share of the new batch in the running averages; needs no keys."""
-        self.scale = nnx.Param(jnp.ones(features))
-        self.bias = nnx.Param(jnp.zeros(features))
-        self.mean = nnx.BatchStat(jnp.zeros(features))
-        self.var = nnx.BatchStat(jnp.ones(features))
+        self.scale = nnx.Param(jnp.ones(features, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(features, jnp.float32))
+        self.mean = nnx.BatchStat(jnp.zeros(features, jnp.float32))
+        self.var = nnx.BatchStat(jnp.ones(features, jnp.float32))
         self.eps = eps
         self.momentum = momentum
 

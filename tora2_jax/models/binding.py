@@ -71,7 +71,7 @@ class MotionTokens(nnx.Module):
 
 def fourier(values: Float[Array, "*n k"], frequencies: int) -> Float[Array, "*n k*2*frequencies"]:
     """Sine and cosine of each value at `pi * 2**j`, j = 0 .. frequencies - 1."""
-    angles = values[..., None] * (math.pi * 2.0 ** jnp.arange(frequencies))
+    angles = values[..., None] * (math.pi * 2.0 ** jnp.arange(frequencies, dtype=jnp.float32))
     waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
     return waves.reshape(*values.shape[:-1], -1)
 
@@ -98,7 +98,7 @@ class TanhGate(nnx.Module):
 
     def __init__(self, width: int, *, rngs: nnx.Rngs) -> None:
         """A scalar and a square map."""
-        self.alpha = nnx.Param(jnp.zeros(()))
+        self.alpha = nnx.Param(jnp.zeros((), jnp.float32))
         self.value = Linear(width, width, use_bias=False, rngs=rngs)
 
     def opening(self, x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
@@ -164,7 +164,9 @@ class GatedBinding(nnx.Module):
         query, key, _ = self._heads(tokens)
         # As values, one-hot rows make the attention give its weights.
         count = tokens.shape[-2]
-        one_hot = jnp.broadcast_to(jnp.eye(count)[:, None], (*key.shape[:3], count))
+        one_hot = jnp.broadcast_to(
+            jnp.eye(count, dtype=jnp.float32)[:, None], (*key.shape[:3], count)
+        )
         weights = attention(query, key, one_hot, rearrange(mask, "b e n -> (b e) 1 1 n"))
         at_p, at_m = self._split(self._attend(tokens, mask), p, m)
         return BindingDetails(
@@ -361,6 +363,6 @@ def _relative_norm(
 ) -> Float[Array, ""]:
     """|delta| / |values|, for the log only."""
     if delta is None:
-        return jnp.zeros(())
+        return jnp.zeros((), jnp.float32)
     norms = [jnp.linalg.norm(jax.lax.stop_gradient(x).reshape(-1)) for x in (delta, values)]
     return norms[0] / jnp.maximum(norms[1], NORM_EPS)

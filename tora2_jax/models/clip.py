@@ -91,7 +91,9 @@ class VisionTower(nnx.Module):
                 "image_text.preprocess makes them so"
             )
         whole = side // patch * patch
-        images = (images[:, :whole, :whole] - jnp.asarray(CLIP_MEAN)) / jnp.asarray(CLIP_STD)
+        images = (images[:, :whole, :whole] - jnp.asarray(CLIP_MEAN, jnp.float32)) / jnp.asarray(
+            CLIP_STD, jnp.float32
+        )
         patches = self.patch_embedding(image_patches(images, patch).astype(self.dtype))
         first = jnp.broadcast_to(
             self.class_token[...].astype(self.dtype), (len(images), 1, self.config.width)
@@ -165,7 +167,7 @@ class CLIP(nnx.Module):
         self.text = TextTower(config.text, rngs=rngs, dtype=dtype)
         self.vision_projection = project(config.vision.width, config.embedding)
         self.text_projection = project(config.text.width, config.embedding)
-        self.log_scale = nnx.Param(jnp.asarray(2.6592))  # log(1 / 0.07), as CLIP's training starts
+        self.log_scale = nnx.Param(jnp.float32(2.6592))  # log(1 / 0.07), as CLIP's training starts
 
     def encode_images(self, images: Float[Array, "*n side side 3"]) -> ImageFeatures:
         """Embeddings and last hidden states; `images` are RGB in [0, 1].

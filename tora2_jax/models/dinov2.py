@@ -34,12 +34,12 @@ class Block(nnx.Module):
         norm = functools.partial(LayerNorm, width, eps=config.norm_eps, dtype=dtype, rngs=rngs)
         self.norm_attention = norm()
         self.attention = SelfAttention(width, config.num_heads, dtype=dtype, rngs=rngs)
-        self.scale_attention = nnx.Param(jnp.ones(width))
+        self.scale_attention = nnx.Param(jnp.ones(width, jnp.float32))
         self.norm_mlp = norm()
         self.mlp_gate = Linear(width, hidden, dtype=dtype, rngs=rngs) if gated else None
         self.mlp_in = Linear(width, hidden, dtype=dtype, rngs=rngs)
         self.mlp_out = Linear(hidden, width, dtype=dtype, rngs=rngs)
-        self.scale_mlp = nnx.Param(jnp.ones(width))
+        self.scale_mlp = nnx.Param(jnp.ones(width, jnp.float32))
 
     def __call__(self, x: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         """One layer."""

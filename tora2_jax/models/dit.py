@@ -326,7 +326,7 @@ class CogVideoXTransformer(nnx.Module):
     def _embed_time(self, timestep):
         embedding = self.time_embedding(layers.sinusoid(timestep, self.config.width))
         if self.ofs_embedding is not None:
-            ofs = layers.sinusoid(jnp.full((1,), OFS), self.config.ofs_embed_dim)
+            ofs = layers.sinusoid(jnp.full((1,), OFS, jnp.float32), self.config.ofs_embed_dim)
             embedding = embedding + self.ofs_embedding(ofs)
         return embedding
 

@@ -29,8 +29,9 @@ class FrameConvolution(nnx.Module):
         rngs: nnx.Rngs,
         dtype: jnp.dtype = jnp.float32,
     ):
-        self.kernel = nnx.Param(kernel_init(rngs.params(), (3, 3, channels_in, channels_out)))
-        self.bias = nnx.Param(jnp.zeros(channels_out))
+        shape = (3, 3, channels_in, channels_out)
+        self.kernel = nnx.Param(kernel_init(rngs.params(), shape, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(channels_out, jnp.float32))
         self.dtype = dtype
 
     def __call__(self, frames: Float[Array, "*m h w c"]) -> Float[Array, "*m h w d"]:
@@ -154,8 +155,8 @@ class TemporalConvolution(nnx.Module):
         rngs: nnx.Rngs,
         dtype: jnp.dtype = jnp.float32,
     ):
-        self.kernel = nnx.Param(jnp.zeros((3, channels_in, channels_out)))
-        self.bias = nnx.Param(jnp.zeros(channels_out))
+        self.kernel = nnx.Param(jnp.zeros((3, channels_in, channels_out), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(channels_out, jnp.float32))
         self.dtype = dtype
 
     def __call__(self, taps: Float[Array, "*m 3*c"]) -> Float[Array, "*m d"]:
@@ -173,8 +174,8 @@ class FrameGroupNorm(nnx.Module):
 
     def __init__(self, channels: int, groups: int, *, rngs: nnx.Rngs):
         """Draws nothing from `rngs`, which is there because every module takes one."""
-        self.scale = nnx.Param(jnp.ones(channels))
-        self.bias = nnx.Param(jnp.zeros(channels))
+        self.scale = nnx.Param(jnp.ones(channels, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(channels, jnp.float32))
         self.groups = groups
 
     def __call__(

@@ -20,7 +20,9 @@ SMALLEST_POOLED = 1e-6  # so that any power is defined
 
 def imagenet_normalise(images: Float[Array, "*n 3"]) -> Float[Array, "*n 3"]:
     """RGB in [0, 1] -> zero mean and unit deviation over ImageNet, per channel."""
-    return (images - jnp.asarray(IMAGENET_MEAN)) / jnp.asarray(IMAGENET_STD)
+    return (images - jnp.asarray(IMAGENET_MEAN, jnp.float32)) / jnp.asarray(
+        IMAGENET_STD, jnp.float32
+    )
 
 
 class Bottleneck(nnx.Module):
@@ -60,7 +62,7 @@ class GeneralizedMean(nnx.Module):
 
     def __init__(self, *, rngs: nnx.Rngs) -> None:
         """p starts at 3; needs no keys."""
-        self.exponent = nnx.Param(jnp.full(1, 3.0))
+        self.exponent = nnx.Param(jnp.full(1, 3.0, jnp.float32))
 
     def __call__(self, x: Float[Array, "*n k c"]) -> Float[Array, "*n c"]:
         """The mean over tokens, of which the negative count as almost 0. Float32."""

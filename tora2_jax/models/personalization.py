@@ -25,7 +25,7 @@ EMBEDDING_STD = 0.02
 
 def normal_parameter(rngs: nnx.Rngs, *shape: int) -> nnx.Param:
     """A learned embedding, N(0, 0.02) at the start."""
-    return nnx.Param(EMBEDDING_STD * jax.random.normal(rngs.params(), shape))
+    return nnx.Param(EMBEDDING_STD * jax.random.normal(rngs.params(), shape, jnp.float32))
 
 
 class Adapter(nnx.Module):

@@ -27,7 +27,7 @@ def sincos(config: TransformerConfig, grid: Grid) -> jax.Array:
 
 def stored_table(config: TransformerConfig) -> layers.Buffer:
     """The table of I2V models for text and video; from scratch, 2B's fixed one for the video."""
-    text = jnp.zeros((config.max_text_length, config.width))
+    text = jnp.zeros((config.max_text_length, config.width), jnp.float32)
     return layers.Buffer(jnp.concatenate([text, sincos(config, sample_grid(config))]))
 
 

@@ -185,8 +185,9 @@ class Convolution(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
     ):
         initializer = nnx.initializers.lecun_normal()
-        self.kernel = nnx.Param(initializer(rngs.params(), (*size, in_features, out_features)))
-        self.bias = nnx.Param(jnp.zeros((out_features,)))
+        shape = (*size, in_features, out_features)
+        self.kernel = nnx.Param(initializer(rngs.params(), shape, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((out_features,), jnp.float32))
         self.dtype = dtype
 
     def _values(self) -> tuple[Array, Array]:
@@ -241,8 +242,8 @@ class GroupNorm(nnx.Module):
     """Group norm over all frames of a chunk; statistics in float32."""
 
     def __init__(self, features: int, groups: int, eps: float):
-        self.scale = nnx.Param(jnp.ones((features,)))
-        self.bias = nnx.Param(jnp.zeros((features,)))
+        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
         self.groups = groups
         self.eps = eps
 
@@ -294,7 +295,7 @@ class SpatialNorm(nnx.Module):
         self.norm = GroupNorm(features, groups, OUTER_NORM_EPS)
         self.to_scale = PointConv(latent, features, **options)
         self.to_shift = PointConv(latent, features, **options)
-        self.to_scale.bias[...] = jnp.ones((features,))
+        self.to_scale.bias[...] = jnp.ones((features,), jnp.float32)
         for conv in (self.to_scale, self.to_shift):
             conv.kernel[...] = jnp.zeros_like(conv.kernel[...])
 

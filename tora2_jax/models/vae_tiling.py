@@ -6,6 +6,8 @@ are decoded apart and blended, as diffusers does; group norms then see one tile,
 others. The device holds the parameters and what ONE chunk (of ONE tile) needs; all else is numpy.
 """
 
+import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +26,7 @@ from tora2_jax.models.vae import LOG_VARIANCE_RANGE, CausalVAE, Posterior, by_ch
 from tora2_jax.models.vae_layers import Cache
 
 VAEMemory = Literal["whole", "chunked", "tiled"]
+Progress = Callable[[int, int], None]  # given how many parts are done, and all
 
 
 def _stride(name: str, size: int, overlap: float) -> int:
@@ -135,6 +138,7 @@ def decode(
     latents: Float[Array, "b t_lat h_lat w_lat latent"],
     memory: VAEMemory = "whole",
     tiles: Tiles = DEFAULT_TILES,
+    progress: Progress | None = None,
 ) -> Float[np.ndarray, "b f height width 3"]:
     """The video of unscaled latents, about [-1, 1], not clamped; numpy in float32.
 
@@ -143,12 +147,13 @@ def decode(
         latents: In numpy or on the device.
         memory: See the module; `tiled` is `chunked` for latents that fit into one tile.
         tiles: Only for `tiled`.
+        progress: Called with (parts done, parts) from 0 on: chunks of tiles; `whole` is one part.
 
     Raises:
         ValueError: if the memory setting is unknown.
     """
     axes = _axes(tiles, read=1, written=vae.spatial_compression)
-    return _run(vae, vae.decoder, latents, vae.latents_per_chunk, memory, axes)
+    return _run(vae, vae.decoder, latents, vae.latents_per_chunk, memory, axes, progress)
 
 
 def encode_latents(
@@ -166,9 +171,10 @@ def decode_latents(
     latents: Float[Array, "b t_lat h_lat w_lat latent"],
     memory: VAEMemory = "whole",
     tiles: Tiles = DEFAULT_TILES,
+    progress: Progress | None = None,
 ) -> Float[np.ndarray, "b f height width 3"]:
     """The video of the diffusion's latents, about [-1, 1], not clamped. See `decode`."""
-    return decode(vae, latents / vae.scaling_factor, memory, tiles)
+    return decode(vae, latents / vae.scaling_factor, memory, tiles, progress)
 
 
 @partial(jax.jit, static_argnames=("graph", "size"))
@@ -192,6 +198,7 @@ def _run(
     size: int,
     memory: VAEMemory,
     axes: tuple[_Axis, _Axis],
+    progress: Progress | None = None,
 ) -> np.ndarray:
     """The encoder or decoder over x in chunks of `size` frames, as `memory` says."""
     if memory not in get_args(VAEMemory):
@@ -199,20 +206,43 @@ def _run(
         raise ValueError(f"unknown memory setting {memory!r}; it is one of: {known}")
     graph, state = nnx.split(network)
     if memory == "whole":
-        return np.asarray(run_whole(graph, state, jnp.asarray(x, vae.dtype), size), np.float32)
+        count = _counter(1, progress)
+        whole = run_whole(graph, state, jnp.asarray(x, vae.dtype), size)
+        return count(np.asarray(whole, np.float32))
     x = np.asarray(x)
+    chunks = list(pairwise([0, *range(first_chunk(x.shape[1], size), x.shape[1] + 1, size)]))
+    fits = all(length <= axis.size for length, axis in zip(x.shape[2:4], axes, strict=True))
+    in_tiles = memory == "tiled" and not fits
+    tiles = math.prod(len(_starts(x.shape[2 + i], axes[i])) for i in (0, 1)) if in_tiles else 1
+    count = _counter(x.shape[0] * tiles * len(chunks), progress)
 
     def chunked(x: np.ndarray) -> np.ndarray:
-        past, ends = None, range(first_chunk(x.shape[1], size), x.shape[1] + 1, size)
-        done = []
-        for start, end in pairwise([0, *ends]):
+        past, done = None, []
+        for start, end in chunks:
             output, past = run_chunk(graph, state, jnp.asarray(x[:, start:end], vae.dtype), past)
-            done.append(np.asarray(output, np.float32))
+            done.append(count(np.asarray(output, np.float32)))
         return np.concatenate(done, axis=1)
 
-    fits = all(length <= axis.size for length, axis in zip(x.shape[2:4], axes, strict=True))
-    run = chunked if memory == "chunked" or fits else partial(_tiled, chunked, axes=axes)
+    run = partial(_tiled, chunked, axes=axes) if in_tiles else chunked
     return np.concatenate([run(x[item : item + 1]) for item in range(x.shape[0])])
+
+
+def _counter(total: int, progress: Progress | None) -> Callable[[np.ndarray], np.ndarray]:
+    """Tells `progress` of 0 parts, and of one more whenever it is given one; returns that part."""
+    done = itertools.count()
+
+    def count(part: np.ndarray | None) -> np.ndarray | None:
+        if progress is not None:
+            progress(next(done), total)
+        return part
+
+    count(None)
+    return count
+
+
+def _starts(length: int, axis: _Axis) -> range:
+    """Where the tiles begin along one side."""
+    return range(0, length, axis.stride)
 
 
 def _tiled(
@@ -226,9 +256,9 @@ def _tiled(
     down, across = axes
     above: dict[int, np.ndarray] = {}
     rows = []
-    for top in range(0, x.shape[2], down.stride):
+    for top in _starts(x.shape[2], down):
         left, row = None, []
-        for start in range(0, x.shape[3], across.stride):
+        for start in _starts(x.shape[3], across):
             tile = run(x[:, :, top : top + down.size, start : start + across.size])
             if start in above:
                 _blend(above[start], tile, 2, down.blended)

@@ -43,4 +43,4 @@ def image_patches(
 
 def small_normal(rngs: nnx.Rngs, *shape: int) -> Float[Array, "..."]:
     """Random tokens and positions to start from."""
-    return 0.02 * jax.random.normal(rngs.params(), shape)
+    return 0.02 * jax.random.normal(rngs.params(), shape, jnp.float32)

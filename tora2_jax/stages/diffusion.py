@@ -282,17 +282,23 @@ def draw(config, batch: dict, key: jax.Array) -> Draws:
     dropout = config.dropout
     latents = _latents(config, batch)
     size, entities = batch["on"].shape[:2]
-    sample = jax.random.bernoulli(keys[4], 1 - dropout.references, (size, 1))
-    entity = jax.random.bernoulli(keys[5], 1 - dropout.entity_references, (size, entities))
+    # Types are named, here and wherever numbers are drawn: the default ones, and with them the
+    # draws, depend on JAX_ENABLE_X64.
+    sample = _kept(keys[4], dropout.references, (size, 1))
+    entity = _kept(keys[5], dropout.entity_references, (size, entities))
     image = 0.0 if config.clips is None else config.clips.image_dropout
     return Draws(
-        jax.random.randint(keys[0], (size,), 0, config.model.diffusion.num_steps),
-        jax.random.normal(keys[1], latents.shape),
-        jax.random.bernoulli(keys[2], 1 - dropout.caption, (size,)),
-        jax.random.bernoulli(keys[3], 1 - dropout.trajectories, (size,)),
+        jax.random.randint(keys[0], (size,), 0, config.model.diffusion.num_steps, jnp.int32),
+        jax.random.normal(keys[1], latents.shape, jnp.float32),
+        _kept(keys[2], dropout.caption, (size,)),
+        _kept(keys[3], dropout.trajectories, (size,)),
         sample & entity,
-        jax.random.bernoulli(jax.random.fold_in(key, 1), 1 - image, (size,)),
+        _kept(jax.random.fold_in(key, 1), image, (size,)),
     )
+
+
+def _kept(key: jax.Array, dropout: float, shape: tuple[int, ...]) -> jax.Array:
+    return jax.random.bernoulli(key, jnp.float32(1 - dropout), shape)
 
 
 def _latents(config, batch: dict) -> jax.Array:

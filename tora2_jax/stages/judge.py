@@ -118,8 +118,8 @@ def _training_crops(
     flat = degrade(frames.reshape(-1, *frames.shape[2:]), fault_key)
     frames = jnp.repeat(flat.reshape(frames.shape)[:, None], ENTITIES, axis=1)
     centres = batch["centres"].transpose(0, 2, 1, 3).reshape(-1, 2)
-    centres += jax.random.uniform(jitter_key, centres.shape, minval=-JITTER, maxval=JITTER)
-    side = jax.random.uniform(side_key, centres.shape[:1], minval=40.0, maxval=44.0)
+    centres += jax.random.uniform(jitter_key, centres.shape, jnp.float32, -JITTER, JITTER)
+    side = jax.random.uniform(side_key, centres.shape[:1], jnp.float32, 40.0, 44.0)
     crops = crops_around(frames.reshape(-1, *frames.shape[3:]), centres, side)
     visible = batch["visible"].transpose(0, 2, 1).reshape(-1, views)
     return crops.reshape(samples * ENTITIES, views, *crops.shape[1:]), visible

@@ -138,7 +138,7 @@ def _cell_loss(
     evidence: Float[Array, "b y x words"], cells: Int[Array, "b y x"]
 ) -> Float[Array, ""]:
     """Cross-entropy of the word of every cell, background last; words count as much as it."""
-    background = jnp.zeros((*cells.shape, 1))
+    background = jnp.zeros((*cells.shape, 1), jnp.float32)
     said = jax.nn.log_softmax(jnp.concatenate([evidence, background], axis=-1))
     wrong = -jnp.take_along_axis(said, cells[..., None], axis=-1)[..., 0]
     covered = cells < evidence.shape[-1]

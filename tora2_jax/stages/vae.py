@@ -40,7 +40,7 @@ def build(config: TrainConfig, rngs: nnx.Rngs) -> CausalVAE:
     bias[...] = bias[...].at[config.model.vae.latent_channels :].set(_FIRST_LOG_VARIANCE)
     # Group norms forget how bright a plain area is, unless it stands beside a constant.
     for conv in (vae.encoder.conv_in, vae.decoder.conv_in):
-        conv.bias[...] = jax.random.normal(rngs.params(), conv.bias[...].shape)
+        conv.bias[...] = jax.random.normal(rngs.params(), conv.bias[...].shape, jnp.float32)
     return vae
 
 
