@@ -2,6 +2,7 @@
 
 python scripts/toy_checkpoint.py --from-stage vae      (the whole chain)
 python scripts/toy_checkpoint.py --from-stage joint    (the last two stages)
+python scripts/toy_checkpoint.py --chain bold          (the chain of the bold world, in the making)
 """
 
 import argparse
@@ -10,7 +11,9 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -45,6 +48,30 @@ SHIPPED = {
     "joint_fine": "checkpoints/toy",
 }
 
+
+class Chain(NamedTuple):
+    """Stages in their order, and where the shipped files lie."""
+
+    stages: Mapping[str, str]
+    shipped: Mapping[str, str]
+
+
+_BOLD = ("vae", "localiser", "judge", "object", "face", "dino")
+CHAINS = {
+    "toy": Chain(STAGES, SHIPPED),
+    "bold": Chain(
+        {name: f"configs/bold/{name}.py" for name in _BOLD},
+        {
+            "vae": "checkpoints/bold/vae.safetensors",
+            "localiser": "checkpoints/bold_bench/localiser.safetensors",
+            "judge": "checkpoints/bold_bench/judge.safetensors",
+            "object": "checkpoints/bold/object.safetensors",
+            "face": "checkpoints/bold/face.safetensors",
+            "dino": "checkpoints/bold/dino.safetensors",
+        },
+    ),
+}
+
 # A step's large buffers stay with the process. By default they go back to the kernel after every
 # step, and clearing them again as new pages took half of the time of a stage of small tensors.
 MEMORY = {
@@ -58,19 +85,24 @@ MEMORY = {
 def main() -> int:
     """Run the stages one after another; a stage that was interrupted goes on where it was."""
     parser = argparse.ArgumentParser(description="Train the toy checkpoint.")
-    parser.add_argument("--from-stage", choices=tuple(STAGES), default="vae")
+    parser.add_argument("--chain", choices=tuple(CHAINS), default="toy")
+    parser.add_argument("--from-stage", default="vae", help="one of the chain's stages")
     parser.add_argument("--only", action="store_true", help="that stage alone, not the tail")
     parser.add_argument("--fresh", action="store_true", help="forget earlier, unfinished runs")
     options = parser.parse_args()
     os.chdir(ROOT)
-    names = list(STAGES)
+    chain = CHAINS[options.chain]
+    names = list(chain.stages)
+    if options.from_stage not in names:
+        parser.error(f"--from-stage: the chain {options.chain} has {', '.join(names)}")
+    home = ROOT / "workdirs" / ("" if options.chain == "toy" else options.chain)
     first = names.index(options.from_stage)
     for name in names[first : first + 1] if options.only else names[first:]:
-        workdir = ROOT / "workdirs" / name
+        workdir = home / name
         if options.fresh:
             shutil.rmtree(workdir, ignore_errors=True)
         start = time.monotonic()
-        code = subprocess.call(command(name, workdir), env={**MEMORY, **os.environ})
+        code = subprocess.call(command(name, workdir, chain), env={**MEMORY, **os.environ})
         if code:
             print(f"stage {name} stopped with exit code {code}", file=sys.stderr)
             return code
@@ -78,10 +110,10 @@ def main() -> int:
     return 0
 
 
-def command(name: str, workdir: Path) -> list[str]:
+def command(name: str, workdir: Path, chain: Chain = CHAINS["toy"]) -> list[str]:
     """The training program's command line for a stage of the chain."""
-    program = [sys.executable, "-m", "tora2_jax.train", "--config", STAGES[name]]
-    export = [f"--config.export={SHIPPED[name]}"] if name in SHIPPED else []
+    program = [sys.executable, "-m", "tora2_jax.train", "--config", chain.stages[name]]
+    export = [f"--config.export={chain.shipped[name]}"] if name in chain.shipped else []
     return [*program, "--workdir", str(workdir), *export]
 
 

@@ -35,6 +35,7 @@ from tora2_jax.pipeline import Sample
 from tora2_jax.stages import judge, localiser, recognition
 from tora2_jax.stages.contrast import contrast, normalised
 from tora2_jax.train_config import TrainConfig
+from tora2_jax.types import PriorFeatures
 from tora2_jax.world.clips import render_clip
 from tora2_jax.world.config import WorldConfig
 
@@ -188,7 +189,9 @@ def test_angular_loss_has_a_margin():
     count = recognition.FACE_IDENTITIES
     directions = np.random.default_rng(0).normal(size=(64, count)).astype(np.float32)
     model = SimpleNamespace(
-        features=lambda images, train: images, head=SimpleNamespace(kernel=jnp.asarray(directions))
+        describe=lambda images, train: PriorFeatures(tokens=None, vector=images),
+        drawing_loss=lambda tokens, images: 0.0,
+        head=SimpleNamespace(kernel=jnp.asarray(directions)),
     )
     batch = {
         "image": jnp.asarray(directions[:, :4].T),

@@ -3,7 +3,7 @@
     python -m tora2_jax.train --config configs/bold/localiser.py --workdir workdirs/bold/localiser
 
 Hardware: 2 CPU cores. Expected: see docs/toy.md.
-Ends in `checkpoints/bold_bench/localiser.safetensors`; its metadata holds the numbers.
+Its result goes to `checkpoints/bold_bench/localiser.safetensors`; its metadata holds the numbers.
 """
 
 from configs.bold.vae import bold_world
@@ -24,5 +24,4 @@ def get_config() -> TrainConfig:
             learning_rate=3e-3, schedule="cosine", warmup_steps=30, clip_norm=1.0, eps=1e-8
         ),
         checkpoint_every=100,
-        export="checkpoints/bold_bench/localiser.safetensors",
     )

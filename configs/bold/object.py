@@ -3,10 +3,10 @@
     python -m tora2_jax.train --config configs/bold/object.py --workdir workdirs/bold/object
 
 Hardware: 2 CPU cores. Expected: see docs/toy.md.
-Ends in `checkpoints/bold/object.safetensors`; its metadata holds the numbers.
+Its result goes to `checkpoints/bold/object.safetensors`; its metadata holds the numbers.
 """
 
-from configs.bold.vae import FOLDER, bold_world
+from configs.bold.vae import bold_world
 from tora2_jax.config import toy_bold
 from tora2_jax.train_config import OptimConfig, RecognitionConfig, TrainConfig
 
@@ -16,7 +16,7 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         stage="object",
         seed=7104,
-        steps=700,
+        steps=1500,
         batch_size=6,
         model=toy_bold(),
         world=bold_world(7104, frames=4, references=1),
@@ -25,5 +25,4 @@ def get_config() -> TrainConfig:
             learning_rate=2e-3, schedule="cosine", warmup_steps=30, clip_norm=1.0, eps=1e-8
         ),
         checkpoint_every=100,
-        export=f"{FOLDER}/object.safetensors",
     )

@@ -36,5 +36,4 @@ def get_config() -> TrainConfig:
         ),
         ema_decay=0.995,
         checkpoint_every=50,
-        export=f"{FOLDER}/stages/vae.safetensors",
     )
