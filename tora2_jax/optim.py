@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Callable, Iterable
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
@@ -73,22 +75,25 @@ def _muon(config: OptimConfig, rate: Callable) -> optax.GradientTransformation:
     """Orthogonalised momentum for kernels (as matrices of inputs by outputs), Adam for the rest.
 
     A network that is trained for minutes gets further than with Adam. Every layer of the stacked
-    ones is a matrix of its own.
+    ones is a matrix of its own, and so is every map of a kernel that holds several side by side.
     """
     first, second = config.betas
-    stacked = re.compile(config.stacked)
+    matrix, stacked = re.compile(config.muon), re.compile(config.stacked)
+    fused = re.compile(config.fused)
+
+    def dimensions(path: str, axes: int) -> MuonDimensionNumbers:
+        inputs = axes - (2 if fused.match(path) else 1)  # axes before the outputs', maps left out
+        return MuonDimensionNumbers(tuple(range(1 if stacked.match(path) else 0, inputs)), axes - 1)
 
     def matrices(params: dict) -> dict:
         return {
-            path: MuonDimensionNumbers(
-                tuple(range(1 if stacked.match(path) else 0, value.ndim - 1)), value.ndim - 1
-            )
-            if path.endswith("kernel")
+            path: dimensions(path, value.ndim)
+            if path.endswith("kernel") and matrix.match(path)
             else None
             for path, value in params.items()
         }
 
-    return muon(
+    whole = muon(
         rate,
         beta=first,
         weight_decay=config.weight_decay,
@@ -97,6 +102,36 @@ def _muon(config: OptimConfig, rate: Callable) -> optax.GradientTransformation:
         adam_learning_rate=lambda count: _MUON_ADAM_SHARE * rate(count),
         muon_weight_dimension_numbers=matrices,
     )
+    return _by_maps(whole, fused, config.fused_maps)
+
+
+def _by_maps(
+    inner: optax.GradientTransformation, fused: re.Pattern, maps: int
+) -> optax.GradientTransformation:
+    """`inner` as if the outputs of fused kernels, `[..., maps x out]`, had an axis for the maps.
+
+    The state keeps the shapes of the parameters, by which it is sharded and stored.
+    """
+
+    def reshaped(tree: Any, split: bool) -> Any:
+        def one(keys: tuple, leaf: Any) -> Any:
+            names = [key.key for key in keys if isinstance(key, jax.tree_util.DictKey)]
+            if not any(fused.match(name) and name.endswith("kernel") for name in names):
+                return leaf
+            if split:
+                return leaf.reshape(*leaf.shape[:-1], maps, leaf.shape[-1] // maps)
+            return leaf.reshape(*leaf.shape[:-2], leaf.shape[-2] * leaf.shape[-1])
+
+        return jax.tree_util.tree_map_with_path(one, tree)
+
+    def init(params: dict) -> optax.OptState:
+        return reshaped(inner.init(reshaped(params, True)), False)
+
+    def update(updates: dict, state: optax.OptState, params: dict | None = None) -> tuple:
+        trees = (reshaped(tree, True) for tree in (updates, state, params))
+        return tuple(reshaped(tree, False) for tree in inner.update(*trees))
+
+    return optax.GradientTransformation(init, update)
 
 
 def _scale(updates: dict, scales: dict[str, float]) -> dict:

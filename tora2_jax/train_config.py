@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from tora2_jax.addresses import address_problems
 from tora2_jax.config import ModelConfig, to_dict
-from tora2_jax.world.config import WorldConfig
+from tora2_jax.world.config import CropConfig, RecognitionConfig, WorldConfig
 
 
 class TrainError(ValueError):
@@ -59,6 +59,20 @@ class OptimConfig:
     gate_lr_scale: float = 100.0
     # The same for variables whose leading axis counts layers; Muon must know. By default none.
     stacked: str = r"(?!)"
+    # Kernels that Muon makes steps of; the others are left to Adam, as biases and tables are.
+    muon: str = r".*"
+    # Kernels whose outputs are those of `fused_maps` maps side by side, each a matrix for Muon.
+    fused: str = r"(?!)"
+    fused_maps: int = 6  # of CogVideoX's modulations
+
+
+@dataclass(slots=True, kw_only=True)
+class TimestepConfig:
+    """How a diffusion stage draws its timesteps."""
+
+    # Uniform at 1, as in the paper. Above it noisier ones are drawn more often, as the timestep
+    # u of [0, 1) becomes shift u / (1 + (shift - 1) u) (Esser et al., arXiv 2403.03206, eq. 23).
+    shift: float = 1.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -139,22 +153,6 @@ class ClipFolderConfig:
 
 
 @dataclass(slots=True, kw_only=True)
-class CropConfig:
-    """What stage `vae` cuts out of the clips of the toy world."""
-
-    frames: int = 9
-    size: int = 48  # pixels
-
-
-@dataclass(slots=True, kw_only=True)
-class RecognitionConfig:
-    """How the toy world's recognition networks learn."""
-
-    # Of the loss by which tokens draw what they stand for (`stages/local_appearance.py`); 0: none.
-    local_weight: float = 0.0
-
-
-@dataclass(slots=True, kw_only=True)
 class MeshConfig:
     """How many devices share what, see docs/sharding.md; one of the sizes may be -1: the rest."""
 
@@ -185,6 +183,7 @@ class TrainConfig:
     reference_guards: ReferenceGuardConfig | None = None  # None: references stay as they are
     optim: OptimConfig = field(default_factory=OptimConfig)
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
+    timesteps: TimestepConfig = field(default_factory=TimestepConfig)
     weights: WeightsConfig = field(default_factory=WeightsConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     # In how many parts, one after another, a batch goes through the model. The contrastive loss
@@ -236,6 +235,7 @@ def problems(config: TrainConfig) -> list[str]:
             (f"crops.{name}", value > 0, "must be positive")
             for name, value in to_dict(config.crops).items()
         ),
+        ("timesteps.shift", config.timesteps.shift > 0, "must be positive"),
         (
             "recognition.local_weight",
             config.recognition.local_weight >= 0,
@@ -280,8 +280,9 @@ def _optimizer_checks(optim: OptimConfig) -> list[tuple[str, bool, str]]:
         ),
         *(
             (f"optim.{name}", _is_regex(getattr(optim, name)), "is no regular expression")
-            for name in ("tora_initialised", "stacked")
+            for name in ("tora_initialised", "stacked", "muon", "fused")
         ),
+        ("optim.fused_maps", optim.fused_maps > 0, "must be positive"),
     ]
 
 

@@ -5,8 +5,8 @@ Hardware: two CPU cores. Expected: see docs/toy.md.
 """
 
 from tora2_jax.config import toy_bold
-from tora2_jax.train_config import CropConfig, OptimConfig, TrainConfig
-from tora2_jax.world.config import WorldConfig
+from tora2_jax.train_config import OptimConfig, TrainConfig
+from tora2_jax.world.config import CropConfig, WorldConfig
 
 FOLDER = "checkpoints/bold"  # what the chain makes, and what the later stages start from
 

@@ -31,7 +31,6 @@ from tora2_jax.data.loader import example_or_next
 from tora2_jax.faces import GET_FACE_MODELS, FaceModelError, InsightFaceDetector, detector_file
 from tora2_jax.models import contrast, tora2, vae_tiling
 from tora2_jax.models.layers import shape_rngs
-from tora2_jax.models.prior import stored_priors
 from tora2_jax.models.t5 import T5Encoder
 from tora2_jax.networks import misfits
 from tora2_jax.text import load_tokenizer
@@ -186,10 +185,8 @@ def _examples(config, model: ModelConfig) -> pool.Examples:
 
 
 def _networks(config) -> tuple[str, ...]:
-    """The frozen networks of a run. The toy stages share one pool, which holds all features."""
-    if config.clips is not None:
-        return needed_networks(config.model)
-    return tuple(name for name in conditioning.NETWORKS if name not in stored_priors(config.model))
+    """The frozen networks of a run."""
+    return needed_networks(config.model)
 
 
 def frozen_files(config) -> dict[str, str | None]:
@@ -288,13 +285,22 @@ def draw(config, batch: dict, key: jax.Array) -> Draws:
     entity = _kept(keys[5], dropout.entity_references, (size, entities))
     image = 0.0 if config.clips is None else config.clips.image_dropout
     return Draws(
-        jax.random.randint(keys[0], (size,), 0, config.model.diffusion.num_steps, jnp.int32),
+        draw_timesteps(keys[0], size, config.model.diffusion.num_steps, config.timesteps.shift),
         jax.random.normal(keys[1], latents.shape, jnp.float32),
         _kept(keys[2], dropout.caption, (size,)),
         _kept(keys[3], dropout.trajectories, (size,)),
         sample & entity,
         _kept(jax.random.fold_in(key, 1), image, (size,)),
     )
+
+
+def draw_timesteps(key: jax.Array, size: int, count: int, shift: float) -> jax.Array:
+    """Timesteps of 0 to count - 1, `[size]`; `shift` as in `TimestepConfig`."""
+    if shift == 1:
+        return jax.random.randint(key, (size,), 0, count, jnp.int32)
+    share = jax.random.uniform(key, (size,), jnp.float32)
+    shifted = shift * share / (1 + (shift - 1) * share)
+    return jnp.minimum((shifted * count).astype(jnp.int32), count - 1)
 
 
 def _kept(key: jax.Array, dropout: float, shape: tuple[int, ...]) -> jax.Array:

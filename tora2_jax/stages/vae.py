@@ -14,10 +14,11 @@ from jaxtyping import Array, Float
 from tora2_jax.config import to_dict
 from tora2_jax.data.loader import ENDLESS
 from tora2_jax.models.vae import CausalVAE
-from tora2_jax.train_config import CropConfig, TrainConfig
+from tora2_jax.train_config import TrainConfig
 from tora2_jax.trajectory import color_flow, flow_video
 from tora2_jax.types import Record
 from tora2_jax.world.clips import render_clip
+from tora2_jax.world.config import CropConfig
 
 TRAINABLE = ".*"
 COMPONENTS = {"vae": ".*"}

@@ -1,4 +1,4 @@
-"""The settings of the toy world."""
+"""The settings of the toy world, and of stages that train on nothing else."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -22,3 +22,19 @@ class WorldConfig:
     style: Literal["patterned", "bold"] = "patterned"
     rich_captions: float = 0.0  # share of captions that also tell looks and places
     repeated_words: float = 0.0  # share of clips of several entities of which two have one word
+
+
+@dataclass(slots=True, kw_only=True)
+class CropConfig:
+    """What stage `vae` cuts out of the clips of the toy world."""
+
+    frames: int = 9
+    size: int = 48  # pixels
+
+
+@dataclass(slots=True, kw_only=True)
+class RecognitionConfig:
+    """How the toy world's recognition networks learn."""
+
+    # Of the loss by which tokens draw what they stand for (`stages/local_appearance.py`); 0: none.
+    local_weight: float = 0.0

@@ -1,0 +1,73 @@
+"""Muon: which kernels it takes, and that fused and stacked ones are taken apart."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tora2_jax.optim import make_optimizer
+from tora2_jax.train_config import OptimConfig, TrainConfig, problems
+
+MAPS, LAYERS = 3, 2
+FUSED, PLAIN = "blocks.norm.modulation.kernel", "blocks.query.kernel"
+
+
+def _config(**settings) -> OptimConfig:
+    settings |= {"learning_rate": 0.1, "warmup_steps": 0, "clip_norm": 1e9, "weight_decay": 0.01}
+    return OptimConfig(algorithm="muon", **settings)
+
+
+def _steps(config, params, gradients, count=3):
+    optimizer = make_optimizer(config, 10)
+    state = optimizer.init(params)
+    for step in range(count):
+        scaled = {path: value * (1 + step) for path, value in gradients.items()}
+        updates, state = optimizer.update(scaled, state, params)
+        params = {path: value + updates[path] for path, value in params.items()}
+    return params, state
+
+
+def _random(seed, **shapes):
+    rng = np.random.default_rng(seed)
+    return {
+        path: jnp.asarray(rng.normal(size=shape), jnp.float32) for path, shape in shapes.items()
+    }
+
+
+def test_a_fused_kernel_steps_as_its_maps_alone():
+    shapes = {FUSED: (LAYERS, 4, MAPS * 5)}
+    params, gradients = _random(0, **shapes), _random(1, **shapes)
+    config = _config(stacked=r"blocks\.", fused=r".*modulation", fused_maps=MAPS)
+    together, state = _steps(config, params, gradients)
+    for layer in range(LAYERS):
+        for part in range(MAPS):
+            cut = (layer, slice(None), slice(5 * part, 5 * (part + 1)))
+            alone, _ = _steps(
+                _config(),
+                {"alone.kernel": params[FUSED][cut]},
+                {"alone.kernel": gradients[FUSED][cut]},
+            )
+            np.testing.assert_allclose(together[FUSED][cut], alone["alone.kernel"], atol=1e-5)
+    whole, _ = _steps(_config(stacked=r"blocks\."), params, gradients)
+    assert np.abs(whole[FUSED] - together[FUSED]).max() > 1e-2  # taking apart makes a difference
+    shapes = {leaf.shape for leaf in jax.tree.leaves(state) if leaf.ndim > 1}
+    assert shapes == {(LAYERS, 4, MAPS * 5)}  # the state is sharded as the parameters are
+
+
+def test_kernels_that_muon_leaves_are_adams():
+    first, second = "transformer.patch_embedding.kernel", "transformer.blocks.query.kernel"
+    shapes = {first: (6, 8), second: (6, 8)}
+    params, gradients = _random(2, **shapes), _random(3, **shapes)
+    muon, _ = _steps(_config(), params, gradients, count=1)
+    blocks, _ = _steps(_config(muon=r".*\.blocks\."), params, gradients, count=1)
+    np.testing.assert_allclose(blocks[second], muon[second], rtol=1e-5)
+    change = blocks[first] - params[first]
+    # The first step of Adam (with Nesterov's momentum) has the gradient's sign and one size.
+    size = 0.15 * 0.1 * (1 + 0.9 * 0.1 / (1 - 0.9**2))
+    np.testing.assert_allclose(change, -size * np.sign(gradients[first]), rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["muon", "fused"])
+def test_patterns_are_checked(name):
+    config = TrainConfig(optim=OptimConfig(**{name: "("}))
+    assert f"config.optim.{name} is no regular expression" in problems(config)
