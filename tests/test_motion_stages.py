@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import av
 import jax
 import numpy as np
 import pytest
@@ -237,6 +238,22 @@ def test_weights_are_checked_before_clips_are_encoded(bases, clips, tmp_path):
     assert "config.weights.motion: " in str(error.value)
     assert "norm_eps is 0.5" in str(error.value)
     assert not list(tmp_path.rglob("pool-*"))
+
+
+def test_clips_are_looked_at_once_per_folder(bases, clips, tmp_path, monkeypatch):
+    """Before a clip is encoded, and before a sample is made."""
+    opened, open_file = [], av.open
+
+    def counted(file, *rest, **settings):
+        opened.append(Path(file).name)
+        return open_file(file, *rest, **settings)
+
+    monkeypatch.setattr(av, "open", counted)
+    config = config_of("motion_stage1", bases("cogvideox_5b"), clips, tmp_path)
+    first = diffusion._plan(config)[0]
+    assert sorted(opened) == ["clip0.mp4", "clip1.mp4", "clip2.mp4"]
+    assert diffusion._plan(config)[0] == first and len(opened) == 3
+    assert len(motion_vae._FlowCrops(config)._folder.clips) == len(opened) == 3
 
 
 def test_settings_that_do_not_go_with_clips_are_refused(tmp_path):
