@@ -22,7 +22,7 @@ setup(
         "einops>=0.8",
         "ml-collections>=1.1",
         "insightface>=2.1",  # brings onnxruntime, scikit-image, opencv-python (never headless)
-        "av>=15",
+        "av>=18,<19",
         "pillow>=10",
         "safetensors>=0.5",
         "jaxtyping>=0.3",

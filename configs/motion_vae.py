@@ -18,6 +18,7 @@ def get_config(base: str = motion_stage1.BASE) -> TrainConfig:
         steps=200_000,
         batch_size=8,
         workers=8,
+        cache_dir="workdirs/cache",
         model=motion_stage1.base_model(base),
         clips=ClipFolderConfig(folder=motion_stage1.CLIPS, motion="both"),
         optim=OptimConfig(learning_rate=1e-5, eps=1e-8, clip_norm=1.0),

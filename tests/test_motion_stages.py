@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import av
 import jax
 import numpy as np
 import pytest
@@ -114,7 +115,7 @@ def test_stage_2_goes_on_where_stage_1_has_ended(bases, clips, compiled, tmp_pat
     ]
     subprocess.run(command, cwd=ROOT, check=True, env=os.environ | compiled)
     assert_falls(losses(tmp_path / "work1"))
-    assert len(Pool(next((tmp_path / "cache").iterdir()))) == 3
+    assert len(Pool(next((tmp_path / "cache").glob("pool-*")))) == 3
 
     config = config_of("motion_stage2", base, clips, tmp_path)
     config.weights.motion = str(tmp_path / "stage1")
@@ -152,7 +153,7 @@ def test_a_resumed_stage_is_exact_on_a_base_with_first_frames(bases, clips, tmp_
         np.testing.assert_array_equal(left, right)
     np.testing.assert_array_equal(losses(tmp_path / "whole"), losses(tmp_path / "parts"))
 
-    rows = Pool(next((tmp_path / "cache").iterdir()))
+    rows = Pool(next((tmp_path / "cache").glob("pool-*")))
     first, again = rows[0], rows[3]  # two draws of one clip
     assert len(rows) == 6
     np.testing.assert_allclose(first["latents"], again["latents"], atol=1e-5)
@@ -167,6 +168,7 @@ def test_the_motion_vae_learns_in_a_slot_of_its_own(bases, clips, tmp_path):
     config.steps, config.batch_size, config.workers = 2, 2, 0
     config.mesh.data = 1
     config.clips.folder, config.clips.crop_size = str(clips), 16
+    config.cache_dir = str(tmp_path / "cache")
     config.export = str(tmp_path / "motion_vae.safetensors")
     train.train(config, tmp_path / "work")
     assert np.isfinite(losses(tmp_path / "work")).all()
@@ -236,6 +238,22 @@ def test_weights_are_checked_before_clips_are_encoded(bases, clips, tmp_path):
     assert "config.weights.motion: " in str(error.value)
     assert "norm_eps is 0.5" in str(error.value)
     assert not list(tmp_path.rglob("pool-*"))
+
+
+def test_clips_are_looked_at_once_per_folder(bases, clips, tmp_path, monkeypatch):
+    """Before a clip is encoded, and before a sample is made."""
+    opened, open_file = [], av.open
+
+    def counted(file, *rest, **settings):
+        opened.append(Path(file).name)
+        return open_file(file, *rest, **settings)
+
+    monkeypatch.setattr(av, "open", counted)
+    config = config_of("motion_stage1", bases("cogvideox_5b"), clips, tmp_path)
+    first = diffusion._plan(config)[0]
+    assert sorted(opened) == ["clip0.mp4", "clip1.mp4", "clip2.mp4"]
+    assert diffusion._plan(config)[0] == first and len(opened) == 3
+    assert len(motion_vae._FlowCrops(config)._folder.clips) == len(opened) == 3
 
 
 def test_settings_that_do_not_go_with_clips_are_refused(tmp_path):

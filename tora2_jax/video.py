@@ -1,21 +1,44 @@
-"""Videos and pictures: reading, writing, and drawing on them what was asked for.
+"""Videos and pictures: writing, and drawing on them what was asked for; reading is beside it.
 
 Frames are uint8 `[f, height, width, 3]`, RGB. PyAV is imported when a video is read or written.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from tora2_jax.video_reading import (
+    Frames,
+    VideoError,
+    VideoInfo,
+    VideoReadError,
+    frames_at,
+    is_hd,
+    local_url,
+    read_video,
+    video_info,
+)
 from tora2_jax.whole_file import written_whole
 
-Frames = UInt8[np.ndarray, "f height width 3"]
+__all__ = [
+    "COLORS",
+    "Frames",
+    "VideoError",
+    "VideoInfo",
+    "VideoReadError",
+    "contact_sheet",
+    "frames_at",
+    "overlay",
+    "picture_format",
+    "read_video",
+    "video_info",
+    "write_image",
+    "write_video",
+]
 
 COLORS = (
     (230, 57, 70),
@@ -29,23 +52,13 @@ COLORS = (
 )
 _READABLE = 384  # pixels of the shorter side, below which labels cannot be read
 _GAP = 4
-
-
-class VideoError(ValueError):
-    """A video or picture that cannot be read or written; says which file and why."""
-
-
-class VideoInfo(NamedTuple):
-    """What is known of a video before it is decoded."""
-
-    frames: int
-    fps: float
-    height: int  # pixels
-    width: int
+# PyAV's name of a color matrix, and FFmpeg's number of it, its primaries and its transfer function.
+_BT709, _BT601 = ("itu709", 1), ("itu601", 6)
+_LIMITED = 1  # FFmpeg's number of the range 16 to 235
 
 
 def write_video(path: str | Path, frames: Frames, fps: float = 8) -> None:
-    """Writes an mp4 (H.264, yuv420p) that every player shows.
+    """Writes an mp4 (H.264, yuv420p; BT.709 if it is HD, else BT.601) that every player shows.
 
     The file appears only when it is complete. Odd sizes are padded by repeating the last row or
     column, because the format needs even ones.
@@ -74,95 +87,22 @@ def _encode(path: Path, frames: Frames, fps: float) -> None:
 
     options = {"crf": "16", "preset": "medium"}
     rate = Fraction(fps).limit_denominator(1001)
-    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
+    movie = {"movflags": "faststart"}
+    with av.open(local_url(path), "w", format="mp4", options=movie) as container:
         stream = container.add_stream("libx264", rate=rate, options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
+        space, number = _BT709 if is_hd(*frames.shape[1:3]) else _BT601
+        for name in ("colorspace", "color_primaries", "color_trc"):
+            setattr(stream.codec_context, name, number)
+        stream.codec_context.color_range = _LIMITED
         for frame in frames:
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-            container.mux(stream.encode(picture))
+            coded = picture.reformat(
+                format="yuv420p", dst_colorspace=space, dst_color_range=_LIMITED
+            )
+            container.mux(stream.encode(coded))
         container.mux(stream.encode())
-
-
-def read_video(path: str | Path) -> tuple[Frames, float]:
-    """All frames of a video, and how many it shows per second.
-
-    Raises:
-        VideoError: there is no such file, it is no video, or it is cut off.
-    """
-    path = Path(path)
-    with _video_stream(path) as (container, stream):
-        expected, packets, frames = stream.frames, 0, []
-        for packet in container.demux(stream):
-            packets += packet.size > 0
-            frames += [frame.to_ndarray(format="rgb24") for frame in packet.decode()]
-        fps = float(stream.average_rate or 0)
-    # Not every container says how many frames it has; a cut-off file decodes without an error.
-    if not frames or packets < expected:
-        raise VideoError(f"{path}: is cut off; it holds {packets} of {expected} frames")
-    return np.stack(frames), fps
-
-
-def video_info(path: str | Path) -> VideoInfo:
-    """Length, speed and size of a video; of its frames only the first is decoded.
-
-    Raises:
-        VideoError: as `read_video`, as far as it can be told without decoding.
-    """
-    path = Path(path)
-    with _video_stream(path) as (container, stream):
-        expected, packets = stream.frames, 0
-        for packet in container.demux(stream):
-            packets += packet.size > 0
-        fps = float(stream.average_rate or 0)
-    if not packets or packets < expected:
-        raise VideoError(f"{path}: is cut off; it holds {packets} of {expected} frames")
-    if not fps:
-        raise VideoError(f"{path}: does not say how many frames it shows per second")
-    height, width = next(frames_at(path, [0])).shape[:2]
-    return VideoInfo(packets, fps, height, width)
-
-
-def frames_at(
-    path: str | Path, indices: Sequence[int]
-) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
-    """Some frames of a video, one after another, without holding the others.
-
-    Args:
-        path: the video.
-        indices: rising, from 0.
-
-    Raises:
-        VideoError: as `read_video`; also if the video ends before the last index.
-    """
-    path = Path(path)
-    wanted = iter(indices)
-    index = next(wanted, None)
-    with _video_stream(path) as (container, stream):
-        for number, frame in enumerate(container.decode(stream)):
-            if number == index:
-                yield frame.to_ndarray(format="rgb24")
-                index = next(wanted, None)
-            if index is None:
-                return
-    if index is not None:
-        raise VideoError(f"{path}: is cut off; it has no frame {index}")
-
-
-@contextmanager
-def _video_stream(path: Path):
-    """The container and its first video stream; what goes wrong inside becomes a VideoError."""
-    import av
-
-    if not path.is_file():
-        raise VideoError(f"{path}: there is no such file")
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise VideoError(f"{path}: holds no video")
-            yield container, container.streams.video[0]
-    except (av.FFmpegError, OSError) as error:
-        raise VideoError(f"{path}: is damaged or no video ({error})") from error
 
 
 def write_image(path: str | Path, image: UInt8[np.ndarray, "height width channels"]) -> None:

@@ -4,10 +4,10 @@
 clip are used depends on the clip alone; which paths, on the seed and the example's position.
 """
 
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -16,108 +16,29 @@ from PIL import Image, ImageOps
 
 from tora2_jax import conditioning, optical_flow
 from tora2_jax.config import ModelConfig, to_dict
-from tora2_jax.data.entity_annotations import Annotation, read_annotations
+from tora2_jax.data.clip_look import Clip, Findings, look_through, problems
 from tora2_jax.data.loader import ExampleError
 from tora2_jax.flow_color import color_flow, flow_map
-from tora2_jax.request import size_problems
 from tora2_jax.train_config import ClipFolderConfig, TrainConfig, TrainError
 from tora2_jax.types import Inputs
-from tora2_jax.video import Frames, VideoError, VideoInfo, frames_at, video_info
+from tora2_jax.video import Frames, VideoError, frames_at
 
-_TOLD = 20  # faults of skipped clips
+__all__ = [
+    "Clip",
+    "ClipExamples",
+    "ClipFolder",
+    "Findings",
+    "look_through",
+    "motion_of",
+    "problems",
+]
+
+_TOLD = 20  # faults of skipped clips, and files that are passed over
 
 # Settings on which no example depends count as these values, so that changing them encodes
 # nothing again: the values of the configs in configs/, whose pools of earlier versions stay valid.
 _OF_NO_EXAMPLE = {"image_dropout": 0.05, "crop_frames": 9, "crop_size": 256}
 _OF_NO_INPUT = {"rematerialize": "full"}  # of the transformer
-
-
-class Clip(NamedTuple):
-    """One clip that has passed every check."""
-
-    video: Path
-    caption: str
-    frames: tuple[int, ...]  # numbers in the file of the frames to use, rising
-    info: VideoInfo
-    entities: tuple[Annotation, ...] = ()
-
-
-class Findings(NamedTuple):
-    """What is in a folder of clips, and what is wrong with it."""
-
-    clips: list[Clip]  # without a fault
-    faults: list[str]  # of the settings and of the folder as a whole
-    faulty: dict[str, list[str]]  # faults of single clips, by name
-
-    @property
-    def shows_humans(self) -> bool:
-        """Whether a usable clip has a human among its entities."""
-        kinds = {entity.asked.kind for clip in self.clips for entity in clip.entities}
-        return "human" in kinds
-
-    def problems(self, settings: ClipFolderConfig) -> list[str]:
-        """What keeps the folder from being used; clips with a fault only if they must not be
-        skipped, or if no other is left."""
-        told = settings.faulty == "refuse" or not self.clips
-        return [*self.faults, *(told * [line for lines in self.faulty.values() for line in lines])]
-
-
-def problems(clips: ClipFolderConfig, model: ModelConfig) -> list[str]:
-    """Everything that keeps a folder of clips from being used in the sizes that are asked of it."""
-    return look_through(clips, model).problems(clips)
-
-
-def look_through(clips: ClipFolderConfig, model: ModelConfig) -> Findings:
-    """Checks the settings and every clip of a folder."""
-    faults = _size_problems(model)
-    try:
-        optical_flow.load_estimator(clips.estimator)
-    except ValueError as error:
-        faults.append(f"config.clips.estimator: {error}")
-    folder = Path(clips.folder)
-    names = _names(folder / "videos", "mp4")
-    beside = _names(folder / "labels", "txt")
-    if clips.entities is not None:
-        beside |= _names(folder / "entities", "json")
-    if not names:
-        faults.append(f"config.clips.folder: {folder / 'videos'} holds no *.mp4")
-    found = Findings([], faults, {})
-    for name in sorted(names | beside):
-        wrong: list[str] = []
-        clip = _clip(folder, name, clips, model, wrong)
-        if wrong:
-            found.faulty[name] = wrong
-        else:
-            found.clips.append(clip)
-    return found
-
-
-def _names(folder: Path, suffix: str) -> set[str]:
-    return {path.stem for path in folder.glob(f"*.{suffix}")}
-
-
-def _clip(
-    folder: Path, name: str, clips: ClipFolderConfig, model: ModelConfig, faults: list[str]
-) -> Clip | None:
-    video = folder / "videos" / f"{name}.mp4"
-    if not video.exists():
-        places = (("labels", "txt"), ("entities", "json"))
-        files = [folder / part / f"{name}.{suffix}" for part, suffix in places]
-        faults += [f"{file}: has no clip videos/{name}.mp4" for file in files if file.exists()]
-        return None
-    caption = _caption(folder / "labels" / f"{name}.txt", faults)
-    try:
-        info = video_info(video)
-    except VideoError as error:
-        faults.append(str(error))
-        return None
-    frames = _frame_numbers(video, info, model, clips.skip_frames, faults)
-    entities: tuple[Annotation, ...] = ()
-    if clips.entities is not None:
-        smallest = clips.entities.smallest_cut
-        entities, wrong = read_annotations(folder, name, caption, info, smallest)
-        faults += wrong
-    return Clip(video, caption, frames, info, entities)
 
 
 class ClipFolder:
@@ -126,24 +47,30 @@ class ClipFolder:
     Args:
         clips: Which folder.
         model: Height, width, frames and frames per second.
+        found: What `look_through` has found there; default: it is looked through now.
 
     Raises:
         TrainError: Lists everything that is wrong with the folder or the sizes; clips with a fault
             only if they are not to be skipped.
     """
 
-    def __init__(self, clips: ClipFolderConfig, model: ModelConfig):
-        found = look_through(clips, model)
+    def __init__(self, clips: ClipFolderConfig, model: ModelConfig, found: Findings | None = None):
+        found = look_through(clips, model) if found is None else found
         if wrong := found.problems(clips):
             raise TrainError("\n".join(wrong))
-        self.clips, self.skipped = found.clips, found.faulty
+        self.clips, self.skipped, self._passed_over = found.clips, found.faulty, found.passed_over
         self._size, self._refuses = (model.width, model.height), clips.faulty == "refuse"
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def warn(self) -> None:
-        """Tells which clips are left out, and why."""
+        """Tells which clips are left out, and why, and which files are no clips."""
+        if self._passed_over:
+            names = [f"{path.parent.name}/{path.name}" for path in self._passed_over]
+            shown = names[:_TOLD] + ["..."] * (len(names) > _TOLD)
+            message = "%d files are passed over, for their names are not those of clips: %s"
+            logging.warning(message, len(names), ", ".join(shown))
         if not self.skipped:
             return
         faults = [fault for found in self.skipped.values() for fault in found]
@@ -210,49 +137,6 @@ class ClipFolder:
         return (points - size / 2) * (target / size).max() + target / 2
 
 
-def _size_problems(model: ModelConfig) -> list[str]:
-    """A clip is a video that the model must be able to make, and has a motion to show."""
-    faults = [f"config.model.{problem}" for problem in size_problems(model, model)]
-    if model.frames == 1:
-        faults.append("config.model.frames: 1 is a picture; motion needs more")
-    if model.fps < 1:
-        faults.append(f"config.model.fps: {model.fps} must be positive")
-    return faults
-
-
-def _caption(path: Path, faults: list[str]) -> str:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").strip().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = (
-            "is missing" if isinstance(error, FileNotFoundError) else f"is unreadable ({error})"
-        )
-        faults.append(f"{path}: {reason}")
-        return ""
-    if not lines:
-        faults.append(f"{path}: is empty; its first line is the caption")
-        return ""
-    return lines[0].strip()
-
-
-def _frame_numbers(
-    path: Path, video: VideoInfo, model: ModelConfig, skip: int, faults: list[str]
-) -> tuple[int, ...]:
-    """The frames nearest to the model's times; `skip` of them are left out at each end if spare."""
-    if min(model.frames, model.fps) < 1:
-        return ()  # named with the sizes
-    numbers = np.round(np.arange(model.frames) * (video.fps / model.fps)).astype(int)
-    spare = video.frames - 1 - numbers[-1]
-    if (np.diff(numbers) < 1).any():
-        faults.append(f"{path}: shows {video.fps:g} frames per second, fewer than {model.fps}")
-    if spare < 0:
-        faults.append(
-            f"{path}: has {video.frames} frames at {video.fps:g} per second; {model.frames} frames "
-            f"at {model.fps} per second take {numbers[-1] + 1}"
-        )
-    return tuple((numbers + min(skip, spare // 2)).tolist())
-
-
 def motion_of(
     video: Frames,
     clips: ClipFolderConfig,
@@ -277,6 +161,7 @@ class ClipExamples:
         config: Which folder, which motion, and the seed.
         model: Sizes.
         tokenizer: From `text.load_tokenizer`.
+        found: See `ClipFolder`.
 
     Raises:
         TrainError: See `ClipFolder`.
@@ -284,18 +169,18 @@ class ClipExamples:
 
     at_once = 1  # one of full size fills a device
 
-    def __init__(self, config: TrainConfig, model: ModelConfig, tokenizer):
+    def __init__(
+        self, config: TrainConfig, model: ModelConfig, tokenizer, found: Findings | None = None
+    ):
         self._settings, self._seed = config.clips, config.seed
         self._model, self._tokenizer = model, tokenizer
-        self._folder = ClipFolder(config.clips, model)
+        self._folder = ClipFolder(config.clips, model, found)
         self._estimator = optical_flow.load_estimator(config.clips.estimator)
 
     @property
     def identity(self) -> dict:
         """See `pool.Examples`; of a video its size and time stand for its content."""
-        clips = [
-            [*_file_identity(clip.video), clip.caption, clip.frames] for clip in self._folder.clips
-        ]
+        clips = [_clip_identity(clip) for clip in self._folder.clips]
         model = self._model
         settings = {name: getattr(model, name) for name in ("height", "width", "frames", "fps")}
         transformer = to_dict(model.transformer) | _OF_NO_INPUT
@@ -331,7 +216,7 @@ class ClipExamples:
     def describe(self, index: int) -> dict[str, Any]:
         """Which clip and which draw an example is of."""
         draw, number = divmod(index, len(self._folder))
-        return {"clip": self._folder.clips[number].video.stem, "draw": draw}
+        return {"clip": self._folder.clips[number].name, "draw": draw}
 
     def _example(self, number: int, draw: int) -> tuple[Inputs, np.ndarray]:
         rng = np.random.Generator(
@@ -360,6 +245,9 @@ class ClipExamples:
         return inputs._replace(image=image + np.float32(deviation) * noise)
 
 
-def _file_identity(path: Path) -> list:
-    """What stands for the content of a large file."""
-    return [path.name, path.stat().st_size, path.stat().st_mtime_ns]
+def _clip_identity(clip: Clip) -> list:
+    """What stands for the frames of a clip that are used and for its caption."""
+    stat, name = clip.video.stat(), unicodedata.normalize("NFC", clip.video.name)
+    # Earlier versions took no account of what is changed; the rest they have encoded as it is.
+    changed = [clip.info.changed] if clip.info.changed else []
+    return [name, stat.st_size, stat.st_mtime_ns, clip.caption, clip.frames, *changed]

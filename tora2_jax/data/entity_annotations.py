@@ -14,6 +14,8 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
+from tora2_jax.data.clip_files import name_of as clip_name
+from tora2_jax.data.kept_findings import KeptFindings
 from tora2_jax.field_reader import is_number, name_of
 from tora2_jax.image_file import load_mask
 from tora2_jax.reference_fields import read_references
@@ -87,26 +89,58 @@ def box_size(mask: Bool[np.ndarray, "height width"]) -> int:
 
 
 def read_annotations(
-    folder: Path, name: str, caption: str, video: VideoInfo, smallest: int
+    folder: Path,
+    path: Path,
+    caption: str,
+    video: VideoInfo,
+    smallest: int,
+    kept: KeptFindings | None = None,
 ) -> tuple[tuple[Annotation, ...], list[str]]:
     """The entities of a clip, and everything that is wrong with them, each with file and field.
 
     Args:
-        folder: Holds `entities/NAME.json`; the files that it names are relative to this folder.
-        name: Of the clip.
+        folder: Of the clips; the files that `path` names are relative to it.
+        path: `entities/NAME.json`.
         caption: In which the words must occur; empty if it is not known.
         video: What the annotations must fit.
         smallest: Pixels of the longer side below which an entity cannot be cut out.
+        kept: Of which annotations an earlier start has opened every picture.
     """
-    path = folder / "entities" / f"{name}.json"
+    name = clip_name(path)
     if not path.is_file():
         return (), [f"{path}: is missing; it tells the entities of videos/{name}.mp4"]
     try:
         data = read_json(path)
     except RequestError as error:
         return (), error.problems
+    if "stretched" in video.changed:
+        return (), [
+            f"{path}: the pixels of its clip are not square, so that places could mean two things; "
+            "encode the clip with `ffmpeg -i IN -vf scale=iw*sar:ih,setsar=1 OUT`"
+        ]
+    key = None
+    if kept is not None:
+        trusting = _TrustingReader(folder, path, video, smallest)
+        entities = trusting.annotations(data, caption)
+        key = None if trusting.problems else _key(entities, caption, video, smallest)
+        if key is not None and kept.is_faultless(name, key):
+            return entities, []
     reader = _AnnotationReader(folder, path, video, smallest)
-    return reader.annotations(data, caption), reader.problems
+    entities = reader.annotations(data, caption)
+    if key is not None and not reader.problems:
+        kept.keep_faultless(name, key)
+    return entities, reader.problems
+
+
+def _key(
+    entities: tuple[Annotation, ...], caption: str, video: VideoInfo, smallest: int
+) -> str | None:
+    """Stands for all that annotations are checked against; None if a file has just gone."""
+    try:
+        known = [[entity.fingerprint for entity in entities], caption, video, smallest]
+    except OSError:
+        return None
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:32]
 
 
 class _AnnotationReader(RequestReader):
@@ -196,7 +230,11 @@ class _AnnotationReader(RequestReader):
         if not folder.is_dir():
             self.note(field, f'there is no folder "{value}" in {self.directory}')
             return {}
-        files = sorted(file for file in folder.iterdir() if file.suffix.lower() == ".png")
+        files = sorted(
+            file
+            for file in folder.iterdir()
+            if file.suffix.lower() == ".png" and not file.name.startswith(".")
+        )
         frames = self._video.frames
         numbered = {int(f.stem): f for f in files if f.stem.isdecimal() and int(f.stem) < frames}
         size = (self._video.width, self._video.height)
@@ -204,7 +242,7 @@ class _AnnotationReader(RequestReader):
             self.note(field, f"{folder} holds no *.png")
         strange = [file for file in files if numbered.get(_number(file)) != file]
         self.files(field, strange, f"not named after one frame of the clip, 0 to {frames - 1}")
-        sizes = {file: _picture_size(file) for file in numbered.values()}
+        sizes = {file: self.picture_size(file) for file in numbered.values()}
         broken = [file for file, found in sizes.items() if found is None]
         other = [file for file, found in sizes.items() if found not in (None, size)]
         self.files(field, broken, "damaged or no picture")
@@ -261,6 +299,14 @@ class _AnnotationReader(RequestReader):
         overlaps = left < self._video.width and top < self._video.height and min(box[2:]) > 0
         return left < right and top < bottom and overlaps
 
+    def picture_size(self, path: Path) -> tuple[int, int] | None:
+        """Width and height by the head of the file; None if it is no picture."""
+        try:
+            with Image.open(path) as image:
+                return image.size
+        except (OSError, SyntaxError, ValueError):
+            return None
+
     def can_be_cut(self, entity: Annotation, field: str) -> None:
         """Looks for one frame in which the entity is large enough; mostly the first will do."""
         size = (self._video.height, self._video.width)
@@ -272,14 +318,18 @@ class _AnnotationReader(RequestReader):
             self.note(field, str(error))
 
 
+class _TrustingReader(_AnnotationReader):
+    """Reads what the JSON says and opens no picture: an earlier start may have done so."""
+
+    def image(self, value: Any, field: str, load=None) -> tuple[Path | None, None]:
+        return self.path(value, field), None
+
+    def picture_size(self, path: Path) -> tuple[int, int]:
+        return self._video.width, self._video.height
+
+    def can_be_cut(self, entity: Annotation, field: str) -> None:
+        pass
+
+
 def _number(file: Path) -> int | None:
     return int(file.stem) if file.stem.isdecimal() else None
-
-
-def _picture_size(path: Path) -> tuple[int, int] | None:
-    """Width and height by the head of the file; None if it is no picture."""
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except (OSError, SyntaxError, ValueError):
-        return None

@@ -3,7 +3,7 @@
 Everything about a record is a function of the seed, the name of its clip and the draw.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 
 from tora2_jax import conditioning
 from tora2_jax.config import ModelConfig, to_dict
-from tora2_jax.data.clip_folder import Clip, ClipExamples, ClipFolder
+from tora2_jax.data.clip_folder import Clip, ClipExamples, ClipFolder, Findings, look_through
 from tora2_jax.data.entity_annotations import Annotation, box_size
 from tora2_jax.data.reference_augmentation import augment, draw_count, generator
 from tora2_jax.faces import FaceDetector
@@ -45,7 +45,10 @@ class EntityClips:
     """
 
     def __init__(self, config: TrainConfig, model: ModelConfig, folder: ClipFolder | None = None):
-        self.folder = folder or ClipFolder(config.clips, model)
+        if folder is None:
+            found = look_through(config.clips, model, config.cache_dir)
+            folder = ClipFolder(config.clips, model, found)
+        self.folder = folder
         self._smallest = config.clips.entities.smallest_cut
         self._guards, self._seed, self._model = config.reference_guards, config.seed, model
 
@@ -64,14 +67,14 @@ class EntityClips:
         except ValueError as error:
             raise TrainError(str(error)) from error
         video = np.stack([self.folder.fitted(frames[frame]) for frame in clip.frames])
-        return Record(clip.video.stem, clip.caption, video, self._model.fps, tuple(entities))
+        return Record(clip.name, clip.caption, video, self._model.fps, tuple(entities))
 
     def _entities(self, clip: Clip, draw: int) -> list[int]:
         """All entities, or as many as the model takes, drawn at random."""
         count, most = len(clip.entities), self._model.max_entities
         if count <= most:
             return list(range(count))
-        rng = generator(self._seed, clip.video.stem, draw, _SLOT_OF_CLIP)
+        rng = generator(self._seed, clip.name, draw, _SLOT_OF_CLIP)
         return sorted(rng.choice(count, most, replace=False).tolist())
 
     def _choice(self, clip: Clip, slot: int, draw: int) -> _Choice:
@@ -85,9 +88,9 @@ class EntityClips:
 
         if self._guards is None:
             return _Choice(entity, _plain_sources(entity, clip.frames, most, usable), None)
-        rng = generator(self._seed, clip.video.stem, draw, slot)
+        rng = generator(self._seed, clip.name, draw, slot)
         gap = self._guards.frame_gap * clip.info.fps
-        tiers = _all_tiers(entity, clip.frames, gap)
+        tiers = _all_tiers(entity, clip.frames, gap, clip.info.position)
         count = draw_count(self._guards, most, rng)
         drawn = [_draw_source(entity, tiers, usable, rng) for _ in range(count)]
         return _Choice(entity, tuple(source for source in drawn if source is not None), rng)
@@ -133,32 +136,47 @@ class EntityClips:
         return np.where(visible[:, None], track, 0).astype(np.float32), visible
 
 
-def frame_tiers(seen: Sequence[int], shown: Sequence[int], gap: float) -> list[list[int]]:
+def frame_tiers(
+    seen: Sequence[int],
+    shown: Sequence[int],
+    gap: float,
+    position: Callable[[int], float] = float,
+) -> list[list[int]]:
     """Frames to cut references from, the best first: away from all shown, from the first, others.
 
     Args:
         seen: Frames in which the entity can be cut out.
         shown: Frames of the video that the model learns, rising.
         gap: Frames that "far" means; a frame beside a shown one looks like it.
+        position: Which frame it would be if the clip's rate did not vary.
 
     Returns:
         Three lists without overlap, and the first shown frame alone in a fourth.
     """
-    first, last = shown[0], shown[-1]
+    first, last = position(shown[0]), position(shown[-1])
     far = max(gap, 1)
-    outside = [frame for frame in seen if frame <= first - far or frame >= last + far]
-    away = [frame for frame in seen if abs(frame - first) >= far and frame not in outside]
-    near = [frame for frame in seen if 0 < abs(frame - first) < far and frame not in outside]
-    return [outside, away, near, [frame for frame in seen if frame == first]]
+    tiers: list[list[int]] = [[], [], [], []]
+    for frame in seen:
+        place = position(frame)
+        if frame == shown[0]:
+            tier = 3
+        elif place <= first - far or place >= last + far:
+            tier = 0
+        else:
+            tier = 1 if abs(place - first) >= far else 2
+        tiers[tier].append(frame)
+    return tiers
 
 
-def _all_tiers(entity: Annotation, shown: Sequence[int], gap: float) -> list[list[int]]:
+def _all_tiers(
+    entity: Annotation, shown: Sequence[int], gap: float, position: Callable[[int], float]
+) -> list[list[int]]:
     """Frames in which the path says that the entity is in sight, then those in which it may hide;
     the first frame shown comes last."""
     hidden = [frame for frame in entity.seen if not entity.visible[frame]]
     visible = [frame for frame in entity.seen if entity.visible[frame]]
-    *best, first = frame_tiers(visible, shown, gap)
-    *rest, hidden_first = frame_tiers(hidden, shown, gap)
+    *best, first = frame_tiers(visible, shown, gap, position)
+    *rest, hidden_first = frame_tiers(hidden, shown, gap, position)
     return [*best, *rest, first, hidden_first]
 
 
@@ -201,15 +219,21 @@ class EntityExamples(ClipExamples):
         model: Sizes.
         tokenizer: From `text.load_tokenizer`.
         detector: Finds faces where `model.face_detector` needs a network.
+        found: See `ClipFolder`.
 
     Raises:
         TrainError: See `ClipFolder`.
     """
 
     def __init__(
-        self, config: TrainConfig, model: ModelConfig, tokenizer, detector: FaceDetector | None
+        self,
+        config: TrainConfig,
+        model: ModelConfig,
+        tokenizer,
+        detector: FaceDetector | None,
+        found: Findings | None = None,
     ):
-        super().__init__(config, model, tokenizer)
+        super().__init__(config, model, tokenizer, found)
         self._records = EntityClips(config, model, self._folder)
         self._guards, self._detector = config.reference_guards, detector
 
@@ -227,7 +251,7 @@ class EntityExamples(ClipExamples):
         super().warn()
         length, limit = self._model.transformer.max_text_length, self._model.binding.word_tokens
         unseen = [
-            f"{clip.video.stem}: {entity.asked.word}"
+            f"{clip.name}: {entity.asked.word}"
             for clip in self._folder.clips
             for entity in clip.entities
             if word_tokens(self._tokenizer, clip.caption, entity.asked.span, length, limit) is None

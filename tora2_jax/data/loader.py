@@ -15,7 +15,7 @@ from tora2_jax.train_config import TrainError
 
 REPLACED = "replaced"  # in a batch, bool [b]: examples in the place of others that cannot be made
 ENDLESS = 2**31 - 1  # length of a source that never repeats; its order is not shuffled
-_TRIES = 16  # so many examples in a row that cannot be made are a fault of all
+TRIES = 16  # so many examples in a row that cannot be made are a fault of all
 _GRACE = 60  # seconds that a worker outlives a SIGTERM, for the step that its batch belongs to
 _PREFETCHED = 2  # batches made ahead, so that making them overlaps with the training step
 
@@ -70,7 +70,7 @@ def example_or_next(source: Any, index: int) -> tuple[Any, int]:
             is damaged.
         Exception: that of the first, if no example can be made in so many tries.
     """
-    first, tries = None, min(_TRIES, len(source))
+    first, tries = None, min(TRIES, len(source))
     for offset in range(tries):
         position = (index + offset) % len(source)
         try:

@@ -27,7 +27,7 @@ from tora2_jax import (
 from tora2_jax.conditioning import needed_networks
 from tora2_jax.config import ModelConfig, to_dict
 from tora2_jax.data import clip_folder, entity_clips, pool
-from tora2_jax.data.loader import example_or_next
+from tora2_jax.data.loader import TRIES, example_or_next
 from tora2_jax.faces import GET_FACE_MODELS, FaceModelError, InsightFaceDetector, detector_file
 from tora2_jax.models import contrast, tora2, vae_tiling
 from tora2_jax.models.layers import shape_rngs
@@ -87,7 +87,8 @@ def source(config) -> pool.Pool:
         TrainError: lists all that the config does not name, or names and is not there, and all
             problems of the folder.
     """
-    directory, model, examples = processes.together(lambda: _plan(config))
+    # The first process looks through the clips; the others find what it has kept.
+    directory, model, examples = processes.first_then_others(lambda: _plan(config))
     devices = parallel.make_mesh(config.mesh).local_devices
     pool.build(directory, model, examples, lambda: frozen_networks(config, model), devices)
     return pool.Pool(directory, examples.describe)
@@ -96,16 +97,21 @@ def source(config) -> pool.Pool:
 def _plan(config) -> tuple[Path, ModelConfig, pool.Examples]:
     """Where the encoded clips are or go, and what they are made of."""
     files = frozen_files(config)
-    _check(config, files)
+    found = None if config.clips is None else _look(config, config.model)
+    _check(config, files, found)
     model = trained_model_config(config)
-    examples = _examples(config, model)
+    examples = _examples(config, model, found)
     if config.clips is not None:
         examples.warn()
     key = pool.fingerprint(model, examples, list(files.values()))
     return Path(config.cache_dir) / f"pool-{key}", model, examples
 
 
-def _check(config, files: dict[str, str | None]) -> None:
+def _look(config, model: ModelConfig, most: int | None = None) -> clip_folder.Findings:
+    return clip_folder.look_through(config.clips, model, config.cache_dir, most)
+
+
+def _check(config, files: dict[str, str | None], found: clip_folder.Findings | None) -> None:
     needed = {f"weights.{name}": path for name, path in files.items()}
     settings = ("cache_dir", "tokenizer", *(["data_size"] if config.clips is None else []))
     needed |= {name: getattr(config, name) for name in settings}
@@ -116,9 +122,8 @@ def _check(config, files: dict[str, str | None]) -> None:
         except (OSError, ValueError) as error:
             problems.append(f"config.tokenizer: {error}")
     problems += _weight_problems(config)
-    looks_for_faces = config.clips is None
-    if config.clips is not None:
-        found = clip_folder.look_through(config.clips, config.model)
+    looks_for_faces = found is None
+    if found is not None:
         problems += found.problems(config.clips)
         looks_for_faces = config.model.personalization is not None and found.shows_humans
     if looks_for_faces:
@@ -167,7 +172,7 @@ def face_model_problems(config) -> list[str]:
     return []
 
 
-def _examples(config, model: ModelConfig) -> pool.Examples:
+def _examples(config, model: ModelConfig, found: clip_folder.Findings | None) -> pool.Examples:
     tokenizer = load_tokenizer(config.tokenizer)
     if config.clips is None:
         return pool.WorldExamples(
@@ -180,8 +185,8 @@ def _examples(config, model: ModelConfig) -> pool.Examples:
             seed=config.seed,
         )
     if config.clips.entities is None:
-        return clip_folder.ClipExamples(config, model, tokenizer)
-    return entity_clips.EntityExamples(config, model, tokenizer, _detector(config))
+        return clip_folder.ClipExamples(config, model, tokenizer, found)
+    return entity_clips.EntityExamples(config, model, tokenizer, _detector(config), found)
 
 
 def _networks(config) -> tuple[str, ...]:
@@ -230,7 +235,8 @@ def sample(config, model: DiffusionModel, step: int) -> np.ndarray:
         sizes, model.tora2, model.text, networks, tokenizer, vae_memory=memory
     )
     if config.clips is not None:
-        (inputs, _), _ = example_or_next(_examples(config, sizes), 0)
+        found = _look(config, sizes, most=TRIES)
+        (inputs, _), _ = example_or_next(_examples(config, sizes, found), 0)
         inputs = conditioning.batch_inputs([inputs])
         frames = sampler.generate_batch(inputs, seeds=[0]).video[0]
         return pipeline.to_uint8(np.concatenate([inputs.flow_video[0] / 2 + 0.5, frames], axis=2))

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from tora2_jax import optical_flow
-from tora2_jax.data.clip_folder import ClipFolder, motion_of
+from tora2_jax import optical_flow, processes
+from tora2_jax.data.clip_folder import ClipFolder, look_through, motion_of
 from tora2_jax.data.loader import ENDLESS
 from tora2_jax.flow_color import color_flow
 from tora2_jax.models.vae import CausalVAE
@@ -31,7 +31,8 @@ class _FlowCrops:
     """Crops around something that moves, each from a clip drawn at random."""
 
     def __init__(self, config: TrainConfig):
-        self._config, self._folder = config, ClipFolder(config.clips, config.model)
+        found = look_through(config.clips, config.model, config.cache_dir)
+        self._config, self._folder = config, ClipFolder(config.clips, config.model, found)
         self._folder.warn()
         self._estimator = optical_flow.load_estimator(config.clips.estimator)
 
@@ -58,7 +59,7 @@ class _FlowCrops:
         """Which clip a crop is of, and the first of its frames in the file."""
         _, start, number = self._draw(index)
         clip = self._folder.clips[number]
-        return {"clip": clip.video.stem, "frame": clip.frames[start]}
+        return {"clip": clip.name, "frame": clip.frames[start]}
 
     def _draw(self, index: int) -> tuple[np.random.Generator, int, int]:
         """The chance of a crop, its first frame in the model's time, and the clip."""
@@ -67,9 +68,17 @@ class _FlowCrops:
         return rng, int(start), int(rng.integers(len(self._folder)))
 
 
+def _crops(config: TrainConfig) -> tuple[_FlowCrops | None, list[str]]:
+    """The examples, or what keeps them from being made."""
+    try:
+        return _FlowCrops(config), []
+    except TrainError as error:
+        return None, str(error).splitlines()
+
+
 def source(config: TrainConfig) -> _FlowCrops:
     """Examples: `video [crop_frames, crop_size, crop_size, 3]` in [-1, 1], `foreground` where
-    something moves.
+    something moves. All processes must call it together.
 
     Raises:
         TrainError: lists everything that is wrong with the folder or the sizes of crops.
@@ -85,10 +94,8 @@ def source(config: TrainConfig) -> _FlowCrops:
             f"config.clips.crop_size: must be a multiple of {compression}, up to "
             f"{min(model.height, model.width)}"
         )
-    try:
-        crops = _FlowCrops(config)
-    except TrainError as error:
-        faults += str(error).splitlines()
+    crops, wrong = processes.first_then_others(lambda: _crops(config))  # others find what is kept
+    faults += wrong
     if faults:
         raise TrainError(f"stage {config.stage} cannot start:\n  " + "\n  ".join(faults))
     return crops
