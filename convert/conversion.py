@@ -9,7 +9,16 @@ from typing import Any, NamedTuple
 
 from convert import diffusers_config, folders, own_parts, tora_transformer
 from convert.components import COMPONENTS, Component, components, misfits, target
-from convert.engine import ConversionError, Piece, assembled, known, listing, plan
+from convert.engine import (
+    ConversionError,
+    Piece,
+    assembled,
+    known,
+    listing,
+    non_finite,
+    plan,
+)
+from convert.finite import NonFiniteError
 from convert.tensor_files import TensorFiles
 from convert.tokenizers import t5_problems
 from convert.weight_places import SourceError
@@ -61,8 +70,14 @@ def write(destination: str | Path, wanted: Plan) -> None:
     size = sum(job.files.size() for job in wanted.jobs)
     size += sum(map(folders.size, wanted.copies.values()))
     with folders.new_folder(destination, size) as folder:
+        faults: list[str] = []
         for job in wanted.jobs:
-            _write(folder, job, wanted.model)
+            try:
+                _write(folder, job, wanted.model)
+            except NonFiniteError as error:
+                faults += [f"{job.component.folder}: {fault}" for fault in error.faults]
+        if faults:
+            raise non_finite(faults)
         for name, path in wanted.copies.items():
             if path.is_file():
                 shutil.copyfile(path, folder / f"{name}{path.suffix}")

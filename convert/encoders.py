@@ -24,7 +24,17 @@ import numpy as np
 from flax import nnx
 
 from convert import folders
-from convert.engine import ConversionError, Rule, Spec, assembled, known, listing, plan
+from convert.engine import (
+    ConversionError,
+    Rule,
+    Spec,
+    assembled,
+    known,
+    listing,
+    non_finite,
+    plan,
+)
+from convert.finite import NonFiniteError
 from convert.lora_files import is_lora
 from convert.tensor_files import TensorFiles
 from convert.weight_places import SourceError
@@ -184,8 +194,11 @@ def write(
         raise listing(source, problems)
     with folders.new_folder(destination, tensors.size()) as folder:
         writer = weight_folder.Writer(folder / encoder.component)
-        for path, array in assembled(pieces, shapes, tensors.read):
-            writer.write(path, array)
+        try:
+            for path, array in assembled(pieces, shapes, tensors.read):
+                writer.write(path, array)
+        except NonFiniteError as error:
+            raise non_finite(error.faults) from None
         writer.finish(encoder.metadata())
         if tokenizer is not None:
             folders.copy_tokenizer(tokenizer, folder / "tokenizer")

@@ -266,7 +266,7 @@ def assembled(
     The largest come first: what the allocator keeps of one array then suffices for the next.
 
     Raises:
-        ConversionError: behind the last parameter, naming all tensors whose values are not finite.
+        NonFiniteError: behind the last parameter, naming all tensors whose values are not finite.
     """
     faults: list[str] = []
     for path in sorted(shapes, key=lambda path: -math.prod(shapes[path])):
@@ -277,7 +277,7 @@ def assembled(
         else:
             yield path, array
     if faults:
-        raise non_finite(faults)
+        raise NonFiniteError(faults)
 
 
 def non_finite(faults: list[str]) -> ConversionError:

@@ -62,9 +62,12 @@ def export_folder(
         raise ConversionError(f"{source} cannot be exported:\n  " + "\n  ".join(problems))
     size = sum(map(checkpoint.component_bytes, (places | own).values()))
     with folders.new_folder(destination, size) as folder:
+        faults: list[str] = []
         for component in components(model).values():
             arrays = _arrays(component, places, unused)
-            _write(folder / component.folder, component, model, arrays, shard_bytes)
+            _write(folder / component.folder, component, model, arrays, shard_bytes, faults)
+        if faults:
+            raise non_finite(faults)
         write_settings(folder, diffusers_config.write(model), source / "tokenizer")
         if own or differences:
             own_parts.write(folder, model, own)
@@ -131,19 +134,18 @@ def _write(
     model: ModelConfig,
     arrays: Iterable[tuple[str, np.ndarray]],
     shard_bytes: int,
+    faults: list[str],
 ) -> None:
+    """Writes a component; `faults` grows by the tensors with values that are not finite."""
     pieces = plan_export(component.rules(model), target(component, model))
-    faults: list[str] = []
 
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
         for path, array in arrays:
             for name, tensor in disassemble(pieces[path], array):
                 if fault := not_finite(tensor):
-                    faults.append(f"{name} {fault}")
+                    faults.append(f"{component.folder}: {name} {fault}")
                 yield name, tensor
         yield from component.constants(model).items()
-        if faults:
-            raise non_finite(faults)
 
     write_tensors(folder, component.stem, tensors(), shard_bytes)
 

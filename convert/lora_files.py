@@ -184,20 +184,22 @@ def _settings(files: TensorFiles, problems: list[str]) -> dict[str, Any]:
     beside = file.parent / _CONFIG
     settings = folders.read_json(beside, problems) if beside.is_file() else _inside(file)
     alphas = [settings.get("lora_alpha", 8), *(settings.get("alpha_pattern") or {}).values()]
-    if not all(isinstance(alpha, int | float) for alpha in alphas):
-        problems.append(f"{beside.name}: lora_alpha and alpha_pattern must be numbers: {alphas}")
     wrong = {
         "peft_type": settings.get("peft_type", "LORA") != "LORA",
         "use_dora": bool(settings.get("use_dora")),
+        "alora_invocation_tokens": bool(settings.get("alora_invocation_tokens")),
         "layer_replication": bool(settings.get("layer_replication")),
         "init_lora_weights": settings.get("init_lora_weights") not in _PLAIN_STARTS,
     }
-    problems += [
+    found = [
         f"{beside.name}: {name} is {settings[name]!r}: not implemented; {_PEFT_ALONE}"
-        for name, found in wrong.items()
-        if found
+        for name, is_wrong in wrong.items()
+        if is_wrong
     ]
-    return settings
+    if not all(isinstance(alpha, int | float) for alpha in alphas):
+        found.append(f"{beside.name}: lora_alpha and alpha_pattern must be numbers: {alphas}")
+    problems += found
+    return {} if found else settings
 
 
 def _inside(file: Path) -> dict[str, Any]:
