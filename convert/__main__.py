@@ -3,11 +3,14 @@
 python -m convert cogvideox --src DIFFUSERS_DIR --dst DIR    a CogVideoX download -> a checkpoint
 python -m convert tora --src DIFFUSERS_DIR|SAT_PT --dst DIR [--base DIR]
                                                              a Tora download -> a checkpoint
+python -m convert lora --src LORA --base DIR --dst DIR
+                                                             a LoRA merged into a checkpoint
 python -m convert dinov2|clip|t5 --src FILE|DIR --dst DIR     a Hugging Face encoder -> its weights
 python -m convert arcface --src FILE --dst DIR               insightface's recognition network
 python -m convert reid --src FILE --dst DIR [--size 256x128] [--last-stride 1] ...
                                                              a ResNet for objects -> its weights
 python -m convert export --src DIR --dst DIFFUSERS_DIR       a checkpoint -> what diffusers loads
+python -m convert export --src DIR --base DIR --dst LORA_DIR what it differs by -> a LoRA
 python -m convert bundle --config configs/C.py|RUN/config.json --dst DIR
                                                              several checkpoints -> one
 """
@@ -66,8 +69,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, run, source in (
-        ("cogvideox", _cogvideox, "folder of a CogVideoX model, as diffusers saves it"),
-        ("tora", _tora, "folder of Tora's diffusers version, or mp_rank_00_model_states.pt (SAT)"),
+        (
+            "cogvideox",
+            _cogvideox,
+            "folder of a CogVideoX model, as diffusers saves it; or, with --base, a transformer "
+            "alone: a file, a folder, the folder of a run, or SAT's mp_rank_00_model_states.pt",
+        ),
+        (
+            "tora",
+            _tora,
+            "folder of Tora's diffusers version; or, with --base, mp_rank_00_model_states.pt "
+            "(SAT), the folder of a run, or a folder with ComfyUI's fuser/ and traj_extractor/",
+        ),
+        (
+            "lora",
+            _lora,
+            "LoRA of a CogVideoX transformer, a file or its folder: by PEFT, diffusers or ComfyUI",
+        ),
         ("export", _export, "converted folder or bundle"),
     ):
         command = commands.add_parser(name)
@@ -78,12 +96,14 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--src", type=local_path, required=True, help=source)
         command.set_defaults(run=functools.partial(_encoder, module))
     _add_reid_options(commands.choices["reid"])
-    commands.choices["tora"].add_argument(
-        "--base",
-        type=local_path,
-        help="folder that the cogvideox command made: has the VAE, text encoder, tokenizer and "
-        "scheduler that SRC lacks; SAT checkpoints always need one",
-    )
+    for name in ("cogvideox", "tora"):
+        commands.choices[name].add_argument(
+            "--base",
+            type=local_path,
+            help="folder that the cogvideox command made: has the VAE, text encoder, tokenizer and "
+            "scheduler that SRC lacks; a transformer alone and SAT checkpoints need one",
+        )
+    _add_lora_options(commands.choices["lora"], commands.choices["export"])
     commands.choices["export"].add_argument(
         "--accept-differences",
         action="store_true",
@@ -101,6 +121,38 @@ def _parser() -> argparse.ArgumentParser:
     for command in commands.choices.values():
         command.add_argument("--dst", type=local_path, required=True, help="folder to make")
     return parser
+
+
+def _add_lora_options(merge: argparse.ArgumentParser, export: argparse.ArgumentParser) -> None:
+    merge.add_argument(
+        "--base",
+        type=local_path,
+        required=True,
+        help="checkpoint of the model that SRC was trained on",
+    )
+    merge.add_argument(
+        "--scale",
+        type=float,
+        default=1.0,
+        metavar="NUMBER",
+        help="strength of the LoRA, on top of its alpha by its rank (default: 1)",
+    )
+    export.add_argument(
+        "--base",
+        type=local_path,
+        help="checkpoint of the same model: DST is a LoRA, of what SRC's transformer differs by",
+    )
+    export.add_argument(
+        "--rank",
+        type=_positive,
+        help="with --base: the largest rank that the LoRA may have (default: 64)",
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
 
 
 def _add_reid_options(command: argparse.ArgumentParser) -> None:
@@ -137,7 +189,7 @@ def _size(text: str) -> tuple[int, int]:
 def _cogvideox(options: argparse.Namespace) -> None:
     from convert.cogvideox import convert_folder
 
-    convert_folder(options.src, options.dst)
+    _tell(convert_folder(options.src, options.dst, options.base))
 
 
 def _tora(options: argparse.Namespace) -> None:
@@ -146,7 +198,21 @@ def _tora(options: argparse.Namespace) -> None:
     _tell(convert_tora(options.src, options.dst, options.base))
 
 
+def _lora(options: argparse.Namespace) -> None:
+    from convert.lora import merge_lora
+
+    _tell(merge_lora(options.src, options.dst, options.base, options.scale))
+
+
 def _export(options: argparse.Namespace) -> None:
+    if options.base is not None:
+        from convert.lora_export import RANK, export_difference
+
+        rank, accept = options.rank or RANK, options.accept_differences
+        _tell(export_difference(options.src, options.dst, options.base, rank, accept))
+        return
+    if options.rank is not None:
+        raise ConversionError("--rank is of a LoRA: name what SRC differs from with --base")
     from convert.export import export_folder
 
     _tell(export_folder(options.src, options.dst, accept_differences=options.accept_differences))

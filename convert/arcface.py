@@ -15,7 +15,7 @@ from convert.arcface_onnx import read_onnx
 from convert.engine import CONV2D, Rule, Transform, ignored
 from convert.object_encoder import batch_norm, block_rules
 from convert.recognition_files import block_counts, first_names, read_tensors
-from convert.tensor_files import SourceError
+from convert.weight_places import SourceError
 from tora2_jax.config import ArcFaceConfig
 from tora2_jax.models.arcface import ArcFace, map_size
 from tora2_jax.models.layers import shape_rngs
@@ -47,17 +47,19 @@ def convert_encoder(source: str | Path, destination: str | Path) -> list[str]:
     """
     source, problems, settings, side = Path(source), [], None, None
     tensors: dict[str, np.ndarray] = {}
+    notes: list[str] = []
     try:
         if source.suffix == ".onnx":
             tensors, side = read_onnx(source)
         else:
-            tensors = read_tensors(source)
+            tensors, notes = read_tensors(source)
         settings = read_settings(tensors, side, problems)
     except SourceError as error:
         problems += error.problems
     encoder = None if settings is None else _encoder(settings)
-    encoders.write(source, destination, encoder, encoders.Arrays(tensors), problems)
-    return [encoders.settings_note(encoder, {})]
+    arrays = encoders.Arrays(tensors, notes)
+    notes = encoders.write(source, destination, encoder, arrays, problems)
+    return [*notes, encoders.settings_note(encoder, {})]
 
 
 def _encoder(settings: ArcFaceConfig) -> encoders.Encoder:

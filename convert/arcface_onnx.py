@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from convert.onnx_graph import Graph, Node, UnexpectedNode
-from convert.tensor_files import SourceError
+from convert.weight_places import SourceError
 from tora2_jax.models.batch_norm import EPSILON
 
 _HALVES = (127.5, 0.5)  # half of the largest colour, for files that normalise colours themselves

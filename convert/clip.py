@@ -98,9 +98,9 @@ def convert_encoder(source: str | Path, destination: str | Path) -> list[str]:
         problems += tokenizers.clip_problems(folder, settings and settings.text)
         problems += _preprocessor_problems(folder / _PREPROCESSOR, settings)
     encoder = None if settings is None else _encoder(settings)
-    encoders.write(source, destination, encoder, tensors, problems, tokenizer=folder)
+    notes = encoders.write(source, destination, encoder, tensors, problems, tokenizer=folder)
     name = encoders.preset_name(settings, encoder_presets.CLIP, free=_end_of_text)
-    return [f"these are the settings of encoder_presets.{name}()"] if name else []
+    return [*notes, f"these are the settings of encoder_presets.{name}()"] if name else notes
 
 
 def _end_of_text(settings: CLIPConfig) -> CLIPConfig:

@@ -1,4 +1,4 @@
-"""Folders of diffusers and what is to become of them: checked first, as a whole, then written."""
+"""Weights by diffusers' names and what is to become of them: checked as a whole, then written."""
 
 import re
 import shutil
@@ -9,9 +9,19 @@ from typing import Any, NamedTuple
 
 from convert import diffusers_config, folders, own_parts, tora_transformer
 from convert.components import COMPONENTS, Component, components, misfits, target
-from convert.engine import ConversionError, Piece, assembled, listing, plan
-from convert.tensor_files import SourceError, TensorFiles
+from convert.engine import (
+    ConversionError,
+    Piece,
+    assembled,
+    known,
+    listing,
+    non_finite,
+    plan,
+)
+from convert.finite import NonFiniteError
+from convert.tensor_files import TensorFiles
 from convert.tokenizers import t5_problems
+from convert.weight_places import SourceError
 from tora2_jax import bundle, checkpoint, weight_folder
 from tora2_jax.checkpoint import CheckpointError
 from tora2_jax.config import DiffusionConfig, ModelConfig, to_dict
@@ -32,7 +42,7 @@ class Job(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A checkpoint to be written; nothing about it is left to go wrong but the disk."""
+    """A checkpoint to be written; what may still go wrong is the disk, or a value in a file."""
 
     model: ModelConfig
     jobs: list[Job]
@@ -42,7 +52,7 @@ class Plan(NamedTuple):
 
 
 class Base(NamedTuple):
-    """A converted CogVideoX that gives what a source lacks."""
+    """A converted CogVideoX or Tora that gives what a source lacks."""
 
     folder: Path
     model: ModelConfig
@@ -55,12 +65,19 @@ def write(destination: str | Path, wanted: Plan) -> None:
 
     Raises:
         FolderError: the destination cannot be written.
+        ConversionError: names all tensors whose values are not finite.
     """
     size = sum(job.files.size() for job in wanted.jobs)
     size += sum(map(folders.size, wanted.copies.values()))
     with folders.new_folder(destination, size) as folder:
+        faults: list[str] = []
         for job in wanted.jobs:
-            _write(folder, job, wanted.model)
+            try:
+                _write(folder, job, wanted.model)
+            except NonFiniteError as error:
+                faults += [f"{job.component.folder}: {fault}" for fault in error.faults]
+        if faults:
+            raise non_finite(faults)
         for name, path in wanted.copies.items():
             if path.is_file():
                 shutil.copyfile(path, folder / f"{name}{path.suffix}")
@@ -80,37 +97,46 @@ def _write(folder: Path, job: Job, model: ModelConfig) -> None:
         writer.finish({"model": to_dict(model)})
 
 
-def check_folder(source: Path, tora: bool = False, base: Path | None = None) -> Plan:
-    """Checks a folder of diffusers.
+def check_parts(
+    source: Path,
+    parts: Mapping[str, Path],
+    files: dict[str, TensorFiles],
+    problems: list[str],
+    tora: bool = False,
+    base: Path | None = None,
+) -> Plan:
+    """Checks weights by diffusers' names: a whole folder, or a transformer alone with a base.
 
     Args:
-        source: Whole; Tora's may lack VAE, text encoder, tokenizer and scheduler.
-        tora: Whether its transformer is Tora's or CogVideoX's.
+        source: How messages call what is converted, and where `tora2/` may be.
+        parts: Folder of each part that there is, by its diffusers name; the transformer's may be a
+            file, or without a config, and then its settings are the base's.
+        files: Those of the parts that could be opened.
+        problems: What is wrong so far.
+        tora: Whether the transformer is Tora's or CogVideoX's.
         base: A converted CogVideoX that gives what the source lacks.
 
     Raises:
         ConversionError: lists everything that is missing, damaged or of another model.
     """
-    names = [*_PARTS, "tokenizer"]
-    lacking = [name for name in names[1:] if tora and not (source / name).is_dir()]
+    problems, files = list(problems), dict(files)
+    lacking = [name for name in (*_PARTS, "tokenizer") if name not in parts]
     wanted = [own for name, own in _OWN_NAME.items() if name in lacking]
-    problems: list[str] = []
-    found = _base(base, wanted, lacking, source, problems)
+    read = files["transformer"].notes if "transformer" in files else []
+    found = _base(base, wanted, lacking, source, problems, read)
     faults: list[str] = []  # what leaves no settings to check the tensors against
-    data = {
-        name: folders.read_json(source / name / part.file, faults)
-        for name, part in _PARTS.items()
-        if name not in lacking
-    }
+    data = _read_settings(parts, found, faults)
     others = _class_problems(data, tora)
-    files = _open(source, [name for name in _OWN_NAME if name not in lacking], tora, problems)
-    tokenizer = (found.folder if found and "tokenizer" in lacking else source) / "tokenizer"
+    if "transformer" in files and (other := _kind_problems(files["transformer"], tora)):
+        del files["transformer"]  # every tensor of it would be said to be wrong
+        problems += other
+    tokenizer = parts.get("tokenizer", (found.folder if found else source) / "tokenizer")
     if faults or others or (lacking and not found):
         usable = {name: data[name] for name in data.keys() - others.keys() if data[name]}
         problems += [*faults, *others.values(), *diffusers_config.setting_problems(usable)]
-        problems += t5_problems(tokenizer) if found or "tokenizer" not in lacking else []
+        problems += t5_problems(tokenizer) if found or "tokenizer" in parts else []
         raise listing(source, problems)
-    name, other = source.absolute().name, found.model if found else None
+    name, other = _name(source), found.model if found else None
     model, unusable = diffusers_config.read(data, name, other)
     if "transformer" in files and tora:
         model = with_motion(model, files["transformer"])
@@ -123,10 +149,40 @@ def check_folder(source: Path, tora: bool = False, base: Path | None = None) -> 
             jobs += make_job(component, model, files[component.folder], problems)
     if problems:
         raise listing(source, problems)
-    notes = ["--base was not needed: the source has everything"] if base and not lacking else []
+    notes = [note for job in jobs for note in job.files.notes]
+    notes += ["--base was not needed: the source has everything"] if base and not lacking else []
     notes += _sampling_notes(model) if tora else []
     copies = {name: checkpoint.component_path(found.folder, name) for name in wanted}
     return Plan(model, jobs, copies | kept, tokenizer, notes)
+
+
+def _name(source: Path) -> str:
+    """What to call a model that is none of the published ones."""
+    return source.absolute().name if source.is_dir() else source.stem
+
+
+def _read_settings(
+    parts: Mapping[str, Path], base: Base | None, faults: list[str]
+) -> dict[str, dict[str, Any]]:
+    """The JSON files of the parts that there are."""
+    data = {}
+    for name, part in _PARTS.items():
+        if name not in parts:
+            continue
+        alone = part is diffusers_config.TRANSFORMER and len(parts) == 1
+        place = parts[name]
+        file = (place if place.is_dir() else place.parent) / part.file
+        if alone and not (file.is_file() and (place.is_dir() or _of_a_transformer(file))):
+            data[name] = {} if base is None else diffusers_config.write(base.model)[name]
+        else:
+            data[name] = folders.read_json(file, faults)
+    return data
+
+
+def _of_a_transformer(file: Path) -> bool:
+    """Whether a JSON file that lies beside a file of weights says that it is the transformer's."""
+    classes = (*diffusers_config.TRANSFORMER.classes, diffusers_config.TORA_CLASS)
+    return folders.read_json(file, []).get("_class_name") in classes
 
 
 def _sampling_notes(model: ModelConfig) -> list[str]:
@@ -141,15 +197,32 @@ def _sampling_notes(model: ModelConfig) -> list[str]:
 
 
 def _base(
-    path: Path | None, wanted: list[str], lacking: list[str], source: Path, problems: list[str]
+    path: Path | None,
+    wanted: list[str],
+    lacking: list[str],
+    source: Path,
+    problems: list[str],
+    read: list[str],
 ) -> Base | None:
+    """The base, if there is one; what is wrong with that, or that it lacks, goes to `problems`.
+
+    Args:
+        path: Its folder.
+        wanted: Names of the components that are needed of it.
+        lacking: Names of the parts that the source does not have.
+        source: How messages call it.
+        problems: Grows.
+        read: What there is to say of the source's files.
+    """
     if path is not None:
         return read_base(path, wanted, problems)
     if lacking:
+        alone = "; it is a transformer alone" if len(lacking) == len(_PARTS) else ""
         problems.append(
-            f"{', '.join(lacking)}: not in {source}; name a folder that has them with --base, "
-            "which `convert cogvideox` makes"
+            f"{', '.join(lacking)}: not in {source}{alone}; name a folder that has them with "
+            "--base, which `convert cogvideox` makes"
         )
+        problems += read if alone else []
     return None
 
 
@@ -182,7 +255,7 @@ def _differences(base: ModelConfig, model: ModelConfig) -> list[str]:
     """Whether a base's VAE and schedule belong to another CogVideoX, which no shape may show."""
     return [
         f"--base: transformer.{name} is {getattr(base.transformer, name)!r}, but the source's is "
-        f"{getattr(model.transformer, name)!r}; take the CogVideoX that this Tora was made from"
+        f"{getattr(model.transformer, name)!r}; take the CogVideoX that it was made from"
         for name in _KIND
         if getattr(base.transformer, name) != getattr(model.transformer, name)
     ]
@@ -192,9 +265,10 @@ def make_job(
     component: Component, model: ModelConfig, files: TensorFiles, problems: list[str]
 ) -> list[Job]:
     """The job of a component, or none, and then `problems` tells everything that does not fit."""
-    shapes = target(component, model)
+    shapes, rules = target(component, model), component.rules(model)
+    files.strip(known(rules))
     try:
-        pieces = plan(component.rules(model), files.specs, shapes)
+        pieces = plan(rules, files.specs, shapes)
     except ConversionError as error:
         problems.append(f"{component.folder}: {error}")
         return []
@@ -207,19 +281,16 @@ def with_motion(model: ModelConfig, files: TensorFiles) -> ModelConfig:
     return replace(model, motion=motion, name=re.sub("^cogvideox", "tora", model.name))
 
 
-def _open(
-    source: Path, names: list[str], tora: bool, problems: list[str]
-) -> dict[str, TensorFiles]:
-    """The files of a folder's parts that can be used; what is wrong with the others is noted."""
+def open_parts(parts: Mapping[str, Path], problems: list[str]) -> dict[str, TensorFiles]:
+    """The files of those parts that hold weights; what is wrong with the others is noted."""
     files = {}
-    for name in names:
+    for name in _OWN_NAME:
+        if name not in parts:
+            continue
         try:
-            files[name] = TensorFiles(source / name)
+            files[name] = TensorFiles(parts[name])
         except SourceError as error:
             problems += error.problems
-    if "transformer" in files and (other := _kind_problems(files["transformer"], tora)):
-        del files["transformer"]  # every tensor of it would be said to be wrong
-        problems += other
     return files
 
 

@@ -93,12 +93,15 @@ def convert_encoder(source: str | Path, destination: str | Path) -> list[str]:
     source, problems = Path(source), []
     settings = read_settings(encoders.read_config(source, problems), problems)
     tensors = encoders.open_tensors(source, problems)
-    if tensors is not None and any(re.match(r"blocks\.\d", name) for name in tensors.specs):
+    if tensors is not None and any(re.search(r"(^|\.)blocks\.\d", name) for name in tensors.specs):
         problems.append(f"{source}: has the names of DINOv2's own release; {_ADVICE}")
         tensors = None  # every tensor would be said to be wrong
     encoder = None if settings is None else _encoder(settings)
-    encoders.write(source, destination, encoder, tensors, problems)
-    return [f"{encoders.settings_note(encoder, encoder_presets.DINOV2)}; image_size is free"]
+    notes = encoders.write(source, destination, encoder, tensors, problems)
+    return [
+        *notes,
+        f"{encoders.settings_note(encoder, encoder_presets.DINOV2)}; image_size is free",
+    ]
 
 
 def read_settings(data: Mapping[str, Any], problems: list[str]) -> DINOv2Config | None:

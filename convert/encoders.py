@@ -24,8 +24,20 @@ import numpy as np
 from flax import nnx
 
 from convert import folders
-from convert.engine import ConversionError, Rule, Spec, assembled, listing, plan
-from convert.tensor_files import SourceError, TensorFiles
+from convert.engine import (
+    ConversionError,
+    Rule,
+    Spec,
+    assembled,
+    known,
+    listing,
+    non_finite,
+    plan,
+)
+from convert.finite import NonFiniteError
+from convert.lora_files import is_lora
+from convert.tensor_files import TensorFiles
+from convert.weight_places import SourceError
 from tora2_jax import weight_folder
 from tora2_jax.config import to_dict
 from tora2_jax.models.layers import flat_variables
@@ -33,12 +45,17 @@ from tora2_jax.models.layers import flat_variables
 CONFIG = "config.json"
 # Types of Hugging Face's models (`model_type`) -> the command that converts them.
 _COMMANDS = {"dinov2": "dinov2", "dinov2_with_registers": "dinov2", "clip": "clip", "t5": "t5"}
+_MERGE = (
+    "is a LoRA, a change to a model; merge it into its model in PyTorch (merge_and_unload of "
+    "PEFT), save that, and convert it"
+)
 
 
 class Tensors(Protocol):
     """The tensors of a source by name; `TensorFiles` and `Arrays` are such."""
 
     specs: Mapping[str, Spec]
+    notes: list[str]
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]: ...
 
@@ -50,10 +67,11 @@ class Arrays:
 
     Attributes:
         specs: The arrays by name; each knows its shape and type.
+        notes: What the user should know of where they come from.
     """
 
-    def __init__(self, arrays: Mapping[str, np.ndarray]):
-        self.specs = dict(arrays)
+    def __init__(self, arrays: Mapping[str, np.ndarray], notes: Iterable[str] = ()):
+        self.specs, self.notes = dict(arrays), list(notes)
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
         """The named arrays."""
@@ -98,10 +116,10 @@ def read_config(source: Path, problems: list[str]) -> dict[str, Any]:
     return content
 
 
-def open_tensors(source: Path, problems: list[str], key: str | None = None) -> TensorFiles | None:
-    """The tensors of a file or folder, or None; arguments are those of `TensorFiles`."""
+def open_tensors(source: Path, problems: list[str]) -> TensorFiles | None:
+    """The tensors of a file or folder; None, and `problems` says why, if they cannot be read."""
     try:
-        return TensorFiles(source, key)
+        return TensorFiles(source)
     except SourceError as error:
         problems += error.problems
         return None
@@ -140,7 +158,7 @@ def write(
     tensors: Tensors | None,
     problems: list[str],
     tokenizer: Path | None = None,
-) -> None:
+) -> list[str]:
     """Makes the folder of an encoder, whole or not at all.
 
     Weights go through array by array, each in the dtype it came with.
@@ -153,15 +171,22 @@ def write(
         problems: What is wrong with the source so far.
         tokenizer: A folder whose tokenizer is copied.
 
+    Returns:
+        What the user should know of what was read.
+
     Raises:
-        ConversionError: lists the problems and every tensor that does not fit.
+        ConversionError: lists the problems and every tensor that does not fit or is not finite.
         FolderError: the destination cannot be written.
     """
     problems, pieces = list(problems), {}
     if encoder is not None and tensors is not None:
         target = flat_variables(nnx.eval_shape(encoder.build))
         shapes = {path: tuple(value.shape) for path, value in target.items()}
+        if isinstance(tensors, TensorFiles):
+            tensors.strip(known(encoder.rules))
         try:
+            if is_lora(tensors.specs):
+                raise ConversionError(_MERGE)
             pieces = plan(encoder.rules, tensors.specs, target)
         except ConversionError as error:
             problems.append(str(error))
@@ -169,11 +194,15 @@ def write(
         raise listing(source, problems)
     with folders.new_folder(destination, tensors.size()) as folder:
         writer = weight_folder.Writer(folder / encoder.component)
-        for path, array in assembled(pieces, shapes, tensors.read):
-            writer.write(path, array)
+        try:
+            for path, array in assembled(pieces, shapes, tensors.read):
+                writer.write(path, array)
+        except NonFiniteError as error:
+            raise non_finite(error.faults) from None
         writer.finish(encoder.metadata())
         if tokenizer is not None:
             folders.copy_tokenizer(tokenizer, folder / "tokenizer")
+    return tensors.notes
 
 
 def preset_name(

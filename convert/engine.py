@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from convert.finite import NonFiniteError, not_finite
+
 _LISTED = 200  # problems in one message
 
 
@@ -142,11 +144,14 @@ def plan(
         ConversionError: names everything that is missing, extra, repeated or misshapen.
     """
     problems: list[str] = []
+    integers: dict[str, list[str]] = {}
     found: dict[str, dict[int | None, Piece]] = {path: {} for path in target}
     for name in sorted(tensors):
         spec, places = tensors[name], _places(rules, name)
         if any(place.target is None for place in places):
             continue
+        if places and "float" not in str(spec.dtype):
+            integers.setdefault(str(spec.dtype), []).append(name)
         if not places or any(place.target not in target for place in places):
             problems.append(f"extra: {name} {tuple(spec.shape)}")
             continue
@@ -162,10 +167,24 @@ def plan(
             pieces.setdefault(place.layer, Piece(name, *place[1:]))
     for path, pieces in found.items():
         problems += _gaps(path, tuple(target[path].shape), pieces, tensors)
+    problems = [_integers(kind, names) for kind, names in integers.items()] + problems
     if problems:
         listing = "\n  ".join(problems[:_LISTED])
         raise ConversionError(f"the weights do not fit this model:\n  {listing}")
     return {path: sorted(pieces.values(), key=_layer) for path, pieces in found.items()}
+
+
+def known(rules: list[Rule]) -> Callable[[str], bool]:
+    """Whether a name is one that the table takes or ignores."""
+    return lambda name: bool(_places(rules, name))
+
+
+def _integers(kind: str, names: list[str]) -> str:
+    """Integers are never the values of a weight: somebody quantized it and has the scales."""
+    return (
+        f"integers: {len(names)} tensors are stored as {kind}, such as {names[0]}; are they "
+        "quantized? Take the same model in bfloat16, float16 or float32"
+    )
 
 
 def _layer(piece: Piece) -> int:
@@ -219,15 +238,23 @@ def assemble(pieces: list[Piece], shape: tuple[int, ...], read: Read) -> np.ndar
         pieces: From `plan`.
         shape: Of the parameter.
         read: Gives the named tensors, in any order; each is let go before the next.
+
+    Raises:
+        NonFiniteError: names the tensors with values that are infinite or no number.
     """
     by_name = {piece.name: piece for piece in pieces}
-    whole = None
+    whole, faults = None, []
     for name, tensor in read(by_name):
+        if fault := not_finite(tensor):
+            faults.append(f"{name} {fault}")
+            continue
         piece = by_name[name]
         if whole is None:
             whole = np.empty(shape, tensor.dtype)
         part = tensor if piece.part is None else piece.part.take(tensor)
         whole[... if piece.layer is None else piece.layer] = piece.transform.forward(part)
+    if faults:
+        raise NonFiniteError(faults)
     return whole
 
 
@@ -237,9 +264,29 @@ def assembled(
     """Every parameter with its path, one after another; arguments are those of `assemble`.
 
     The largest come first: what the allocator keeps of one array then suffices for the next.
+
+    Raises:
+        NonFiniteError: behind the last parameter, naming all tensors whose values are not finite.
     """
+    faults: list[str] = []
     for path in sorted(shapes, key=lambda path: -math.prod(shapes[path])):
-        yield path, assemble(pieces[path], shapes[path], read)
+        try:
+            array = assemble(pieces[path], shapes[path], read)
+        except NonFiniteError as error:
+            faults += error.faults
+        else:
+            yield path, array
+    if faults:
+        raise NonFiniteError(faults)
+
+
+def non_finite(faults: list[str]) -> ConversionError:
+    """What is said of weights with which every video would be black."""
+    listed = "\n  ".join(sorted(faults)[:_LISTED])
+    return ConversionError(
+        f"weights that are not finite are not converted; was the training's loss NaN, or the file "
+        f"saved in float16 from larger values?\n  {listed}"
+    )
 
 
 def convert(

@@ -10,7 +10,8 @@ from safetensors.numpy import save_file
 
 from convert import diffusers_config, folders, own_parts
 from convert.components import Component, components, misfits, target
-from convert.engine import ConversionError, disassemble, plan_export
+from convert.engine import ConversionError, disassemble, non_finite, plan_export
+from convert.finite import not_finite
 from tora2_jax import bundle, checkpoint
 from tora2_jax.checkpoint import CheckpointError
 from tora2_jax.config import ModelConfig
@@ -42,8 +43,8 @@ def export_folder(
         What the user should know: those differences, and weights that are left out as unused.
 
     Raises:
-        CheckpointError, ConversionError: the source cannot be read, or diffusers has no form for
-            it; all reasons at once.
+        CheckpointError, ConversionError: the source cannot be read, diffusers has no form for it,
+            or values are not finite; all reasons at once.
         FolderError: the destination cannot be written.
     """
     source = Path(source)
@@ -61,9 +62,12 @@ def export_folder(
         raise ConversionError(f"{source} cannot be exported:\n  " + "\n  ".join(problems))
     size = sum(map(checkpoint.component_bytes, (places | own).values()))
     with folders.new_folder(destination, size) as folder:
+        faults: list[str] = []
         for component in components(model).values():
             arrays = _arrays(component, places, unused)
-            _write(folder / component.folder, component, model, arrays, shard_bytes)
+            _write(folder / component.folder, component, model, arrays, shard_bytes, faults)
+        if faults:
+            raise non_finite(faults)
         write_settings(folder, diffusers_config.write(model), source / "tokenizer")
         if own or differences:
             own_parts.write(folder, model, own)
@@ -130,12 +134,17 @@ def _write(
     model: ModelConfig,
     arrays: Iterable[tuple[str, np.ndarray]],
     shard_bytes: int,
+    faults: list[str],
 ) -> None:
+    """Writes a component; `faults` grows by the tensors with values that are not finite."""
     pieces = plan_export(component.rules(model), target(component, model))
 
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
         for path, array in arrays:
-            yield from disassemble(pieces[path], array)
+            for name, tensor in disassemble(pieces[path], array):
+                if fault := not_finite(tensor):
+                    faults.append(f"{component.folder}: {name} {fault}")
+                yield name, tensor
         yield from component.constants(model).items()
 
     write_tensors(folder, component.stem, tensors(), shard_bytes)

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from tora2_jax.addresses import address_problem
+from tora2_jax.unusable_file import why_unusable
 
 _MARGIN = 1.05  # of the disk space that weights take, for indices and metadata
 TOKENIZER_FILES = (
@@ -109,7 +110,7 @@ def read_json(path: Path, problems: list[str]) -> dict[str, Any]:
     except FileNotFoundError:
         problems.append(f"{path}: is missing")
     except (OSError, ValueError) as error:
-        problems.append(f"{path}: cannot be read ({error})")
+        problems.append(f"{path}: {why_unusable(path) or f'cannot be read ({error})'}")
     else:
         if isinstance(content, dict):
             return content

@@ -14,7 +14,7 @@ import numpy as np
 from convert import encoders
 from convert.engine import CONV2D, Rule, ignored
 from convert.recognition_files import block_counts, first_names, read_tensors
-from convert.tensor_files import SourceError
+from convert.weight_places import SourceError
 from tora2_jax.config import ObjectEncoderConfig
 from tora2_jax.models.layers import shape_rngs
 from tora2_jax.models.object_encoder import IMAGENET_MEAN, IMAGENET_STD, ObjectEncoder
@@ -107,9 +107,9 @@ def convert_encoder(source: str | Path, destination: str | Path, **given: Any) -
         FolderError: the destination cannot be written.
     """
     source, problems = Path(source), []
-    tensors, settings, encoder = {}, None, None
+    tensors, notes, settings, encoder = {}, [], None, None
     try:
-        tensors = read_tensors(source)
+        tensors, notes = read_tensors(source)
     except SourceError as error:
         problems += error.problems
     family = find_family(tensors, problems) if tensors else None
@@ -122,10 +122,11 @@ def convert_encoder(source: str | Path, destination: str | Path, **given: Any) -
         encoder = encoders.Encoder(
             "object", settings, lambda: ObjectEncoder(settings, rngs=shape_rngs()), table
         )
-    encoders.write(source, destination, encoder, encoders.Arrays(tensors), problems)
+    arrays = encoders.Arrays(tensors, notes)
+    notes = encoders.write(source, destination, encoder, arrays, problems)
     assumed = {name: getattr(settings, name) for name in UNTOLD if name not in given}
     told = ", ".join(f"{name}={value!r}" for name, value in assumed.items())
-    notes = [encoders.settings_note(encoder, {})]
+    notes = [*notes, encoders.settings_note(encoder, {})]
     return [*notes, f"taken from {family.title}'s defaults: {told}"] if told else notes
 
 

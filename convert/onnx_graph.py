@@ -7,8 +7,9 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from convert.tensor_files import SourceError
+from convert.weight_places import SourceError
 from tora2_jax.error_text import first_line
+from tora2_jax.unusable_file import why_unusable
 
 _TRANSPARENT = {"Identity", "Dropout"}  # Dropout does nothing outside of training
 _RESHAPING = {"Identity", "Unsqueeze", "Squeeze"}  # of weights, by exporters that do not fold them
@@ -77,6 +78,8 @@ class Graph:
         """The graph of a file. Raises SourceError if it cannot be read."""
         if not path.is_file():
             raise SourceError([f"{path}: there is no such file"])
+        if reason := why_unusable(path):
+            raise SourceError([f"{path}: {reason}"])
         try:
             return cls(onnx.load(path).graph)
         except Exception as error:  # protobuf and onnx raise errors of many kinds

@@ -8,21 +8,21 @@ import numpy as np
 
 from convert.tensor_files import TensorFiles
 
-# Where training programs put the weights of a network beside what else they keep.
-_WRAPPERS = ("state_dict_backbone", "state_dict", "model", "net")
-_PARALLEL = "module."  # torch's DistributedDataParallel
+# How a residual network's names begin, in each of the programs that are read.
+_KNOWN = re.compile(r"((base|backbone)\.)?(conv1|bn1|layer\d)\.")
 
 
-def read_tensors(source: Path) -> dict[str, np.ndarray]:
-    """All tensors by name, without what data-parallel training puts before the names.
+def read_tensors(source: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+    """All tensors by name, and what the user should know of what was read.
+
+    What all names begin with, as with data-parallel training, is taken off.
 
     Raises:
-        SourceError: lists every file that is missing or damaged.
+        SourceError: lists every file that is missing, damaged or quantized.
     """
-    files = TensorFiles(source, wrappers=_WRAPPERS)
-    names = list(files.specs)
-    prefix = _PARALLEL if names and all(name.startswith(_PARALLEL) for name in names) else ""
-    return {name.removeprefix(prefix): tensor for name, tensor in files.read(names)}
+    files = TensorFiles(source)
+    files.strip(lambda name: _KNOWN.match(name) is not None)
+    return dict(files.read(files.specs)), files.notes
 
 
 def block_counts(tensors: Mapping[str, np.ndarray], prefix: str = "") -> tuple[int, ...]:

@@ -4,6 +4,10 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from convert.quantized import ADVICE
+
+_QUANTIZATION = "quantization_config"
+
 
 class Part(NamedTuple):
     """One JSON file, or one object in it.
@@ -64,11 +68,17 @@ class Part(NamedTuple):
 
     def _unimplemented(self, data: Mapping[str, Any], where: str) -> list[str]:
         found = []
+        if given := data.get(_QUANTIZATION):
+            method = given.get("quant_method") if isinstance(given, dict) else None
+            found.append(
+                f"{where}: {_QUANTIZATION} says that the weights are quantized by "
+                f"{method or 'a method without a name'}; {ADVICE}"
+            )
         for name, value in self.fixed.items() | self.required.items():
             given = data.get(name, None if name in self.required else value)
             if given != value:
                 found.append(f"{where}: {name} is {given!r}; only {value!r} is implemented")
-        known = {*self.settings, *self.fixed, *self.required, *self.unread}
+        known = {*self.settings, *self.fixed, *self.required, *self.unread, _QUANTIZATION}
         return found + [
             f"{where}: {name} is not known here; a newer model?"
             for name in data

@@ -41,9 +41,9 @@ def convert_encoder(source: str | Path, destination: str | Path) -> list[str]:
     if not data or data.get("model_type") == "t5":
         problems += t5_problems(tokenizer, settings and settings.vocab_size)
     encoder = None if settings is None else _encoder(settings)
-    encoders.write(source, destination, encoder, tensors, problems, tokenizer)
+    notes = encoders.write(source, destination, encoder, tensors, problems, tokenizer)
     note = encoders.settings_note(encoder, {})
-    return [note, f"config.tokenizer is {Path(destination) / 'tokenizer'}"]
+    return [*notes, note, f"config.tokenizer is {Path(destination) / 'tokenizer'}"]
 
 
 def read_settings(data: Mapping[str, Any], problems: list[str]) -> T5Config | None:

@@ -243,7 +243,7 @@ def _change(part, **settings):
 
 BAD_SOURCES = {
     "truncated": (_truncate, ["vae/diffusion_pytorch_model-00002", "not a whole safetensors"]),
-    "web page": (_web_page, ["text_encoder/model-00001", "not a whole safetensors"]),
+    "web page": (_web_page, ["text_encoder/model-00001", "is a web page"]),
     "missing shard": (_lose_shard, ["transformer/diffusion_pytorch_model-00001", "is missing"]),
     "pickle with code": (_pickle_code, ["pytorch_model.bin", "was not run"]),
     "unusable pickle": (
@@ -256,7 +256,10 @@ BAD_SOURCES = {
             "'step' is of type int, no tensor",
         ],
     ),
-    "no tokenizer": (lambda folder: shutil.rmtree(folder / "tokenizer"), ["spiece.model"]),
+    "no tokenizer": (
+        lambda folder: shutil.rmtree(folder / "tokenizer"),
+        ["tokenizer: not in", "name a folder that has them with --base"],
+    ),
     "no config": (lambda folder: (folder / "vae/config.json").unlink(), ["vae/config.json"]),
     "another model": (
         _change("transformer/config.json", _class_name="WanTransformer3DModel"),

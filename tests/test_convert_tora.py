@@ -222,7 +222,7 @@ def _wrong_keys(tensors, folder):
 def _of_another_model(tensors, folder):
     del folder
     for name in [name for name in tensors if name.startswith(tora_twins.NETWORK)]:
-        tensors[name.removeprefix("model.")] = tensors.pop(name)
+        tensors[name.replace("mixins.", "blends.")] = tensors.pop(name)
 
 
 def _without_motion(tensors, folder):
@@ -282,7 +282,7 @@ def test_sources_and_bases_of_another_kind_are_refused(made, tmp_path, capsys):
     assert "extra: " not in message
     torch.save({"state_dict": {}}, tmp_path / "other.pt")
     command = ("tora", "--src", tmp_path / "other.pt", "--base", made.base, *out)
-    assert "no entry 'module'" in _refusal(capsys, *command)
+    assert "holds no tensors" in _refusal(capsys, *command)
     base = shutil.copytree(made.base, tmp_path / "base")
     settings = json.loads((base / "config.json").read_text())
     settings["model"]["vae"]["scaling_factor"] = 1.15

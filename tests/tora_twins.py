@@ -93,6 +93,8 @@ _RENAMED = (
     ("proj_out.", "mixins.final_layer.linear."),
     ("time_embedding.linear_1.", "time_embed.0."),
     ("time_embedding.linear_2.", "time_embed.2."),
+    ("ofs_embedding.linear_1.", "ofs_embed.0."),
+    ("ofs_embedding.linear_2.", "ofs_embed.2."),
     ("patch_embed.pos_embedding", "mixins.pos_embed.pos_embedding"),
     ("patch_embed.", "mixins.patch_embed."),
     ("fuser.", "mixins.adaln_layer.fuser_list."),

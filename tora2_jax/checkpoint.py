@@ -23,6 +23,7 @@ from tora2_jax import weight_folder
 from tora2_jax.addresses import address_problem
 from tora2_jax.models.layers import flat_variables, update_variables
 from tora2_jax.precision import resting_dtype
+from tora2_jax.unusable_file import why_unusable
 from tora2_jax.whole_file import save_tensors, write_text
 
 _STATISTICS = {"mean", "var"}  # last names of paths that are never stored in half precision
@@ -97,8 +98,14 @@ def load_component(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, A
     return dict(read_component(path)), component_metadata(path)
 
 
-def read_component(path: str | Path) -> Iterator[tuple[str, np.ndarray]]:
+def read_component(
+    path: str | Path, names: Iterable[str] | None = None
+) -> Iterator[tuple[str, np.ndarray]]:
     """The arrays of a safetensors file or a weight folder, read one after another.
+
+    Args:
+        path: The file or folder.
+        names: Some of its arrays; None is all.
 
     Raises:
         CheckpointError: the path is neither, or it is damaged.
@@ -106,13 +113,13 @@ def read_component(path: str | Path) -> Iterator[tuple[str, np.ndarray]]:
     path = _existing(path)
     try:
         if path.is_dir():
-            yield from weight_folder.read(path)
+            yield from weight_folder.read(path, names)
             return
         with safe_open(path, "numpy") as file:
-            for name in file.keys():  # noqa: SIM118
+            for name in file.keys() if names is None else names:
                 yield name, file.get_tensor(name)
     except (ValueError, OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+        raise CheckpointError(f"{path} {_unreadable(path, error)}") from error
 
 
 def component_metadata(path: str | Path) -> dict[str, Any]:
@@ -143,7 +150,13 @@ def _described(path: str | Path) -> tuple[dict[str, Spec], dict[str, Any]]:
             specs = {name: Spec(tuple(x.get_shape()), x[:0].dtype) for name, x in slices.items()}
             return specs, metadata
     except (ValueError, OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+        raise CheckpointError(f"{path} {_unreadable(path, error)}") from error
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    """What is wrong with a component, as the rest of a sentence."""
+    reason = why_unusable(path) if path.is_file() else None
+    return reason or f"cannot be read: {error}"
 
 
 def _refuse_address(path: str | Path) -> None:

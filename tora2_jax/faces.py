@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from tora2_jax.unusable_file import why_unusable
+
 # Eyes, nose and corners of the mouth in a 112-pixel aligned face (ArcFace's template).
 FACE_TEMPLATE = np.array(
     [
@@ -150,9 +152,8 @@ def _load_detector(path: Path):
         )
         network = SCRFD(str(path), session=session)
     except Exception as error:  # onnxruntime's own have no common base
-        raise FaceModelError(
-            f"{path} cannot be read as a face detector: {error}; {GET_FACE_MODELS}"
-        ) from error
+        reason = why_unusable(path) or f"cannot be read as a face detector: {error}"
+        raise FaceModelError(f"{path} {reason}; {GET_FACE_MODELS}") from error
     if len(network.output_names) not in _OUTPUTS_WITH_LANDMARKS:
         raise FaceModelError(
             f"{path} finds no landmarks ({len(network.output_names)} outputs, not 9 "

@@ -16,6 +16,7 @@ from tora2_jax.config import from_dict
 from tora2_jax.encoder_presets import CLIPConfig
 from tora2_jax.models.clip import CLIP
 from tora2_jax.models.layers import shape_rngs
+from tora2_jax.unusable_file import why_unusable
 
 
 def load_clip(
@@ -58,6 +59,10 @@ def load_clip_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
             f"{directory} holds no tokenizer of CLIP: it needs tokenizer.json, or vocab.json and "
             "merges.txt"
         )
+    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+        file = directory / name
+        if file.is_file() and (reason := why_unusable(file)):
+            raise ValueError(f"{file} {reason}")
     try:
         tokenizer = CLIPTokenizer.from_pretrained(str(directory), local_files_only=True)
         ids = tokenizer("a").input_ids

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, T5TokenizerFast
 
+from tora2_jax.unusable_file import why_unusable
+
 PAD_ID, END_ID = 0, 1
 
 
@@ -27,6 +29,9 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
             f"{directory} holds no tokenizer: it needs tokenizer.json or spiece.model, as in the "
             "tokenizer folder of a CogVideoX download."
         )
+    for file in (fast, pieces):
+        if file.is_file() and (reason := why_unusable(file)):
+            raise ValueError(f"{file} {reason}.")
     try:
         if fast.is_file():
             tokenizer = PreTrainedTokenizerFast(

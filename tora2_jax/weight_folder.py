@@ -6,7 +6,7 @@ complete.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -139,22 +139,28 @@ def restore(
     return restored
 
 
-def read(folder: str | Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Every array as it is stored, in host memory, one item after another.
+def read(
+    folder: str | Path, paths: Iterable[str] | None = None
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Arrays as they are stored, in host memory, one item after another.
+
+    Args:
+        folder: From `Writer`.
+        paths: Some of the folder's; None is all.
 
     Raises:
         ValueError: the folder or an item cannot be read.
     """
     specs, _ = describe(folder)
-    for item, paths in _items(specs, specs).items():
+    for item, stored in _items(specs, specs if paths is None else paths).items():
         wanted = {
-            path: jax.ShapeDtypeStruct(specs[path].shape, specs[path].dtype) for path in paths
+            path: jax.ShapeDtypeStruct(specs[path].shape, specs[path].dtype) for path in stored
         }
-        arguments = {path: ocp.RestoreArgs(restore_type=np.ndarray) for path in paths}
+        arguments = {path: ocp.RestoreArgs(restore_type=np.ndarray) for path in stored}
         yield from _read(folder, item, wanted, arguments).items()
 
 
-def _items(specs: Mapping[str, ArraySpec], paths: Mapping[str, Any]) -> dict[str, list[str]]:
+def _items(specs: Mapping[str, ArraySpec], paths: Iterable[str]) -> dict[str, list[str]]:
     items: dict[str, list[str]] = {}
     for path in paths:
         items.setdefault(specs[path].item, []).append(path)
