@@ -25,13 +25,8 @@ def read_references(reader: FieldReader, data: dict, field: str) -> dict[str, tu
         data: The entity, as JSON.
         field: What problems call the entity.
     """
-    images = data.get("images")
-    if images is not None and not isinstance(images, list):
-        reader.note(f"{field}.images", f"must be a list of image files, not {name_of(images)}")
-        images = None
-    found = [
-        reader.image(image, f"{field}.images[{index}]") for index, image in enumerate(images or [])
-    ]
+    images = reader.files(data.get("images"), f"{field}.images", "image")
+    found = [reader.image(image, f"{field}.images[{index}]") for index, image in enumerate(images)]
     given = {name: _per_image(reader, data, field, name, len(found)) for name in _PER_IMAGE}
     masks, boxes, faces = [], [], []
     for index, (_, pixels) in enumerate(found):
@@ -56,10 +51,8 @@ def read_references(reader: FieldReader, data: dict, field: str) -> dict[str, tu
 
 def _features(reader: FieldReader, value: Any, field: str) -> tuple[tuple, tuple]:
     """The feature files that can be read, and the kind that each says, or None."""
-    if value is not None and not isinstance(value, list):
-        reader.note(field, f"must be a list of feature files, not {name_of(value)}")
     paths, kinds = [], []
-    for index, item in enumerate(value if isinstance(value, list) else ()):
+    for index, item in enumerate(reader.files(value, field, "feature")):
         path = reader.path(item, f"{field}[{index}]")
         if path is None:
             continue
