@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from tora2_jax import limits
 from tora2_jax.image_file import load_image, measure_image
 
-Paths = Literal["anything", "beside the request"]
+Paths = Literal["anything", "beside-the-request"]
 _LISTED = 10  # unknown fields that are named
 _PATH_CHARACTERS = 1000
 

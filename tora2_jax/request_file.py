@@ -29,7 +29,7 @@ class EntityRequest(NamedTuple):
 
     word: str  # as written in the file, such as "man#2"
     span: tuple[int, int] | None  # its characters in the prompt; a checked request has them
-    kind: RequestedKind = "auto"  # auto: human if a face is found in its images
+    kind: RequestedKind = "auto"  # auto: by a face, or, where none can be sought, by the word
     images: tuple[Path, ...] = ()  # reference images
     points: Points | None = None  # path in canvas units
     # One for each image, or none at all:
@@ -196,7 +196,7 @@ class RequestReader(FieldReader):
         references = read_references(self, data, field)
         if not data.get("images") and not data.get("features") and trajectory is None:
             self.note(field, "has neither images nor a trajectory nor features; give at least one")
-        kind = self.stored_kind(kind, references.pop("kinds"), references["images"], field)
+        kind = self.stored_kind(kind, references.pop("kinds"), field)
         points = None
         if trajectory is not None:
             points = self.trajectory(trajectory, f"{field}.trajectory", canvas)
@@ -204,7 +204,7 @@ class RequestReader(FieldReader):
             self.note(f"{field}.faces", 'an object has no face; remove it, or write "human"')
         return EntityRequest(word, span, kind, points=points, **references)
 
-    def stored_kind(self, kind: RequestedKind, stored: tuple, images: tuple, field: str):
+    def stored_kind(self, kind: RequestedKind, stored: tuple, field: str) -> RequestedKind:
         """The kind of an entity, where its feature files say it and the request does not."""
         said = set(stored) - {None}
         if kind != "auto" or not stored:
@@ -213,8 +213,6 @@ class RequestReader(FieldReader):
             self.note(f"{field}.features", "are of entities of several kinds; name those of one")
         elif said:
             return said.pop()
-        elif not images:
-            self.note(f"{field}.kind", 'its features do not say; write "human" or "object"')
         return kind
 
     def word(self, word: Any, field: str, prompt: str) -> tuple[str, tuple[int, int] | None]:

@@ -25,6 +25,7 @@ from tora2_jax.trajectory import DEFAULT_CANVAS, Points, TrajectoryError, parse_
 
 _LITERAL_CHARACTERS = 2**20  # Python's parser takes 200 times as much memory
 _NUMPY, _ARCHIVE = b"\x93NUMPY", b"PK\x03\x04"
+_JSON = re.compile(r"[\"']?\s*[\[{]")  # a list, or a text that holds one
 _COLUMNS = {"t": "time", "frames": "frame", "visibility": "visible", "vis": "visible"}
 _KNOWN = ("x", "y", "time", "frame", "visible")
 
@@ -124,7 +125,7 @@ def read_paths(path: Path) -> list[Any]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise TrajectoryError([f"cannot be read ({reason})."]) from error
-    return paths_of(_json(text)) if text[:1] in ("[", "{", '"', "'") else [_table(text)]
+    return paths_of(_json(text)) if _JSON.match(text) else [_table(text)]
 
 
 def paths_of(value: Any) -> list[Any]:
