@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from tora2_jax import limits
-from tora2_jax.image_file import load_image, measure_image
+from tora2_jax.image_file import count_pixels, load_image
 
 Paths = Literal["anything", "beside-the-request"]
 _LISTED = 10  # unknown fields that are named
@@ -88,8 +88,7 @@ class FieldReader:
         if path is None:
             return None, None
         try:
-            width, height = measure_image(path)
-            self._pixels += width * height
+            self._pixels += count_pixels(path)
             if self._pixels > limits.REQUEST_PIXELS:
                 most = limits.REQUEST_PIXELS // 10**6
                 raise ValueError(f"with it the pictures have more than {most} million pixels")

@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from jaxtyping import UInt8
-from PIL import ExifTags, Image, ImageChops, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from tora2_jax import limits
 
@@ -25,7 +25,7 @@ _OTHER_FILES = {
     b"\x1a\x45\xdf\xa3": "it is a video",
     b"PK\x03\x04": "it is an archive",
 }
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+_UNREADABLE = (OSError, SyntaxError, ValueError)
 
 
 def load_image(path: str | Path) -> UInt8[np.ndarray, "height width 4"]:
@@ -71,20 +71,13 @@ def to_rgba(image: Image.Image) -> UInt8[np.ndarray, "height width 4"]:
     return np.array(image.convert("RGBA"))
 
 
-def measure_image(path: str | Path) -> tuple[int, int]:
-    """Width and height of a picture as it is shown, upright, from the head of its file.
+def count_pixels(path: str | Path) -> int:
+    """The pixels of a picture, from the head of its file.
 
     Raises:
         ValueError: The file is missing, is no image that can be read, or has too many pixels.
     """
-    return _load(path, _upright_size)
-
-
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    if image.format == "PNG" and "exif" not in image.info:
-        return image.size  # Pillow would decode the picture to look behind it
-    turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-    return image.size[::-1] if turned else image.size
+    return _load(path, lambda image: image.width * image.height)
 
 
 def _load(path: str | Path, convert):
@@ -97,6 +90,11 @@ def _load(path: str | Path, convert):
                 return convert(image)
     except UnidentifiedImageError as error:
         raise ValueError(f"cannot read the image {path}: {_what_it_is(path)}; {_GIVE}") from error
+    except Image.DecompressionBombError as error:
+        most = limits.PICTURE_PIXELS // 10**6
+        raise ValueError(
+            f"cannot read the image {path}: shrink it to {most} million pixels"
+        ) from error
     except _UNREADABLE as error:
         raise ValueError(f"cannot read the image {path}: {error}; {_GIVE}") from error
 

@@ -2,7 +2,7 @@
 
 from tora2_jax.config import ModelConfig
 from tora2_jax.field_reader import short
-from tora2_jax.image_file import measure_image
+from tora2_jax.image_file import load_image
 from tora2_jax.request import Request, with_defaults
 from tora2_jax.text import kept_text, letters_only, unknown_words, whole_words
 
@@ -71,7 +71,7 @@ def _picture_notes(request: Request) -> list[str]:
     """Says how a first frame of another shape than the video's becomes one."""
     if request.image is None:
         return []
-    width, height = measure_image(request.image)
+    height, width = load_image(request.image).shape[:2]
     change = (request.width / request.height) / (width / height)
     if abs(change - 1) <= _SAME_ASPECT:
         return []
