@@ -33,11 +33,10 @@ def test_a_prompt_that_is_cut_says_where(tokenizer):
     long = "a man and a kite " * 6 + "and a kite"  # 33 tokens; 23 and the end are read
     (note,) = notes(tokenizer, prompt=long)
     assert note == (
-        "prompt: only the first 23 of its 33 tokens are read; what follows "
-        '"a kite a man and" has no effect'
+        'prompt: cut off after 23 of its 33 tokens; what follows "a kite a man and" has no effect'
     )
     (note,) = notes(tokenizer, negative_prompt=long)
-    assert note.startswith("negative_prompt: only the first 23 of its 33 tokens")
+    assert note.startswith("negative_prompt: cut off after 23 of its 33 tokens")
     assert notes(tokenizer, prompt="a man " * 11 + "and") == []  # 23 tokens
 
 

@@ -33,8 +33,8 @@ def text_notes(field: str, text: str, model: ModelConfig, tokenizer) -> list[str
     if kept < len(text):
         last = " ".join(text[:kept].split()[-_LISTED:])[-60:]
         notes.append(
-            f"{field}: only the first {model.transformer.max_text_length - 1} of its {tokens} "
-            f'tokens are read; what follows "{last}" has no effect'
+            f"{field}: cut off after {model.transformer.max_text_length - 1} of its {tokens} "
+            f'tokens; what follows "{last}" has no effect'
         )
     if unknown := unknown_words(tokenizer, text):
         notes.append(
