@@ -42,7 +42,7 @@ def test_a_prompt_that_is_cut_says_where(tokenizer):
 
 def test_words_that_the_tokenizer_does_not_know_are_named(tokenizer):
     (note,) = notes(tokenizer, prompt="A 男人 and a kite, 草地.")
-    assert note.startswith('prompt: the tokenizer does not know "男人", "草地", which')
+    assert note.startswith('prompt: the tokenizer does not know "男人", "草地"; to')
     request = {"prompt": "一个男人在草地上走路。"}
     with pytest.raises(RequestError, match="prompt: the tokenizer knows none of its words"):
         parse_request(request, ".", toy(), tokenizer)
@@ -53,8 +53,8 @@ def test_words_that_the_tokenizer_does_not_know_are_named(tokenizer):
 def test_words_that_are_only_letters_to_the_model_are_named(tokenizer):
     (note,) = notes(tokenizer, prompt="A Dragon and 20 kites; ox")
     assert note == (
-        'prompt: "dragon", "ox": no words of this model, only letters to it; '
-        "it knows and, kite, man"
+        'prompt: the tokenizer spells "dragon", "ox" letter by letter, so the model hardly knows '
+        "what that means; its words are and, kite, man"
     )
 
 

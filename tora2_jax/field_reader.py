@@ -64,7 +64,7 @@ class FieldReader:
             return self.directory / value
         return None
 
-    def files(self, value: Any, field: str, kind: str) -> list[Any]:
+    def file_list(self, value: Any, field: str, kind: str) -> list[Any]:
         """A list of files that may be left out; empty, with a problem, if it is none or too long.
 
         `kind` is what the files are: "image" or "feature".

@@ -25,7 +25,7 @@ def read_references(reader: FieldReader, data: dict, field: str) -> dict[str, tu
         data: The entity, as JSON.
         field: What problems call the entity.
     """
-    images = reader.files(data.get("images"), f"{field}.images", "image")
+    images = reader.file_list(data.get("images"), f"{field}.images", "image")
     found = [reader.image(image, f"{field}.images[{index}]") for index, image in enumerate(images)]
     given = {name: _per_image(reader, data, field, name, len(found)) for name in _PER_IMAGE}
     masks, boxes, faces = [], [], []
@@ -52,7 +52,7 @@ def read_references(reader: FieldReader, data: dict, field: str) -> dict[str, tu
 def _features(reader: FieldReader, value: Any, field: str) -> tuple[tuple, tuple]:
     """The feature files that can be read, and the kind that each says, or None."""
     paths, kinds = [], []
-    for index, item in enumerate(reader.files(value, field, "feature")):
+    for index, item in enumerate(reader.file_list(value, field, "feature")):
         path = reader.path(item, f"{field}[{index}]")
         if path is None:
             continue

@@ -199,8 +199,8 @@ def _model_problems(request: Request, model: ModelConfig, tokenizer) -> list[str
         )
     if tokenizer is not None and request.prompt and not knows_any_word(tokenizer, request.prompt):
         problems.append(
-            "prompt: the tokenizer knows none of its words, so that it would have no effect; "
-            "published models know English"
+            "prompt: the tokenizer knows none of its words, so it would have no effect; published "
+            "models read English"
         )
     for index, entity in enumerate(request.entities):
         problems += _entity_problems(entity, f"entities[{index}]", request, model, tokenizer)

@@ -38,14 +38,15 @@ def text_notes(field: str, text: str, model: ModelConfig, tokenizer) -> list[str
         )
     if unknown := unknown_words(tokenizer, text):
         notes.append(
-            f"{field}: the tokenizer does not know {_quoted(unknown)}, which the model cannot tell "
-            "from any other unknown word; published models know English"
+            f"{field}: the tokenizer does not know {_quoted(unknown)}; to the model all of it is "
+            "one and the same unknown token (published models read English)"
         )
     if spelled := letters_only(tokenizer, text):
         known = whole_words(tokenizer)
-        listed = f"; it knows {', '.join(known)}" if len(known) <= _VOCABULARY else ""
+        listed = f"; its words are {', '.join(known)}" if len(known) <= _VOCABULARY else ""
         notes.append(
-            f"{field}: {_quoted(spelled)}: no words of this model, only letters to it{listed}"
+            f"{field}: the tokenizer spells {_quoted(spelled)} letter by letter, so the model "
+            f"hardly knows what that means{listed}"
         )
     return notes
 
