@@ -184,17 +184,12 @@ def knows_any_word(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
 
 def letters_only(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
     """The words of a text that are spelled letter by letter, each once; numbers do not count."""
-    at = np.zeros(len(text), bool)  # whether a piece of several letters covers the character
-    unknown = np.zeros(len(text), bool)
+    other = np.zeros(len(text), bool)  # characters in longer pieces, and unknown ones
     for piece in pieces_of(tokenizer, text):
-        at[piece.start : piece.end] |= len(piece.text) > 1
-        unknown[piece.start : piece.end] |= piece.token == tokenizer.unk_token_id
-    words = [match for match in re.finditer(r"[^\W\d_]{2,}", text)]
-    spelled = [
-        match.group().lower()
-        for match in words
-        if not at[slice(*match.span())].any() and not unknown[slice(*match.span())].any()
-    ]
+        if len(piece.text) > 1 or piece.token == tokenizer.unk_token_id:
+            other[piece.start : piece.end] = True
+    words = re.finditer(r"(?<!\w)[A-Za-z]{2,}(?!\w)", text)
+    spelled = [word.group().lower() for word in words if not other[slice(*word.span())].any()]
     return list(dict.fromkeys(spelled))
 
 
