@@ -58,6 +58,8 @@ def test_times_and_visibility_by_their_names(tmp_path):
     points = load_points(table)
     assert points.visible.tolist() == [True, True, False, True]
     assert points.time[[0, 1, 3]].tolist() == [0, 0.25, 1]
+    table.write_text(lines("x,y,visibility", "1,2,True", "3,4,False"))
+    assert load_points(table).visible.tolist() == [True, False]
     table.write_text(lines("frame,x,y", "5,1,2"))
     assert load_points(table).time.tolist() == [0]
     entries = [{"x": 1, "y": 2, "time": 0}, {"x": 0, "y": 0, "visible": 0}]

@@ -26,15 +26,15 @@ def read_references(reader: FieldReader, data: dict, field: str) -> dict[str, tu
         field: What problems call the entity.
     """
     images = reader.file_list(data.get("images"), f"{field}.images", "image")
-    found = [reader.image(image, f"{field}.images[{index}]") for index, image in enumerate(images)]
-    given = {name: _per_image(reader, data, field, name, len(found)) for name in _PER_IMAGE}
-    masks, boxes, faces = [], [], []
-    for index, (_, pixels) in enumerate(found):
+    given = {name: _per_image(reader, data, field, name, len(images)) for name in _PER_IMAGE}
+    paths, masks, boxes, faces = [], [], [], []
+    for index, image in enumerate(images):  # one at a time is in memory
+        path, pixels = reader.image(image, f"{field}.images[{index}]")
+        paths.append(path)
         mask, box, face = (given[name][index] if given[name] else None for name in _PER_IMAGE)
         masks.append(None)
         if mask is not None:
-            path, pixels = _mask(reader, mask, f"{field}.masks[{index}]", pixels)
-            masks[-1] = path
+            masks[-1], pixels = _mask(reader, mask, f"{field}.masks[{index}]", pixels)
         boxes.append(_box(reader, box, f"{field}.boxes[{index}]"))
         faces.append(_face(reader, face, f"{field}.faces[{index}]", pixels))
         if pixels is not None:
@@ -44,7 +44,7 @@ def read_references(reader: FieldReader, data: dict, field: str) -> dict[str, tu
     return {
         "features": features,
         "kinds": kinds,
-        "images": tuple(path for path, _ in found if path is not None),
+        "images": tuple(path for path in paths if path is not None),
         **{name: tuple(values[name]) if given[name] else () for name in _PER_IMAGE},
     }
 

@@ -197,16 +197,17 @@ def prepare(options: Options) -> Job:
                 options.checkpoint, dtype, options.vae_memory, options.face_models
             )
         # Checked once more, for the parts that the checkpoint turned out to have.
-        names = request.request_names(options.requests)
+        names, notes = request.request_names(options.requests), []
         with feedback.working("reading the requests"):
-            requests, inputs = model.prepare(requests, _say, names)
+            requests, inputs = model.prepare(requests, notes.append, names)
         latents = _initial_latents(options.init_latents, model, inputs)
     except (request.RequestError, SamplingError) as error:
         raise SamplingError(error.problems) from error
     except ValueError as error:
         raise SamplingError([str(error)]) from error
-    for note in still_notes(options.requests, requests, model.config):
-        _say(note)
+    notes += still_notes(options.requests, requests, model.config)
+    if notes:
+        print("\n".join(notes), file=sys.stderr)
     return Job(model, requests, inputs, latents)
 
 
@@ -216,10 +217,6 @@ def _paths(options: Options) -> dict[str, Path | None]:
     paths = {f"--{name.replace('_', '-')}": getattr(options, name) for name in names}
     requests = enumerate(options.requests)
     return paths | {f"--request[{index}]": path for index, path in requests}
-
-
-def _say(note: str) -> None:
-    print(note, file=sys.stderr)
 
 
 def _face_problems(

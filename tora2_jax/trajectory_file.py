@@ -27,6 +27,7 @@ _LITERAL_CHARACTERS = 2**20  # Python's parser takes 200 times as much memory
 _NUMPY, _ARCHIVE = b"\x93NUMPY", b"PK\x03\x04"
 _JSON = re.compile(r"[\"']?\s*[\[{]")  # a list, or a text that holds one
 _COLUMNS = {"t": "time", "frames": "frame", "visibility": "visible", "vis": "visible"}
+_TRUTH = {"true": "1", "false": "0"}
 _KNOWN = ("x", "y", "time", "frame", "visible")
 
 
@@ -194,6 +195,7 @@ def _cells(line: str) -> list[str]:
     else:
         cells = line.split(",") if "," in line else line.split()
     cells = [cell.strip().strip("\"'") for cell in cells]
+    cells = [_TRUTH.get(cell.lower(), cell) for cell in cells]
     return cells[:-1] if len(cells) > 1 and not cells[-1] else cells
 
 
