@@ -60,6 +60,17 @@ def main(arguments: list[str] | None = None) -> int:
         type=Path,
         help="folder with insightface's antelopev2 or buffalo_l, to find faces in references",
     )
+    parser.add_argument(
+        "--fit",
+        choices=("stretch", "crop", "pad"),
+        help="how a first frame of another shape becomes one; default: as the request says",
+    )
+    parser.add_argument(
+        "--request-paths",
+        choices=("anything", "beside-the-request"),
+        default="anything",
+        help="which files a request may name; the latter for requests of strangers",
+    )
     parser.add_argument("--init-latents", type=Path, help=".npy or .npz, [b, t, c, h, w]")
     parser.add_argument("--save-latents", type=Path, help=".npz, [b, t, c, h, w]")
     parser.add_argument("--save-frames", type=Path, help=".npy, [b, f, height, width, 3] in [0, 1]")

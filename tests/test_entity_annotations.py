@@ -48,7 +48,7 @@ FAULTS = {
     "image": (one(images=["no.png"]), 'images[0]: there is no file "no.png"'),
     "short": (one(trajectory=[[5, 5]]), "has 1 entries; the clip has 9 frames"),
     "outside": (one(trajectory=[[5, 5], [65, 5]]), "point 2 is at (65, 5), outside"),
-    "times": (one(trajectory=[[1, 1, k**2 / 64] for k in range(9)]), "holds times"),
+    "times": (one(trajectory=[[5, 5, k**2 / 64] for k in range(9)]), "holds times"),
     "unseen": (one(trajectory=[None] * 9), "trajectory: no point is visible"),
     "file": (one(trajectory="no.txt"), 'trajectory: there is no file "no.txt"'),
     "folder": (one(frame_masks="masks/no"), 'frame_masks: there is no folder "masks/no"'),
@@ -186,6 +186,18 @@ def test_masks_and_boxes_of_own_images_are_read_as_in_a_request(tmp_path):
         image.shape[:2] for draw in range(20) for image in clips.record(0, draw).entities[0].images
     }
     assert sizes == {(48, 32), (40, 50), (40, 40)}  # a frame's, the mask's and the box's
+
+
+@pytest.mark.parametrize(("word", "kind"), [("dog", "object"), ("woman", "human")])
+def test_the_word_decides_a_kind_that_is_left_out(tmp_path, word, kind):
+    numbered(tmp_path)
+    (tmp_path / "labels" / "numbered.txt").write_text(f"A {word}.")
+    path = tmp_path / "entities" / "numbered.json"
+    data = json.loads(path.read_text())
+    data["entities"][0]["word"] = word
+    del data["entities"][0]["kind"]
+    path.write_text(json.dumps(data))
+    assert EntityClips(config(tmp_path), model()).record(0).entities[0].kind == kind
 
 
 def test_words_beyond_the_text_are_counted(tmp_path, monkeypatch):

@@ -83,12 +83,14 @@ def test_the_checkpoint_chooses_the_scheduler_unless_told(pipeline, requests, mo
     assert (latents() == ddim).all() and (dpm != ddim).any()
 
 
-def test_problems_of_a_batch_are_told_at_once(pipeline, requests):
-    kind = requests[0].entities[1]._replace(kind="auto")
-    unclear = requests[0]._replace(entities=(kind,))
+def test_problems_of_a_batch_are_told_at_once(pipeline, requests, monkeypatch):
+    monkeypatch.setattr(pipeline.config, "face_detector", "insightface")
+    kite = requests[0].entities[1]._replace(kind="auto", faces=(1,))
+    unclear = requests[0]._replace(entities=(kite,))
     with pytest.raises(RequestError) as error:
         pipeline.prepare([unclear, requests[1], unclear])
-    assert [problem[:30] for problem in error.value.problems] == [
+    problems = [text for text in error.value.problems if "face models: " not in text]
+    assert [problem[:30] for problem in problems] == [
         "requests[0]: entities[0].kind:",
         "requests[2]: entities[0].kind:",
     ]
@@ -101,11 +103,18 @@ def test_what_was_decided_about_references_is_said(pipeline, requests, monkeypat
     unclear = requests[0]._replace(entities=(man, kite._replace(kind="auto")))
     said = []
     _, inputs = pipeline.prepare([requests[1], unclear], said.append)
-    assert said == ['requests[1]: entities[1] "kite": taken as object, for no face was found']
-    assert not inputs.is_human.any() and inputs.object_images[1, 1].any()
+    assert said[-1] == 'requests[1]: entities[1] "kite": taken as object, for no face was found'
+    assert not any("taken as" in note for note in said[:-1])
+    assert inputs.is_human[1, :2].tolist() == [True, False]  # by the word man, and by no face
+    assert inputs.object_images[1, 1].any()
     with caplog.at_level("INFO", "tora2_jax"):
-        pipeline.prepare([unclear])
-    assert "taken as object" in caplog.text
+        pipeline.prepare([unclear], names=["mine.json"])
+    decided, made_for = (
+        next(record for record in caplog.records if part in record.message)
+        for part in ("taken as object", "may come out worse")
+    )
+    assert decided.levelname == "INFO" and made_for.levelname == "WARNING"
+    assert decided.message.startswith("mine.json: ")
 
 
 def one_hot(ids):

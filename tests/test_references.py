@@ -16,6 +16,7 @@ from tora2_jax import conditioning, sampling
 from tora2_jax.config import ModelConfig, toy
 from tora2_jax.faces import FACE_TEMPLATE, Face, InsightFaceDetector
 from tora2_jax.image_file import load_image, load_mask
+from tora2_jax.kinds import kind_of_word
 from tora2_jax.reference_inputs import (
     load_references,
     prepare_entity,
@@ -279,22 +280,49 @@ def test_a_human_whose_face_is_given_needs_no_models(folder):
     assert thing.kind == "object" and thing.references[0].search is None and thing.notes == ()
 
 
+def test_without_face_models_the_word_decides_an_open_kind(folder):
+    person = prepared(folder, None, images=["one.png"])
+    assert person.kind == "human" and not person.references[0].has_prior
+    assert person.notes == (
+        'taken as human, for its word; "kind" says it otherwise',
+        "images[0]: there are no face models to look for one; only its DINO tokens are used",
+    )
+    cat = man(word="cat", images=["one.png"])
+    (thing,) = prepare_request(real_model(), parse_request(cat, folder, real_model()))
+    assert thing.kind == "object" and thing.references[0].has_prior
+    assert thing.notes == ('taken as object, for its word; "kind" says it otherwise',)
+    points = np.round(FACE_TEMPLATE * 2, 1).tolist()
+    mixed = prepared(folder, None, images=["three.png", "one.png"], faces=[points, None])
+    assert [reference.has_prior for reference in mixed.references] == [True, False]
+    toy_model = toy()
+    (drawn,) = prepare_request(toy_model, parse_request(man(images=["one.png"]), folder, toy_model))
+    assert drawn.kind == "human" and drawn.references[0].has_prior and len(drawn.notes) == 1
+
+
+@pytest.mark.parametrize(
+    ("word", "kind"),
+    [("man", "human"), ("Old Women#2", "human"), ("man's hat", "object"), ("kite", "object")],
+)
+def test_the_last_word_of_a_phrase_names_the_kind(word, kind):
+    assert kind_of_word(word) == kind
+
+
 def test_without_face_models_the_error_says_what_to_fetch(folder, tmp_path):
     with pytest.raises(RequestError) as error:
-        prepared(folder, None, images=["one.png"])
+        prepared(folder, None, kind="human", images=["one.png"])
     kind, models = error.value.problems
-    assert kind.startswith("entities[0].kind: there are no face models to tell human from object")
+    assert kind.startswith("entities[0].kind: there are no face models to find the face")
     for part in (
         "antelopev2",
         "buffalo_l",
         "--face-models",
         "non-commercial",
-        '"object"',
+        '"kind"',
         '"faces"',
     ):
         assert part in models
-    with pytest.raises(RequestError, match="no face models to find the face"):
-        prepared(folder, None, kind="human", images=["one.png"])
+    with pytest.raises(RequestError, match="no face models to find the chosen face"):
+        prepared(folder, None, images=["one.png"], faces=[1])
     options = sampling.Options(folder, folder / "none.json", tmp_path / "a.mp4")
     with pytest.raises(sampling.SamplingError) as error:
         sampling.prepare(options._replace(face_models=tmp_path / "nowhere"))

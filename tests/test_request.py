@@ -68,7 +68,10 @@ def test_reads_every_field(folder):
     (folder / "request.json").write_text(json.dumps(data))
     request = load_request(folder / "request.json", cogvideox_5b())
     man, cat, grass = request.entities
-    assert request[:1] + request[2:] == (PROMPT, 480, 720, 49, 8, (256, 128), None, "dull")
+    assert request[:1] + request[2:] == (
+        *(PROMPT, 480, 720, 49, 8, (256, 128), None, "dull"),
+        "stretch",
+    )
     assert PROMPT[slice(*man.span)] == "man" and man.span[0] > 20
     assert man.images == (folder / "man.png",) and man.kind == "human"
     assert man.points.position.tolist() == [[10, 20], [30, 40]]
@@ -153,7 +156,7 @@ def test_prompt(folder, prompt):
         ("[]", "request: must be an object"),
         ('{"prompt": "a", "prompt": "b"}', "prompt: is given more than once"),
         (
-            '{"prompt": "a", "entities": [{"word": "a", "word": "a", "trajectory": [[1, 1]]}]}',
+            '{"prompt": "a", "entities": [{"word": "a", "word": "a", "trajectory": [[1, 2]]}]}',
             "entities[0].word: is given more than once",
         ),
         ('{"prompt": "a", "entities": {}}', "entities: must be a list"),

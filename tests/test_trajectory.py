@@ -12,6 +12,7 @@ from PIL import Image
 from tora2_jax import trajectory, trajectory_command
 from tora2_jax.flow_color import color_bytes
 from tora2_jax.trajectory import TrajectoryError, parse_points, resample, splat
+from tora2_jax.trajectory_file import load_points
 
 GOLDEN = Path(__file__).parent / "golden" / "tora_trajectory.npz"
 
@@ -135,12 +136,17 @@ def test_null_points_hide_frames():
         ([], ["no points"]),
         ("circle", ["no points"]),
         ([None, None], ["no point is visible"]),
-        ([[1, "a"], [300, 5], [1]], ["point 1 holds 'a'", "point 2 is at (300, 5)", "point 3"]),
-        ([[float("nan"), 1], [True, 2]], ["finite", "True"]),
+        ([[1, "a"], [300, 5], [1]], ["point 1 holds text", "point 2 is at (300, 5)", "point 3"]),
+        ([[1], [2, 3, 4, 5], [], 7], ["point 1 is a list of 1 (2 more are like it)", "point 4"]),
+        ([[float("nan"), 1], [True, 2]], ["finite", "true or false"]),
         ([[10**400, 1]], ["finite"]),
-        ([[-1, 5], [5, 256.5]], ["point 1 is at", "point 2 is at"]),
-        ([[1, 1, 0.5], [2, 2, 0.5], [3, 3, 0.2]], ["0.5 follows 0.5", "0.2 follows 0.5"]),
-        ([[1, 1, -0.5], [2, 2, 1.5]], ["time -0.5", "time 1.5"]),
+        ([[-1, 5], [5, 256.5]], ["point 1 is at (-1, 5), outside the canvas of 256 x 256 (1 more"]),
+        ([[1, 1, 0.5], [2, 2, 0.5], [3, 3, 0.2]], ["0.5 follows 0.5 (1 more is like it)"]),
+        ([[1, 1, -0.5], [2, 2, 1.5]], ["third numbers run from -0.5 to 1.5"]),
+        ([[9, 9, 1], [8, 8, 1], [7, 7, 0]], ["all 0 or 1"]),
+        ([[9, 9, index] for index in range(49)], ["third numbers run from 0 to 48"]),
+        ([[index / 256, 0.5] for index in range(49)], ["fractions of the picture"]),
+        ([[9, 9]] * 100_001, ["at most 100000"]),
         ([[1, 1, 0], [2, 2]], ["for all or for none"]),
     ],
 )
@@ -160,22 +166,22 @@ def test_files(tmp_path):
     text, listing = tmp_path / "path.txt", tmp_path / "path.json"
     text.write_text("10,20\n\n30, 40.5")
     listing.write_text("[[10, 20], null, [30, 40.5]]")
-    read = trajectory.load_points(text)
+    read = load_points(text)
     assert read.position.tolist() == [[10, 20], [30, 40.5]]
-    assert trajectory.load_points(str(listing)).visible.tolist() == [True, False, True]
+    assert load_points(str(listing)).visible.tolist() == [True, False, True]
     text.write_bytes(b"\xef\xbb\xbf10,20\r\n30, 40\r\n")  # as some editors save it
-    assert trajectory.load_points(text).position.tolist() == [[10, 20], [30, 40]]
+    assert load_points(text).position.tolist() == [[10, 20], [30, 40]]
     text.write_text("\n".join(f"{index}, 7" for index in range(205)))
-    track, _ = resample(trajectory.load_points(text), 49, 256, 256)
+    track, _ = resample(load_points(text), 49, 256, 256)
     assert track[0].tolist() == [0, 7] and track[-1].tolist() == [204, 7]
     for content in ("", "10,x\n", "10\n", "[[1,", "[1, 2]", "10,nan"):
         text.write_text(content)
         with pytest.raises(TrajectoryError, match=r"path\.txt"):
-            trajectory.load_points(text)
+            load_points(text)
     text.write_bytes(b"\xff\xfe\x00")
     for unreadable in (text, tmp_path / "absent.txt", tmp_path):
         with pytest.raises(TrajectoryError, match="cannot be read"):
-            trajectory.load_points(unreadable)
+            load_points(unreadable)
 
 
 def test_splat_of_a_still_point_is_a_gaussian_on_the_token_grid():
@@ -272,7 +278,7 @@ def test_the_command_names_all_problems_and_writes_nothing(tmp_path, capsys):
     absent, plot = tmp_path / "absent.txt", tmp_path / "plot.png"
     assert _command(good, bad, absent, "--plot", plot, "--frames", 0) == 2
     message = capsys.readouterr().err
-    parts = ("bad.txt: point 2", "bad.txt: point 3", "absent.txt cannot be read", "--frames: 0")
+    parts = ("bad.txt: point 2", "bad.txt: point 3", "absent.txt: cannot be read", "--frames: 0")
     for part in parts:
         assert part in message
     assert not plot.exists()

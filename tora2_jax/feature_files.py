@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 
+from tora2_jax import limits
 from tora2_jax.config import ModelConfig
 from tora2_jax.error_text import first_line
 from tora2_jax.models.prior import prior_configs, prior_of, prior_sizes
@@ -25,7 +26,7 @@ FORMATS = (".npz", ".safetensors")
 _AXES = {"dino": 2, "prior_tokens": 2, "prior_vector": 1}
 _KIND = "kind"
 # What reading raises for files that are damaged or of another kind.
-_DAMAGE = (OSError, EOFError, ValueError, KeyError, TypeError, NotImplementedError)
+_DAMAGE = (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError)
 _DAMAGE += (zipfile.BadZipFile, zlib.error, SafetensorError)
 
 
@@ -58,6 +59,8 @@ def load_features(path: str | Path) -> ReferenceFeatures:
         raise FeatureFileError([f"{path.name} is neither {' nor '.join(FORMATS)}"])
     try:
         content, kind = _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
+    except limits.TooLargeError as error:
+        raise FeatureFileError([f"{path.name} cannot be used: {error}"]) from error
     except _DAMAGE as error:
         reason = first_line(error)[:200]
         raise FeatureFileError(
@@ -94,13 +97,23 @@ def save_features(path: str | Path, features: ReferenceFeatures) -> None:
 
 
 def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], Any]:
-    with np.load(path, allow_pickle=False) as file:
-        content = {name: file[name] for name in file.files}
+    content, left = {}, limits.FEATURE_BYTES
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if len(names) > len(_AXES) + 1:
+            raise ValueError(f"it holds {len(names)} arrays")
+        for name in names:
+            with archive.open(name) as file:
+                array = limits.read_array(file, left)
+            content[name.removesuffix(".npy")] = array
+            left -= array.nbytes
     kind = content.pop(_KIND, None)
     return content, kind if kind is None or kind.size != 1 else str(kind.item())
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], Any]:
+    if path.stat().st_size > limits.FEATURE_BYTES:
+        raise limits.TooLargeError(f"it is larger than {limits.FEATURE_BYTES >> 20} MiB")
     with safe_open(path, "numpy") as file:
         content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return content, (file.metadata() or {}).get(_KIND)
@@ -114,7 +127,7 @@ def _content_problems(content: dict[str, np.ndarray], kind: Any) -> list[str]:
         problems.append(f'kind must be "human" or "object", not {kind!r}')
     for name, array in content.items():
         if name not in _AXES:
-            problems.append(f"{name} is not known; it may hold {', '.join(_AXES)} and {_KIND}")
+            problems.append(f"{name[:40]} is not known; it may hold {', '.join(_AXES)} and {_KIND}")
         elif array.ndim != _AXES[name]:
             problems.append(f"{name} has shape {list(array.shape)}; {_AXES[name]} axes are needed")
         elif array.dtype.name not in ("float16", "bfloat16", "float32", "float64"):

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tora2_jax.config import ModelConfig
 from tora2_jax.image_file import load_image
@@ -12,12 +12,19 @@ from tora2_jax.request import Request
 
 
 def first_frame(request: Request) -> Float[np.ndarray, "height width 3"]:
-    """The image of a request with sizes, brought to the size of the video as diffusers does.
+    """The image of a request with sizes, brought to the size of the video.
 
-    In [-1, 1], rounded to 8 bits after the resize; the aspect ratio is not kept.
+    In [-1, 1], rounded to 8 bits after the resize. `stretch` does as diffusers, without regard to
+    the aspect ratio; `crop` cuts off what is too much at both ends, `pad` fills up in black.
     """
     picture = Image.fromarray(load_image(request.image)).convert("RGB")
-    picture = picture.resize((request.width, request.height), Image.Resampling.LANCZOS)
+    size, method = (request.width, request.height), Image.Resampling.LANCZOS
+    if request.fit == "crop":
+        picture = ImageOps.fit(picture, size, method)
+    elif request.fit == "pad":
+        picture = ImageOps.pad(picture, size, method)
+    else:
+        picture = picture.resize(size, method)
     return 2 * (np.asarray(picture, np.float32) / 255) - 1
 
 

@@ -6,10 +6,26 @@ from pathlib import Path
 import cv2
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageChops, ImageOps
+from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
+
+from tora2_jax import limits
 
 _LONGEST_SIDE = 32766  # OpenCV cannot warp larger pictures
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+_GIVE = "give a PNG, JPEG or WebP file"
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_OTHER_FILES = {
+    b"version https://git-lfs": "it is a pointer of Git LFS; fetch the file with `git lfs pull`",
+    b"<!doctype html": "it is a web page, not the picture on it",
+    b"<html": "it is a web page, not the picture on it",
+    b"<svg": "it is an SVG drawing",
+    b"<?xml": "it is an SVG drawing or another XML file",
+    b"%pdf": "it is a PDF document",
+    b"\xff\x0a": "it is a JPEG XL picture",
+    b"\x00\x00\x00\x0cJXL ": "it is a JPEG XL picture",
+    b"\x1a\x45\xdf\xa3": "it is a video",
+    b"PK\x03\x04": "it is an archive",
+}
+_UNREADABLE = (OSError, SyntaxError, ValueError)
 
 
 def load_image(path: str | Path) -> UInt8[np.ndarray, "height width 4"]:
@@ -42,10 +58,7 @@ def to_rgba(image: Image.Image) -> UInt8[np.ndarray, "height width 4"]:
     Raises:
         ValueError: Its numbers have no known range, or there are too many of them.
     """
-    if max(image.size) > _LONGEST_SIDE:
-        raise ValueError(
-            f"it has {image.width} x {image.height} pixels; shrink it to {_LONGEST_SIDE} a side"
-        )
+    _check_size(image)
     # Photo software stores inverted CMYK in a JPEG and marks it, and Pillow takes all as inverted.
     plain_cmyk = image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info
     image = ImageOps.exif_transpose(image)
@@ -58,17 +71,60 @@ def to_rgba(image: Image.Image) -> UInt8[np.ndarray, "height width 4"]:
     return np.array(image.convert("RGBA"))
 
 
+def count_pixels(path: str | Path) -> int:
+    """The pixels of a picture, from the head of its file.
+
+    Raises:
+        ValueError: The file is missing, is no image that can be read, or has too many pixels.
+    """
+    return _load(path, lambda image: image.width * image.height)
+
+
 def _load(path: str | Path, convert):
     try:
         with warnings.catch_warnings():
-            # Large photos are fine; beyond twice as much Pillow refuses.
+            # Our own bound is below the one of which Pillow warns.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
+                _check_size(image)
                 return convert(image)
-    except _UNREADABLE as error:
+    except UnidentifiedImageError as error:
+        raise ValueError(f"cannot read the image {path}: {_what_it_is(path)}; {_GIVE}") from error
+    except Image.DecompressionBombError as error:
+        most = limits.PICTURE_PIXELS // 10**6
         raise ValueError(
-            f"cannot read the image {path}: {error}; give a PNG, JPEG or WebP file"
+            f"cannot read the image {path}: shrink it to {most} million pixels"
         ) from error
+    except _UNREADABLE as error:
+        raise ValueError(f"cannot read the image {path}: {error}; {_GIVE}") from error
+
+
+def _check_size(image: Image.Image) -> None:
+    """Refuses pictures before they are decoded."""
+    if image.format == "EPS":
+        raise ValueError("it is PostScript, a program that draws")
+    width, height = image.size
+    if width * height > limits.PICTURE_PIXELS or max(width, height) > _LONGEST_SIDE:
+        raise ValueError(
+            f"it has {width} x {height} pixels; shrink it to {_LONGEST_SIDE} a side and "
+            f"{limits.PICTURE_PIXELS // 10**6} million in all"
+        )
+
+
+def _what_it_is(path: str | Path) -> str:
+    """What kind of file it is that Pillow does not know."""
+    with Path(path).open("rb") as file:
+        start = file.read(64)
+    if not start:
+        return "the file is empty"
+    if start[4:8] == b"ftyp":
+        brand = start[8:12]
+        if brand in _HEIF_BRANDS:
+            return "it is a HEIC photo, whatever its name says; export it from the photo program"
+        return "it is an AVIF picture" if brand in (b"avif", b"avis") else "it is a video"
+    begin = (start, start.lstrip().lower())
+    known = (name for mark, name in _OTHER_FILES.items() if any(b.startswith(mark) for b in begin))
+    return next(known, "it is no picture of a known kind")
 
 
 def _from_16_bits(image: Image.Image) -> UInt8[np.ndarray, "height width 4"]:

@@ -22,6 +22,7 @@ from tora2_jax.models.t5 import T5Encoder
 from tora2_jax.models.tora2 import Tora2
 from tora2_jax.models.vae_tiling import VAEMemory
 from tora2_jax.request import Request, RequestError, for_each, load_requests, request_names
+from tora2_jax.request_notes import request_notes
 from tora2_jax.sample_progress import Listeners, Report
 from tora2_jax.sample_settings import DEFAULTS, SampleSettings, seed_problems, setting_problems
 from tora2_jax.types import BoundConditions, Conditions, Inputs
@@ -138,29 +139,39 @@ class Tora2Pipeline:
         )
 
     def prepare(
-        self, sources: Sequence[Source], say: Callable[[str], None] = _LOG.info
+        self,
+        sources: Sequence[Source],
+        say: Callable[[str], None] | None = None,
+        names: Sequence[str] | None = None,
     ) -> tuple[list[Request], Inputs]:
         """Requests or their files, checked, and as one batch of numbers.
 
-        `say` is told what was decided about references, one line each; by default it is logged.
+        Args:
+            sources: The requests.
+            say: Told, one line each, what was decided about references, and what of a request is
+                taken otherwise than may be expected (`request_notes`). By default both are logged,
+                the latter as warnings.
+            names: What messages call the requests, if not by their files.
 
         Raises:
             RequestError: lists every problem of every request.
             FaceModelError: the face models cannot be used.
         """
-        names = request_names(sources)
+        names = request_names(sources) if names is None else names
 
         def make(named: tuple[str, Request]) -> Inputs:
             name, request = named
+            for note in request_notes(request, self.config, self.tokenizer):
+                (say or _LOG.warning)(f"{name}: {note}")
             return conditioning.request_inputs(
                 self.config,
                 self.tokenizer,
                 request,
                 self.detector,
-                lambda note: say(f"{name}: {note}"),
+                lambda note: (say or _LOG.info)(f"{name}: {note}"),
             )
 
-        requests = load_requests(sources, self.config, self.tokenizer)
+        requests = load_requests(sources, self.config, self.tokenizer, names=names)
         samples, problems = for_each(names, list(zip(names, requests, strict=True)), make)
         if problems:
             raise RequestError(problems)

@@ -25,21 +25,16 @@ def read_references(reader: FieldReader, data: dict, field: str) -> dict[str, tu
         data: The entity, as JSON.
         field: What problems call the entity.
     """
-    images = data.get("images")
-    if images is not None and not isinstance(images, list):
-        reader.note(f"{field}.images", f"must be a list of image files, not {name_of(images)}")
-        images = None
-    found = [
-        reader.image(image, f"{field}.images[{index}]") for index, image in enumerate(images or [])
-    ]
-    given = {name: _per_image(reader, data, field, name, len(found)) for name in _PER_IMAGE}
-    masks, boxes, faces = [], [], []
-    for index, (_, pixels) in enumerate(found):
+    images = reader.file_list(data.get("images"), f"{field}.images", "image")
+    given = {name: _per_image(reader, data, field, name, len(images)) for name in _PER_IMAGE}
+    paths, masks, boxes, faces = [], [], [], []
+    for index, image in enumerate(images):  # one at a time is in memory
+        path, pixels = reader.image(image, f"{field}.images[{index}]")
+        paths.append(path)
         mask, box, face = (given[name][index] if given[name] else None for name in _PER_IMAGE)
         masks.append(None)
         if mask is not None:
-            path, pixels = _mask(reader, mask, f"{field}.masks[{index}]", pixels)
-            masks[-1] = path
+            masks[-1], pixels = _mask(reader, mask, f"{field}.masks[{index}]", pixels)
         boxes.append(_box(reader, box, f"{field}.boxes[{index}]"))
         faces.append(_face(reader, face, f"{field}.faces[{index}]", pixels))
         if pixels is not None:
@@ -49,17 +44,15 @@ def read_references(reader: FieldReader, data: dict, field: str) -> dict[str, tu
     return {
         "features": features,
         "kinds": kinds,
-        "images": tuple(path for path, _ in found if path is not None),
+        "images": tuple(path for path in paths if path is not None),
         **{name: tuple(values[name]) if given[name] else () for name in _PER_IMAGE},
     }
 
 
 def _features(reader: FieldReader, value: Any, field: str) -> tuple[tuple, tuple]:
     """The feature files that can be read, and the kind that each says, or None."""
-    if value is not None and not isinstance(value, list):
-        reader.note(field, f"must be a list of feature files, not {name_of(value)}")
     paths, kinds = [], []
-    for index, item in enumerate(value if isinstance(value, list) else ()):
+    for index, item in enumerate(reader.file_list(value, field, "feature")):
         path = reader.path(item, f"{field}[{index}]")
         if path is None:
             continue

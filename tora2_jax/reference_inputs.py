@@ -13,6 +13,7 @@ from tora2_jax.config import ModelConfig
 from tora2_jax.faces import GET_FACE_MODELS, FaceChoiceError, FaceDetector, is_landmarks
 from tora2_jax.feature_files import FeatureFileError, ReferenceFeatures, load_fitting
 from tora2_jax.image_file import load_image, load_mask
+from tora2_jax.kinds import kind_of_word
 from tora2_jax.models.prior import prior_of, stored_priors
 from tora2_jax.references import (
     FaceSearch,
@@ -41,6 +42,7 @@ def prepare_entity(
     kind: RequestedKind,
     references: Sequence[Reference],
     detector: FaceDetector | None = None,
+    word: str = "",
 ) -> PreparedEntity:
     """Every reference of an entity, ready for the encoders.
 
@@ -49,6 +51,7 @@ def prepare_entity(
         kind: Whether the prior is a face or an object; `auto` is human if any has a face.
         references: At most `model.max_references`.
         detector: Finds faces where `model.face_detector` needs a network.
+        word: Decides an open kind where no face is sought.
 
     Raises:
         RequestError: There are too many references, or a chosen face is not there.
@@ -63,9 +66,12 @@ def prepare_entity(
         )
     searches: list[FaceSearch | None] = [None] * len(references)
     seeks = model.face_detector == "insightface" and "face" not in stored_priors(model)
-    if kind == "auto" or (kind == "human" and seeks):
+    by_hand = any(is_landmarks(reference.face) for reference in references)
+    if kind == "auto" and (seeks or by_hand or detector is not None):
+        searches = _find_faces(references, detector, may_lack=detector is None)
+    elif kind == "human" and seeks:
         searches = _find_faces(references, detector)
-    decided, notes = _decide(kind, searches)
+    decided, notes = _decide(kind, searches, None if detector else word)
     prepared = [
         prepare(
             reference.image,
@@ -80,9 +86,15 @@ def prepare_entity(
     return PreparedEntity(decided, tuple(prepared), tuple(notes))
 
 
-def _find_faces(references: Sequence[Reference], detector) -> list[FaceSearch | None]:
+def _find_faces(
+    references: Sequence[Reference], detector: FaceDetector | None, may_lack: bool = False
+) -> list[FaceSearch | None]:
+    """The face of every reference; with `may_lack` those that need a detector have none."""
     searches, problems = [], []
     for index, reference in enumerate(references):
+        if may_lack and reference.face is None:
+            searches.append(FaceSearch(None, (), None, "there are no face models to look for one"))
+            continue
         try:
             searches.append(find_face(reference, detector))
         except FaceChoiceError as error:
@@ -92,13 +104,21 @@ def _find_faces(references: Sequence[Reference], detector) -> list[FaceSearch | 
     return searches
 
 
-def _decide(kind: RequestedKind, searches: list[FaceSearch | None]) -> tuple[Kind, list[str]]:
-    """The kind, and what there is to say about it and about the faces."""
+def _decide(
+    kind: RequestedKind, searches: list[FaceSearch | None], word: str | None
+) -> tuple[Kind, list[str]]:
+    """The kind, and what there is to say about it and about the faces.
+
+    `word` decides an open kind if no face was found; None: all were looked for.
+    """
     seen = [index for index, found in enumerate(searches) if found and found.landmarks is not None]
     if kind != "auto":
         decided, notes = kind, []
     elif seen:
         decided, notes = "human", [f"taken as human, for the face in images[{seen[0]}]"]
+    elif word is not None:
+        decided = kind_of_word(word)
+        notes = [f'taken as {decided}, for its word; "kind" says it otherwise']
     else:
         decided, notes = "object", ["taken as object, for no face was found"] if searches else []
     if decided == "human":
@@ -126,8 +146,7 @@ def prepare_request(
     prepared = []
     for index, entity in enumerate(request.entities):
         try:
-            references = load_references(entity)
-            appearance = prepare_entity(model, entity.kind, references, detector)
+            appearance = _appearance(model, entity, detector)
             features = load_fitting(entity.features, appearance.kind, model)
             prepared.append(appearance._replace(features=features))
         except (RequestError, FeatureFileError) as error:
@@ -135,6 +154,17 @@ def prepare_request(
     if problems:
         raise RequestError(problems)
     return prepared
+
+
+def _appearance(
+    model: ModelConfig, entity: EntityRequest, detector: FaceDetector | None
+) -> PreparedEntity:
+    """An entity's images; without any, its word decides an open kind, which features need."""
+    if entity.images:
+        references = load_references(entity)
+        return prepare_entity(model, entity.kind, references, detector, entity.word)
+    decided = prepare_entity(model, entity.kind, (), word=entity.word)
+    return decided if entity.features else decided._replace(notes=())
 
 
 def load_references(entity: EntityRequest) -> tuple[Reference, ...]:
@@ -163,20 +193,18 @@ def face_problems(model: ModelConfig, request: Request, has_detector: bool) -> l
         return []
     problems = []
     for index, entity in enumerate(request.entities):
+        chosen = [face for face in entity.faces if face is not None and not is_landmarks(face)]
         by_hand = entity.faces and all(map(is_landmarks, entity.faces))
         needless = entity.kind == "human" and "face" in stored_priors(model)
         if not entity.images or entity.kind == "object" or by_hand or needless:
             continue
-        if entity.kind == "auto" and model.face_detector == "mask_top":
-            problem = f'{model.name} cannot tell; write "human" or "object"'
-            problems.append(f"entities[{index}].kind: {problem}")
-        elif model.face_detector == "insightface":
-            purpose = "tell human from object" if entity.kind == "auto" else "find the face"
-            problems.append(f"entities[{index}].kind: there are no face models to {purpose}")
+        if model.face_detector == "insightface" and (chosen or entity.kind == "human"):
+            face = "chosen face" if chosen else "face"
+            problems.append(f"entities[{index}].kind: there are no face models to find the {face}")
     if problems and model.face_detector == "insightface":
         problems.append(
-            f'face models: {GET_FACE_MODELS}. Without them, write "kind": "object", or give the '
-            'five landmarks of every face in "faces"'
+            f"face models: {GET_FACE_MODELS}. Without them, give the five landmarks of every face "
+            'in "faces", or leave "kind" out to do without faces'
         )
     return problems
 

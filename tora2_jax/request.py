@@ -4,8 +4,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tora2_jax import limits
 from tora2_jax.config import ModelConfig
 from tora2_jax.feature_files import FeatureFileError, load_fitting
+from tora2_jax.field_reader import Paths
+from tora2_jax.kinds import kind_of_word
 from tora2_jax.request_file import (
     SIZES,
     EntityRequest,
@@ -14,27 +17,38 @@ from tora2_jax.request_file import (
     RequestReader,
     read_json,
 )
-from tora2_jax.text import word_tokens
+from tora2_jax.text import knows_any_word, word_tokens
 
 
-def load_request(path: str | Path, model: ModelConfig | None = None, tokenizer=None) -> Request:
+def load_request(
+    path: str | Path,
+    model: ModelConfig | None = None,
+    tokenizer=None,
+    paths: Paths = "anything",
+) -> Request:
     """Reads a request file.
 
     Args:
         path: a JSON file; paths inside it are relative to its folder.
         model: if given, its limits are checked too and its sizes fill what the file leaves out.
         tokenizer: if given with the model, words beyond its text length are found.
+        paths: which files it may name: any, or, for requests of strangers, only those in its
+            folder and below.
 
     Raises:
         RequestError: lists every problem of the file, the files it names and the model's limits.
     """
     path = Path(path)
     data = read_json(path)
-    return parse_request(data, path.parent, model, tokenizer)
+    return parse_request(data, path.parent, model, tokenizer, paths)
 
 
 def load_requests(
-    sources: Sequence[Request | str | Path], model: ModelConfig | None = None, tokenizer=None
+    sources: Sequence[Request | str | Path],
+    model: ModelConfig | None = None,
+    tokenizer=None,
+    paths: Paths = "anything",
+    names: Sequence[str] | None = None,
 ) -> list[Request]:
     """Reads or checks the requests of one batch; see `load_request`.
 
@@ -42,6 +56,8 @@ def load_requests(
         sources: files, or requests that were loaded or made by hand.
         model: see `load_request`.
         tokenizer: see `load_request`.
+        paths: see `load_request`.
+        names: what problems call them, if not by their files.
 
     Raises:
         RequestError: lists every problem of every request, after the name of its file if there are
@@ -50,14 +66,14 @@ def load_requests(
 
     def load(source):
         if not isinstance(source, Request):
-            return load_request(source, model, tokenizer)
+            return load_request(source, model, tokenizer, paths)
         if model is not None:
             validate(source, model, tokenizer)
         return source if model is None else with_defaults(source, model)
 
     if not sources:
         raise RequestError(["requests: there are none"])
-    names = request_names(sources)
+    names = request_names(sources) if names is None else names
     requests, problems = for_each(names, sources, load)
     problems += _different_sizes(names, requests)
     if problems:
@@ -110,7 +126,11 @@ def _different_sizes(names: list[str], requests: list[Request | None]) -> list[s
 
 
 def parse_request(
-    data: Any, directory: str | Path, model: ModelConfig | None = None, tokenizer=None
+    data: Any,
+    directory: str | Path,
+    model: ModelConfig | None = None,
+    tokenizer=None,
+    paths: Paths = "anything",
 ) -> Request:
     """A request from the content of its file; see `load_request`.
 
@@ -119,8 +139,9 @@ def parse_request(
         directory: where relative paths start.
         model: see `load_request`.
         tokenizer: see `load_request`.
+        paths: see `load_request`.
     """
-    reader = RequestReader(Path(directory))
+    reader = RequestReader(Path(directory), paths)
     request = reader.request(data)
     if model is not None:
         reader.problems += _model_problems(with_defaults(request, model), model, tokenizer)
@@ -176,6 +197,11 @@ def _model_problems(request: Request, model: ModelConfig, tokenizer) -> list[str
             f"entities: {len(request.entities)} are too many; {model.name} takes at most "
             f"{model.max_entities}"
         )
+    if tokenizer is not None and request.prompt and not knows_any_word(tokenizer, request.prompt):
+        problems.append(
+            "prompt: the tokenizer knows none of its words, so it would have no effect; published "
+            "models read English"
+        )
     for index, entity in enumerate(request.entities):
         problems += _entity_problems(entity, f"entities[{index}]", request, model, tokenizer)
     return problems
@@ -191,6 +217,12 @@ def size_problems(sizes: Request | ModelConfig, model: ModelConfig) -> list[str]
         nearest = max(1, round((sizes.frames - 1) / chunk) * chunk + 1)
         problems.append(
             f"frames: {sizes.frames} is not a multiple of {chunk} plus 1; the nearest is {nearest}"
+        )
+    pixels = sizes.frames * sizes.height * sizes.width
+    if not problems and pixels > limits.VIDEO_PIXELS:
+        problems.append(
+            f"frames, height, width: {sizes.frames} frames of {sizes.height} x {sizes.width} are "
+            f"{pixels} pixels; take at most {limits.VIDEO_PIXELS}"
         )
     return problems
 
@@ -251,11 +283,10 @@ def _reference_problems(entity: EntityRequest, field: str, model: ModelConfig) -
             for name, count in given.items()
             if count
         ]
-    if features and entity.kind == "auto" and not images:
-        problems.append(f'{field}.kind: features do not tell it; write "human" or "object"')
-    elif features and entity.kind != "auto":
+    kind = kind_of_word(entity.word) if entity.kind == "auto" and not images else entity.kind
+    if features and kind != "auto":
         try:
-            load_fitting(entity.features, entity.kind, model)
+            load_fitting(entity.features, kind, model)
         except FeatureFileError as error:
             problems += [f"{field}.{problem}" for problem in error.problems]
     return problems

@@ -3,26 +3,25 @@
 import json
 import math
 import unicodedata
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+from tora2_jax import limits
 from tora2_jax.faces import FaceChoice
 from tora2_jax.field_reader import FieldReader, is_number, name_of
 from tora2_jax.reference_fields import REFERENCE_FIELDS, read_references
 from tora2_jax.references import Box
 from tora2_jax.text import find_word
-from tora2_jax.trajectory import (
-    DEFAULT_CANVAS,
-    Points,
-    TrajectoryError,
-    load_points,
-    parse_points,
-)
+from tora2_jax.trajectory import DEFAULT_CANVAS, Points, TrajectoryError, parse_points
+from tora2_jax.trajectory_file import load_points, paths_of, split_number
 
 RequestedKind = Literal["human", "object", "auto"]
+Fit = Literal["stretch", "crop", "pad"]  # how a picture of another shape becomes the first frame
+DEFAULT_FIT: Fit = "stretch"  # as diffusers does
 _ENTITY_FIELDS = ("word", "kind", *REFERENCE_FIELDS, "trajectory")
 SIZES = ("height", "width", "frames", "fps")
-_FIELDS = ("prompt", "negative_prompt", *SIZES, "canvas", "image", "entities")
+_FIELDS = ("prompt", "negative_prompt", *SIZES, "canvas", "image", "fit", "entities")
 
 
 class EntityRequest(NamedTuple):
@@ -30,7 +29,7 @@ class EntityRequest(NamedTuple):
 
     word: str  # as written in the file, such as "man#2"
     span: tuple[int, int] | None  # its characters in the prompt; a checked request has them
-    kind: RequestedKind = "auto"  # auto: human if a face is found in its images
+    kind: RequestedKind = "auto"  # auto: by a face, or, where none can be sought, by the word
     images: tuple[Path, ...] = ()  # reference images
     points: Points | None = None  # path in canvas units
     # One for each image, or none at all:
@@ -52,6 +51,7 @@ class Request(NamedTuple):
     canvas: tuple[float, float] = DEFAULT_CANVAS  # width and height of the points' canvas
     image: Path | None = None  # first frame, for an I2V model
     negative_prompt: str | None = None  # instead of the checkpoint's null text
+    fit: Fit = DEFAULT_FIT  # of the first frame
 
 
 class RequestError(ValueError):
@@ -69,8 +69,8 @@ def read_json(path: Path) -> Any:
         RequestError: it is no text, or no JSON.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = limits.decode_text(limits.read_bytes(path, limits.JSON_BYTES))
+    except (OSError, ValueError) as error:
         raise RequestError([f"{path}: cannot be read as text ({error})"]) from error
     try:
         return json.loads(text, object_pairs_hook=_Object, parse_constant=_refuse_constant)
@@ -83,8 +83,8 @@ class _Object(dict):
 
     def __init__(self, pairs: list[tuple[str, Any]]):
         super().__init__(pairs)
-        names = [name for name, _ in pairs]
-        self.repeated = sorted({name for name in names if names.count(name) > 1})
+        counts = Counter(name for name, _ in pairs)
+        self.repeated = sorted(name for name, count in counts.items() if count > 1)
 
 
 def _refuse_constant(name: str):
@@ -105,6 +105,10 @@ class RequestReader(FieldReader):
         if not isinstance(entities, list):
             self.note("entities", f"must be a list, not {name_of(entities)}")
             entities = []
+        elif len(entities) > limits.ENTITIES:
+            most = limits.ENTITIES
+            self.note("entities", f"{len(entities)} are too many; give at most {most}")
+            entities = []
         parsed = tuple(
             self.entity(entity, f"entities[{index}]", prompt, canvas)
             for index, entity in enumerate(entities)
@@ -119,6 +123,7 @@ class RequestReader(FieldReader):
             **{name: self.size(data.get(name), name) for name in SIZES},
             canvas=canvas,
             image=None if image is None else self.image(image, "image")[0],
+            fit=self.fit(data.get("fit")),
             negative_prompt=negative if negative and negative.strip() else None,
         )
 
@@ -143,7 +148,17 @@ class RequestReader(FieldReader):
             escape = ascii(value[error.start])[1:-1]
             self.note(field, f"holds half a character ({escape}); write the whole one")
             return None
+        if len(value) > limits.PROMPT_CHARACTERS:
+            most = limits.PROMPT_CHARACTERS
+            self.note(field, f"has {len(value)} characters; at most {most} are read, so shorten it")
+            return None
         return unicodedata.normalize("NFC", value)
+
+    def fit(self, value: Any) -> Fit:
+        if value is None or value in get_args(Fit):
+            return value or DEFAULT_FIT
+        self.note("fit", f"must be one of {', '.join(get_args(Fit))}, not {name_of(value)}")
+        return DEFAULT_FIT
 
     def size(self, value: Any, name: str) -> int | None:
         if value is None:
@@ -161,7 +176,9 @@ class RequestReader(FieldReader):
             or len(value) != 2
             or not all(is_number(side) and 0 < side < math.inf for side in value)
         ):
-            self.note("canvas", f"must be [width, height], two positive numbers, not {value!r}")
+            self.note(
+                "canvas", f"must be [width, height], two positive numbers, not {name_of(value)}"
+            )
             return DEFAULT_CANVAS
         return value[0], value[1]
 
@@ -179,7 +196,7 @@ class RequestReader(FieldReader):
         references = read_references(self, data, field)
         if not data.get("images") and not data.get("features") and trajectory is None:
             self.note(field, "has neither images nor a trajectory nor features; give at least one")
-        kind = self.stored_kind(kind, references.pop("kinds"), references["images"], field)
+        kind = self.stored_kind(kind, references.pop("kinds"), field)
         points = None
         if trajectory is not None:
             points = self.trajectory(trajectory, f"{field}.trajectory", canvas)
@@ -187,7 +204,7 @@ class RequestReader(FieldReader):
             self.note(f"{field}.faces", 'an object has no face; remove it, or write "human"')
         return EntityRequest(word, span, kind, points=points, **references)
 
-    def stored_kind(self, kind: RequestedKind, stored: tuple, images: tuple, field: str):
+    def stored_kind(self, kind: RequestedKind, stored: tuple, field: str) -> RequestedKind:
         """The kind of an entity, where its feature files say it and the request does not."""
         said = set(stored) - {None}
         if kind != "auto" or not stored:
@@ -196,13 +213,14 @@ class RequestReader(FieldReader):
             self.note(f"{field}.features", "are of entities of several kinds; name those of one")
         elif said:
             return said.pop()
-        elif not images:
-            self.note(f"{field}.kind", 'its features do not say; write "human" or "object"')
         return kind
 
     def word(self, word: Any, field: str, prompt: str) -> tuple[str, tuple[int, int] | None]:
         if not isinstance(word, str):
             self.note(field, "is missing" if word is None else f"must be text, not {name_of(word)}")
+            return "", None
+        if len(word) > limits.WORD_CHARACTERS:
+            self.note(field, f"has {len(word)} characters; name a word of the prompt")
             return "", None
         word = unicodedata.normalize("NFC", word)
         if not prompt:
@@ -227,17 +245,26 @@ class RequestReader(FieldReader):
                 )
 
     def trajectory(self, value: Any, field: str, canvas) -> Points | None:
-        if isinstance(value, list):
-            source, read = value, parse_points
-        else:
-            source, read = self.path(value, field), load_points
-        if source is None:
-            return None
         try:
-            return read(source, canvas)
+            if isinstance(value, list):
+                return parse_points(self.only_path(value), canvas)
+            number = None
+            if isinstance(value, str):
+                path, number = split_number(value, self.directory)
+                value = value[: value.rindex("#")] if number is not None else value
+            if (path := self.path(value, field)) is None:
+                return None
+            return load_points(path, canvas, number)
         except TrajectoryError as error:
             for problem in error.problems:
                 self.note(field, problem)
         except OverflowError:
             self.note(field, "holds a number that is too large")
         return None
+
+    def only_path(self, value: list) -> Any:
+        """The points of a list, which may hold them as the only path of several possible."""
+        paths = paths_of(value)
+        if len(paths) > 1:
+            raise TrajectoryError([f"holds {len(paths)} paths; an entity has one."])
+        return paths[0]

@@ -27,10 +27,12 @@ from tora2_jax.checkpoint import CheckpointError
 from tora2_jax.compile_cache import keep_compiled_programs
 from tora2_jax.config import DiffusionConfig, ModelConfig
 from tora2_jax.faces import FaceModelError, detector_file
+from tora2_jax.field_reader import Paths
 from tora2_jax.finite import NotFiniteError
 from tora2_jax.models.vae_tiling import VAEMemory
 from tora2_jax.reference_inputs import face_problems, load_references
 from tora2_jax.references import cut_out
+from tora2_jax.request_file import Fit
 from tora2_jax.sample_progress import PHASES
 from tora2_jax.sample_settings import seed_problems, setting_problems
 from tora2_jax.train_config import MeshConfig
@@ -76,6 +78,8 @@ class Options(NamedTuple):
     save_latents: Path | None = None
     save_frames: Path | None = None
     overlay: bool = False
+    fit: Fit | None = None  # of first frames; None: as the requests say
+    request_paths: Paths = "anything"
     mesh: str | None = None  # as sequence=4,tensor=2; None: one device
 
     @property
@@ -176,7 +180,11 @@ def prepare(options: Options) -> Job:
     found = setting_problems(options.settings, schedule)
     problems += [f"--{name.replace('_', '-')}: {problem}" for name, problem in found.items()]
     try:
-        requests = request.load_requests(options.requests, model_config, tokenizer)
+        requests = request.load_requests(
+            options.requests, model_config, tokenizer, options.request_paths
+        )
+        if options.fit is not None:
+            requests = [wanted._replace(fit=options.fit) for wanted in requests]
         problems += _face_problems(options, model_config, requests)
     except request.RequestError as error:
         problems += error.problems
@@ -188,16 +196,18 @@ def prepare(options: Options) -> Job:
             model = pipeline.Tora2Pipeline.from_checkpoint(
                 options.checkpoint, dtype, options.vae_memory, options.face_models
             )
-        # Once more, for the parts that the checkpoint turned out to have.
+        # Checked once more, for the parts that the checkpoint turned out to have.
+        names, notes = request.request_names(options.requests), []
         with feedback.working("reading the requests"):
-            requests, inputs = model.prepare(options.requests, _say)
+            requests, inputs = model.prepare(requests, notes.append, names)
         latents = _initial_latents(options.init_latents, model, inputs)
     except (request.RequestError, SamplingError) as error:
         raise SamplingError(error.problems) from error
     except ValueError as error:
         raise SamplingError([str(error)]) from error
-    for note in still_notes(options.requests, requests, model.config):
-        _say(note)
+    notes += still_notes(options.requests, requests, model.config)
+    if notes:
+        print("\n".join(notes), file=sys.stderr)
     return Job(model, requests, inputs, latents)
 
 
@@ -207,10 +217,6 @@ def _paths(options: Options) -> dict[str, Path | None]:
     paths = {f"--{name.replace('_', '-')}": getattr(options, name) for name in names}
     requests = enumerate(options.requests)
     return paths | {f"--request[{index}]": path for index, path in requests}
-
-
-def _say(note: str) -> None:
-    print(note, file=sys.stderr)
 
 
 def _face_problems(

@@ -3,6 +3,7 @@
 import difflib
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, T5TokenizerFast
@@ -10,6 +11,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, T5Tok
 from tora2_jax.unusable_file import why_unusable
 
 PAD_ID, END_ID = 0, 1
+SPACE = "▁"  # begins the tokens that begin a word
 
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
@@ -133,8 +135,70 @@ def word_tokens(
             zip(encoded["offset_mapping"], pieces, strict=True)
         )
         # A piece may carry the space before its word, and a lone space mark stands for no letter.
-        if start < span[1] and end > span[0] and piece != "▁"
+        if start < span[1] and end > span[0] and piece != SPACE
     ]
     if not positions or positions[-1] >= max_length - 1:
         return None
     return positions[:limit]
+
+
+class Piece(NamedTuple):
+    """A token and what of the text it stands for."""
+
+    token: int
+    text: str  # as the tokenizer holds it, without the mark of a word's start
+    start: int
+    end: int  # characters of the text
+
+
+def pieces_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[Piece]:
+    """All tokens of a text in their order; a fast tokenizer is needed."""
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids = encoded["input_ids"]
+    spelled = tokenizer.convert_ids_to_tokens(ids)
+    return [
+        Piece(token, piece.removeprefix(SPACE), *span)
+        for token, piece, span in zip(ids, spelled, encoded["offset_mapping"], strict=True)
+    ]
+
+
+def kept_text(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> tuple[int, int]:
+    """How many characters of a text `tokenize` keeps, and how many tokens the whole text has."""
+    pieces = pieces_of(tokenizer, text)
+    kept = len(text) if len(pieces) < max_length else pieces[max_length - 2].end
+    return kept, len(pieces)
+
+
+def unknown_words(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
+    """The parts of a text that are one and the same unknown token to the model, each once."""
+    found = [
+        text[piece.start : piece.end].strip()
+        for piece in pieces_of(tokenizer, text)
+        if piece.token == tokenizer.unk_token_id
+    ]
+    return list(dict.fromkeys(found))
+
+
+def knows_any_word(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
+    """Whether any letter or digit of a text reaches the model."""
+    return any(
+        piece.token != tokenizer.unk_token_id and any(map(str.isalnum, piece.text))
+        for piece in pieces_of(tokenizer, text)
+    )
+
+
+def letters_only(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
+    """The words of a text that are spelled letter by letter, each once; numbers do not count."""
+    other = np.zeros(len(text), bool)  # characters in longer pieces, and unknown ones
+    for piece in pieces_of(tokenizer, text):
+        if len(piece.text) > 1 or piece.token == tokenizer.unk_token_id:
+            other[piece.start : piece.end] = True
+    words = re.finditer(r"(?<!\w)[A-Za-z]{2,}(?!\w)", text)
+    spelled = [word.group().lower() for word in words if not other[slice(*word.span())].any()]
+    return list(dict.fromkeys(spelled))
+
+
+def whole_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The words that are one token, in alphabetic order."""
+    starts = (token.removeprefix(SPACE) for token in tokenizer.get_vocab() if token[:1] == SPACE)
+    return sorted(word for word in starts if len(word) > 1)

@@ -5,14 +5,14 @@ Pixel coordinates are continuous: pixel i covers [i, i + 1], and a track holds `
 """
 
 import itertools
-import json
 import math
 import sys
-from pathlib import Path
+from collections import Counter
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from tora2_jax import limits
 from tora2_jax.flow_color import color_flow, flow_map, flow_video
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "flow_map",
     "flow_video",
     "is_still",
-    "load_points",
     "parse_points",
     "resample",
     "splat",
@@ -31,6 +30,7 @@ __all__ = [
 ]
 
 DEFAULT_CANVAS = (256, 256)
+_POINT_FIELDS = {"x", "y", "time", "visible"}
 
 
 class TrajectoryError(ValueError):
@@ -57,94 +57,96 @@ class Splat(NamedTuple):
     on: np.ndarray  # bool [e, t]
 
 
-def load_points(path: str | Path, canvas: tuple[int, int] = DEFAULT_CANVAS) -> Points:
-    """Reads a path from a file: `x,y` per line (Tora's format), or a JSON list.
+def parse_points(value: Any, canvas: tuple[float, float] = DEFAULT_CANVAS) -> Points:
+    """Checks a list of points: `[x, y]`, `[x, y, time]`, or null where it is not visible.
 
-    Args:
-        path: the file; JSON if its first character is `[`.
-        canvas: width and height of the canvas that the points were drawn on.
-
-    Raises:
-        TrajectoryError: the file is unreadable or its content is not a path.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise TrajectoryError([f"{path} cannot be read as text ({error})."]) from error
-    if text.startswith("["):
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise TrajectoryError([f"{path} is not valid JSON ({error})."]) from error
-    else:
-        value = [_split_line(line) for line in text.splitlines() if line.strip()]
-    try:
-        return parse_points(value, canvas)
-    except TrajectoryError as error:
-        raise TrajectoryError([f"{path}: {problem}" for problem in error.problems]) from None
-
-
-def _split_line(line: str) -> list[float | str]:
-    """The fields of one line, as numbers where they are numbers."""
-    values = []
-    for field in line.split(","):
-        try:
-            values.append(float(field))
-        except ValueError:
-            values.append(field.strip())
-    return values
-
-
-def parse_points(value: Any, canvas: tuple[int, int] = DEFAULT_CANVAS) -> Points:
-    """Checks a list of `[x, y]`, `[x, y, time]` or null (not visible) entries.
-
-    Without times the entries are equally spaced in time. Where the points have times, a null
-    lies midway between its neighbours.
+    `{"x": x, "y": y}`, with `time` or `visible` if wanted, is a point as well. Without times the
+    entries are equally spaced in time. Where the points have times, a null lies midway between its
+    neighbours.
 
     Raises:
-        TrajectoryError: with every problem, each naming its entry (counted from 1).
+        TrajectoryError: with every kind of problem once, naming the first entry that has it
+            (counted from 1); nothing of an entry is quoted but its numbers.
     """
     if not isinstance(value, list | tuple) or not len(value):
         raise TrajectoryError(["the path has no points; give a list of [x, y]."])
-    problems = [
-        f"point {index} {problem}"
-        for index, entry in enumerate(value, 1)
-        if (problem := _entry_problem(entry, canvas))
-    ]
-    given = [entry for entry in value if entry is not None]
+    if len(value) > limits.POINTS:
+        raise TrajectoryError([f"the path has {len(value)} points; give at most {limits.POINTS}."])
+    entries = [_plain_entry(entry) for entry in value]
+    problems = _entry_problems(entries, canvas)
+    given = [entry for entry in entries if entry is not None]
     if not given:
         problems.append("no point is visible; give at least one [x, y].")
     if not problems:
-        problems = _time_problems(given)
+        problems = _time_problems(given) + _scale_problems(given, canvas)
     if problems:
         raise TrajectoryError(problems)
-    visible = np.array([entry is not None for entry in value])
-    position = np.full((len(value), 2), np.nan)
+    visible = np.array([entry is not None for entry in entries])
+    position = np.full((len(entries), 2), np.nan)
     position[visible] = [entry[:2] for entry in given]
     times = np.array([entry[2] for entry in given]) if len(given[0]) == 3 else None
     return Points(position, _entry_times(visible, times), visible)
 
 
-def _entry_problem(entry: Any, canvas: tuple[int, int]) -> str | None:
-    """What is wrong with one entry, without regard to the others."""
+def _plain_entry(entry: Any) -> Any:
+    """An object with x and y as a list, or None if it says that it is not visible."""
+    if not isinstance(entry, dict) or not {"x", "y"} <= entry.keys() <= _POINT_FIELDS:
+        return entry
+    if entry.get("visible", True) in (False, 0):
+        return None
+    time = [entry["time"]] if entry.get("time") is not None else []
+    return [entry["x"], entry["y"], *time]
+
+
+def _entry_problems(entries: list, canvas: tuple[float, float]) -> list[str]:
+    """What is wrong with entries without regard to the others, each kind of problem once."""
+    first: dict[tuple[str, ...], str] = {}
+    count: Counter[tuple[str, ...]] = Counter()
+    for index, entry in enumerate(entries, 1):
+        if problem := _entry_problem(entry, canvas):
+            fault, remedy = problem
+            kind = (*fault.split()[:2], remedy)
+            first.setdefault(kind, f"point {index} {fault}")
+            count[kind] += 1
+    return [f"{fault}{_like(count[kind] - 1)}; {kind[-1]}." for kind, fault in first.items()]
+
+
+def _like(others: int) -> str:
+    return f" ({others} more {'is' if others == 1 else 'are'} like it)" if others else ""
+
+
+def _entry_problem(entry: Any, canvas: tuple[float, float]) -> tuple[str, str] | None:
+    """What is wrong with one entry, and what to do."""
     if entry is None:
         return None
-    if not isinstance(entry, list | tuple) or len(entry) not in (2, 3):
-        return f"is {entry!r}; it must be [x, y], [x, y, time] or null."
+    form = 'a point is [x, y], [x, y, time], {"x": x, "y": y} or null'
+    if not isinstance(entry, list | tuple):
+        return f"is {_described(entry)}", form
+    if len(entry) not in (2, 3):
+        return f"is a list of {len(entry)}", form
     wrong = [item for item in entry if isinstance(item, bool) or not isinstance(item, int | float)]
     if wrong:
-        return f"holds {wrong[0]!r} where a number belongs."
+        return f"holds {_described(wrong[0])} where a number belongs", form
     if not all(_is_finite(item) for item in entry):
-        return f"is {list(entry)}; all its numbers must be finite."
+        return "holds a number that is not finite", "use null while the entity is out of sight"
     width, height = canvas
     if not (0 <= entry[0] <= width and 0 <= entry[1] <= height):
         return (
-            f"is at ({entry[0]:g}, {entry[1]:g}), outside the canvas of {width} x {height}; "
-            "use null while the entity is out of sight."
+            f"is at ({entry[0]:g}, {entry[1]:g}), outside the canvas of {width:g} x {height:g}",
+            "give the size of the canvas on which it was drawn, or null while the entity is out "
+            "of sight",
         )
-    if len(entry) == 3 and not 0 <= entry[2] <= 1:
-        return f"has the time {entry[2]:g}; times lie between 0 and 1."
     return None
+
+
+def _described(value: Any) -> str:
+    """What a value is; it may be of a file that its reader must not see, so it is not quoted."""
+    if value is None:
+        return "null"
+    if isinstance(value, dict):
+        return "an object without x and y, or with more than time and visible beside them"
+    names = {bool: "true or false", str: "text", int: "one number", float: "one number"}
+    return names.get(type(value), "a list")
 
 
 def _is_finite(number: float) -> bool:
@@ -161,16 +163,41 @@ def is_still(points: Points) -> bool:
 
 
 def _time_problems(given: list) -> list[str]:
-    """What is wrong with the times of the visible entries."""
+    """What is wrong with the third numbers of the visible entries; at most one problem."""
     if len({len(entry) for entry in given}) > 1:
         return ["some points have a time and some do not; give it for all or for none."]
     if len(given[0]) == 2:
         return []
     times = [entry[2] for entry in given]
+    falls = [pair for pair in itertools.pairwise(times) if pair[1] <= pair[0]]
+    least, most = min(times), max(times)
+    if least >= 0 and most <= 1 and not falls:
+        return []
+    meaning = "a third number is the time, rising from 0 (first frame) to 1 (last frame)"
+    if set(times) <= {0, 1}:
+        return [
+            f"the third numbers are all 0 or 1, but {meaning}; if they tell whether the point is "
+            'visible, write null where it is not, or {"x": x, "y": y, "visible": 0}.'
+        ]
+    if least < 0 or most > 1:
+        return [
+            f"the third numbers run from {least:g} to {most:g}, but {meaning}; leave them out if "
+            "the points are equally spaced in time, or name the columns of a table in its first "
+            "line, such as frame,x,y."
+        ]
+    earlier, later = falls[0]
+    return [f"times must rise, but {later:g} follows {earlier:g}{_like(len(falls) - 1)}."]
+
+
+def _scale_problems(given: list, canvas: tuple[float, float]) -> list[str]:
+    """Asks about a path that lies within the first pixel of its canvas."""
+    farthest = max(max(entry[:2]) for entry in given)
+    if not 0 < farthest <= 1 or min(canvas) <= 2:  # 0 is the same place on every canvas
+        return []
     return [
-        f"times must rise, but {later:g} follows {earlier:g}."
-        for earlier, later in itertools.pairwise(times)
-        if later <= earlier
+        "all coordinates lie between 0 and 1, in one corner of the canvas of "
+        f"{canvas[0]:g} x {canvas[1]:g}; if they are fractions of the picture, set the canvas to "
+        "1 x 1, or multiply them by its size."
     ]
 
 
@@ -221,10 +248,18 @@ def resample(
     known = points.time[points.visible]
     position = points.position[points.visible] * scale
     track = np.stack([np.interp(time, known, position[:, axis]) for axis in (0, 1)], -1)
-    distance = np.abs(time[:, None] - points.time)
+    return track.astype(np.float32), _nearest_visible(points, time)
+
+
+def _nearest_visible(points: Points, time: np.ndarray) -> np.ndarray:
+    """Whether the entry nearest to each time is visible, bool `[f]`; of two, whether one is."""
+    before = np.searchsorted(points.time, time, side="right") - 1
+    after = np.searchsorted(points.time, time, side="left")
+    around = np.stack([before, after], -1).clip(0, len(points.time) - 1)
+    distance = np.abs(time[:, None] - points.time[around])
     # The tolerance lets a visible entry win a tie that rounding would decide.
     near = distance <= distance.min(1, keepdims=True) + 1e-9
-    return track.astype(np.float32), (near & points.visible).any(1)
+    return (near & points.visible[around]).any(1)
 
 
 def _released_track(

@@ -1,7 +1,7 @@
 """`python -m tora2_jax.trajectory FILE [FILE ...]`: checks paths and draws what they ask for.
 
-One file is one entity. The picture shows the paths on their canvas over time (colour is time), and
-beside it all frames of the flow clip in one: what the model sees of them.
+One path is one entity; a file may hold several. The picture shows the paths on their canvas over
+time (color is time), and beside it all frames of the flow clip in one: what the model sees of them.
 """
 
 import argparse
@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from tora2_jax import limits
 from tora2_jax.addresses import local_path
 from tora2_jax.flow_color import color_bytes, flow_map
 from tora2_jax.trajectory import (
@@ -19,13 +20,12 @@ from tora2_jax.trajectory import (
     Points,
     TrajectoryError,
     is_still,
-    load_points,
     resample,
 )
+from tora2_jax.trajectory_file import load_paths
 from tora2_jax.video import VideoError, picture_format, write_image
 
 _SIDE = 480  # pixels of the longer side of a panel
-_MOST_PIXELS = 2**28  # of all frames; 161 of 768 x 1360 are 1.7e8
 _MARGIN, _TOP, _BOTTOM = 40, 24, 44
 # From the first frame to the last; dark to light, to be told apart in grey too.
 _TIME_COLORS = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 190, 37]])
@@ -36,29 +36,30 @@ def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     canvas = tuple(options.canvas)
     problems = _setting_problems(options)
-    paths = []
+    found = []
     for file in options.files:
         try:
-            paths.append(load_points(file, canvas))
+            found += load_paths(file, canvas)
         except TrajectoryError as error:
             problems += error.problems
     if problems:
         print("\n".join(problems), file=sys.stderr)
         return 2
+    names, paths = zip(*found, strict=True)
     width, height = options.size[1], options.size[0]
     resampled = [resample(points, options.frames, width, height, canvas) for points in paths]
     tracks, visible = (np.stack(part) for part in zip(*resampled, strict=True))
     if options.plot:
-        picture = draw_paths(options.files, paths, tracks, visible, (height, width), canvas)
+        picture = draw_paths(names, paths, tracks, visible, (height, width), canvas)
         try:
             write_image(options.plot, picture)
         except VideoError as error:
             print(error, file=sys.stderr)
             return 2
-    for file, points, track, seen in zip(options.files, paths, tracks, visible, strict=True):
+    for name, points, track, seen in zip(names, paths, tracks, visible, strict=True):
         length = np.linalg.norm(np.diff(track, axis=0), axis=-1).sum()
         print(
-            f"{file}: {len(points.time)} points, {length:.0f} pixels long, "
+            f"{name}: {len(points.time)} points, {length:.0f} pixels long, "
             f"visible in {seen.sum()} of {len(track)} frames"
             + (", stands still: the flow picture does not show it" if is_still(points) else "")
         )
@@ -71,7 +72,11 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         description="Check path files and draw what the model will see of them.",
     )
     parser.add_argument(
-        "files", nargs="+", type=local_path, metavar="FILE", help="x,y per line, or a JSON list"
+        "files",
+        nargs="+",
+        type=local_path,
+        metavar="FILE",
+        help="x,y per line, a JSON list or .npy; NAME#2 is the second path in a file",
     )
     parser.add_argument("--plot", type=local_path, help="picture to write, such as out.png")
     parser.add_argument(
@@ -95,10 +100,10 @@ def _setting_problems(options: argparse.Namespace) -> list[str]:
         if min(values) < 1
     ]
     pixels = math.prod(options.size) * options.frames
-    if not problems and pixels > _MOST_PIXELS:
+    if not problems and pixels > limits.VIDEO_PIXELS:
         problems.append(
             f"--size, --frames: {options.size[0]} x {options.size[1]} x {options.frames} are "
-            f"{pixels} pixels, more than fit into memory; take at most {_MOST_PIXELS}"
+            f"{pixels} pixels, more than fit into memory; take at most {limits.VIDEO_PIXELS}"
         )
     if options.plot:
         if picture_format(options.plot) is None:
@@ -151,8 +156,14 @@ def draw_paths(
         known = points.position[points.visible] * (np.array(panel) / canvas)
         for x, y in known + left:
             draw.ellipse((x - 1.5, y - 1.5, x + 1.5, y + 1.5), fill="black")
-        _draw_ends(draw, left, track * scale, seen, name.stem, panel)
+        _draw_ends(draw, left, track * scale, seen, _label(name), panel)
     return np.asarray(sheet)
+
+
+def _label(name: Path) -> str:
+    """The name of a path without the suffix of its file."""
+    file, mark, number = name.name.rpartition("#")
+    return f"{Path(file).stem}#{number}" if mark else name.stem
 
 
 def time_color(fraction: float) -> tuple[int, int, int]:

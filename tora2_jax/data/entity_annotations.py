@@ -18,6 +18,7 @@ from tora2_jax.data.clip_files import name_of as clip_name
 from tora2_jax.data.kept_findings import KeptFindings
 from tora2_jax.field_reader import is_number, name_of
 from tora2_jax.image_file import load_mask
+from tora2_jax.kinds import kind_of_word
 from tora2_jax.reference_fields import read_references
 from tora2_jax.reference_inputs import load_references
 from tora2_jax.references import Box, cut_out
@@ -177,7 +178,7 @@ class _AnnotationReader(RequestReader):
         before = len(self.problems)
         self.fields(data, f"{field}.", _FIELDS)
         word, span = self.word(data.get("word"), f"{field}.word", caption)
-        kind = data.get("kind")
+        kind = data.get("kind", kind_of_word(word))
         if kind not in get_args(Kind):
             self.note(f"{field}.kind", f'must be "human" or "object", not {name_of(kind)}')
         own = read_references(self, {name: data.get(name) for name in _OWN}, field)

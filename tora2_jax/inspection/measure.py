@@ -83,7 +83,7 @@ def inspect(
     Raises:
         RequestError: the request does not fit the model.
     """
-    (request,), inputs = pipeline.prepare([request])
+    (request,), inputs = pipeline.prepare([request], names=[name])
     model = pipeline.model
     binding, bound = look_at_entities(model, pipeline.conditions(inputs))
     passing = None
