@@ -1,6 +1,7 @@
 """Writes the tokenizer of the toy world: one token per word, letters for everything else.
 
     python scripts/make_tokenizer.py --output checkpoints/toy/tokenizer
+    python scripts/make_tokenizer.py --rich --output checkpoints/bold/tokenizer
 
 The same corpus always gives the same files.
 """
@@ -12,6 +13,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -79,12 +81,14 @@ def save(tokenizer: Tokenizer, directory: Path) -> None:
 
 
 def main() -> None:
-    from tora2_jax.world.clips import caption_corpus
+    from tora2_jax.world.captions import caption_corpus, rich_corpus
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=local_path, default=Path("checkpoints/toy/tokenizer"))
+    parser.add_argument("--rich", action="store_true", help="also the words of rich captions")
     arguments = parser.parse_args()
-    tokenizer = build(caption_corpus())
+    corpus = chain(caption_corpus(), rich_corpus() if arguments.rich else ())
+    tokenizer = build(corpus)
     save(tokenizer, arguments.output)
     print(f"{arguments.output}: {tokenizer.get_vocab_size()} tokens")
 
