@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from tora2_jax import conditioning, evaluate, pipeline, sampling, video
-from tora2_jax.bench.measure import ABSENT
+from tora2_jax import conditioning, pipeline, sampling, video
+from tora2_jax.evaluation import look
+from tora2_jax.evaluation.requests import style_of
 from tora2_jax.image_file import load_image
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / "checkpoints" / "bench"
+_ORDINALS = {1: "st", 2: "nd", 3: "rd"}
 
 
 def main() -> int:
@@ -43,24 +45,26 @@ def main() -> int:
 
 
 def report(job: sampling.Job, frames: np.ndarray) -> None:
-    """Print trajectory error and reference similarity of each entity."""
-    bench = evaluate.load_bench(BENCH / "localiser.safetensors", BENCH / "judge.safetensors")
-    wanted = job.requests[0]
+    """Print of each entity where it is found and which reference it looks like."""
+    bench = look.load_bench(BENCH / "localiser.safetensors", BENCH / "judge.safetensors")
+    wanted, model = job.requests[0], job.model.config
     for entity in wanted.entities:
-        track, visible = conditioning.request_track(entity, wanted, job.model.config)
-        measured = evaluate.look_at_entity(
-            bench, frames, entity.word, track, visible, load_image(entity.images[0])
+        track, visible = conditioning.request_track(entity, wanted, model)
+        image = load_image(entity.images[0])
+        seen = look.look_at_entity(
+            bench, frames, entity.word, track, visible, image, style_of(model)
         )
-        error = f"{entity.word}: trajectory error {measured.error:.1f} px on a 256 canvas"
-        if np.isnan(measured.similarity):
-            print(f"{error}; the bench does not recognise it in any frame")
-            continue
-        print(
-            f"{error}, similarity to its reference {measured.similarity:.2f} "
-            f"(to {measured.others} others on average {measured.others_similarity:.2f})"
-        )
-    print(
-        f"a frame in which the bench does not find an entity counts {ABSENT:.0f} px (docs/toy.md)"
+        print(f"{entity.word}: {told(seen)}")
+
+
+def told(seen: look.EntityReport) -> str:
+    """A report as a sentence, distances on a canvas of 256 x 256 (docs/toy.md)."""
+    found = f"found in {seen.found} of {seen.frames} frames"
+    if seen.place is None or not seen.found:
+        return f"{found}; the bench does not recognize it"
+    return (
+        f"{found}, there {seen.distance:.0f} px from its path (median, of 256); its own reference "
+        f"comes {seen.place}{_ORDINALS.get(seen.place, 'th')} of {seen.candidates} of that word"
     )
 
 

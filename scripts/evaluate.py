@@ -1,10 +1,12 @@
 """Measures models.
 
-    python scripts/evaluate.py world --checkpoint DIR [--requests 100] [--seed 0] [--output F.json]
+    python scripts/evaluate.py world --checkpoint DIR [--requests 200] [--seed 0] [--output F.json]
+    python scripts/evaluate.py one-word --checkpoint DIR [--requests 50]
     python scripts/evaluate.py gate --vae FILE [--localiser FILE] [--judge FILE]
 
 `world` tells how well generated entities follow their paths and keep their identities in the toy
-world; `gate` whether the two networks that measure this work on videos that went through the VAE
+world; `one-word` whether two entities that one word names are each at its own place with its own
+looks; `gate` whether the two networks that measure this work on videos that went through the VAE
 (exit status 1 if not).
 """
 
@@ -13,9 +15,11 @@ import json
 import sys
 from pathlib import Path
 
-from tora2_jax import config, evaluate
+from tora2_jax import checkpoint
 from tora2_jax.addresses import local_path
 from tora2_jax.checkpoint import CheckpointError
+from tora2_jax.config import ModelConfig, from_dict
+from tora2_jax.evaluation import gate, look, report, requests, world
 from tora2_jax.pipeline import Tora2Pipeline
 from tora2_jax.whole_file import write_text
 
@@ -32,42 +36,61 @@ def arguments() -> argparse.Namespace:
     )
     common.add_argument("--judge", type=local_path, default="checkpoints/bench/judge.safetensors")
     common.add_argument("--output", type=local_path, help="write the numbers to this JSON file")
-    defaults = evaluate.Settings()
-    world = commands.add_parser("world", parents=[common], help="bench of the toy world")
-    world.add_argument("--checkpoint", type=local_path, required=True)
-    world.add_argument("--requests", type=int, default=defaults.requests)
-    world.add_argument("--seed", type=int, default=defaults.seed)
-    world.add_argument("--batch-size", type=int, default=defaults.batch_size)
-    world.add_argument("--steps", type=int, default=defaults.steps)
-    world.add_argument("--guidance", type=float, default=defaults.guidance)
+    defaults = world.Settings()
+    for name, text in {
+        "world": "bench of the toy world",
+        "one-word": "two entities of one word: each at its place with its looks?",
+    }.items():
+        command = commands.add_parser(name, parents=[common], help=text)
+        command.add_argument("--checkpoint", required=True)
+        command.add_argument("--requests", type=int, default=defaults.requests)
+        command.add_argument("--seed", type=int, default=defaults.seed)
+        command.add_argument("--batch-size", type=int, default=defaults.batch_size)
+        command.add_argument("--steps", type=int, default=defaults.steps)
+        command.add_argument("--guidance", type=float, default=defaults.guidance)
     gate = commands.add_parser("gate", parents=[common], help="reliability through a VAE")
     gate.add_argument("--vae", type=local_path, required=True)
     gate.add_argument("--clips", type=int, default=64)
     return parser.parse_args()
 
 
-def run_world(options: argparse.Namespace) -> int:
-    """Prints the table of the toy world's bench."""
-    settings = evaluate.Settings(
+def _settings(options: argparse.Namespace) -> world.Settings:
+    return world.Settings(
         requests=options.requests,
         seed=options.seed,
         batch_size=min(options.batch_size, options.requests),
         steps=options.steps,
         guidance=options.guidance,
     )
-    bench = evaluate.load_bench(options.localiser, options.judge)
-    measured = evaluate.world(Tora2Pipeline.from_checkpoint(options.checkpoint), bench, settings)
-    print(evaluate.table(measured))
+
+
+def run_world(options: argparse.Namespace) -> int:
+    """Prints the table of the toy world's bench."""
+    settings = _settings(options)
+    bench = look.load_bench(options.localiser, options.judge)
+    measured = world.world(Tora2Pipeline.from_checkpoint(options.checkpoint), bench, settings)
+    print(report.table(measured))
+    _write(options.output, measured)
+    return 0
+
+
+def run_one_word(options: argparse.Namespace) -> int:
+    """Prints the share of entities that are at their place with their looks."""
+    settings = _settings(options)
+    measured = world.one_word(Tora2Pipeline.from_checkpoint(options.checkpoint), settings)
+    for name, value in measured["own_place_and_looks"].items():
+        print(f"{name}: {100 * value['mean']:.1f} ± {100 * value['error']:.1f} % of entities")
     _write(options.output, measured)
     return 0
 
 
 def run_gate(options: argparse.Namespace) -> int:
     """Prints whether the bench's networks can be trusted on videos of a VAE."""
-    model = config.toy()
-    bench = evaluate.load_bench(options.localiser, options.judge)
-    records = evaluate.world_requests(model, options.clips, seed=1_000)
-    result = evaluate.gate(bench, evaluate.load_vae(model, options.vae), records)
+    model = from_dict(ModelConfig, checkpoint.component_metadata(options.vae)["model"])
+    bench = look.load_bench(options.localiser, options.judge)
+    records = requests.world_requests(model, options.clips, seed=1_000)
+    style = requests.style_of(model)
+    result = gate.gate(bench, gate.load_vae(model, options.vae), records, style)
     for name, estimate in result._asdict().items():
         print(f"{name:>12} {estimate.mean:.3f} ± {estimate.error:.3f}")
     print("passed" if result.passed else "failed: measurements of this model are not reliable")
@@ -84,8 +107,9 @@ def _write(path: Path | None, numbers: dict) -> None:
 def main() -> int:
     """Runs the command; problems with files and values are told in one line each."""
     options = arguments()
+    commands = {"world": run_world, "one-word": run_one_word, "gate": run_gate}
     try:
-        return {"world": run_world, "gate": run_gate}[options.command](options)
+        return commands[options.command](options)
     except (CheckpointError, ValueError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tora2_jax import evaluate
 from tora2_jax.bench import measure
 from tora2_jax.bench.networks import (
     ABSENT,
@@ -28,7 +27,10 @@ from tora2_jax.bench.networks import (
     white_square,
 )
 from tora2_jax.checkpoint import CheckpointError, stored_names
-from tora2_jax.config import toy
+from tora2_jax.config import toy, toy_bold
+from tora2_jax.evaluation import gate, look, report, requests
+from tora2_jax.evaluation import world as evaluate
+from tora2_jax.evaluation.own_looks import own_looks
 from tora2_jax.models.layers import assign_variables, flat_variables
 from tora2_jax.models.vae import CausalVAE
 from tora2_jax.pipeline import Sample
@@ -52,7 +54,7 @@ def _batch(config: TrainConfig, stage, size: int) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def bench() -> evaluate.Bench:
+def bench() -> look.Bench:
     """Both networks with random weights, made without compiling their initialisation."""
     rng = np.random.default_rng(0)
     networks = nnx.eval_shape(lambda: (Localiser(rngs=nnx.Rngs(0)), Judge(rngs=nnx.Rngs(0))))
@@ -61,7 +63,7 @@ def bench() -> evaluate.Bench:
         assign_variables(
             network, {name: 0.1 * rng.normal(size=x.shape) for name, x in shapes.items()}
         )
-    return evaluate.Bench(*networks)
+    return look.Bench(*networks)
 
 
 def test_trajectory_error_by_hand():
@@ -236,7 +238,7 @@ def test_judge_candidates_start_with_the_own_reference():
 
 
 def test_held_out_requests_have_two_entities_with_paths():
-    records = evaluate.world_requests(dataclasses.replace(toy(), frames=5), 3, seed=0)
+    records = requests.world_requests(dataclasses.replace(toy(), frames=5), 3, seed=0)
     assert len(records) == 3
     for record in records:
         assert len(record.entities) == 2
@@ -259,19 +261,82 @@ class _Echo:
 
 
 def test_world_bench_uses_one_noise_for_all_conditions(bench, monkeypatch):
-    monkeypatch.setattr(evaluate, "inputs_from_records", lambda *_: "asked")
-    changes = {"full": str, "without_paths": str.upper, "without_references": str.title}
+    seen = []
+
+    def inputs(model, tokenizer, records):
+        seen.append([record.entities[0].track for record in records])
+        return "asked"
+
+    monkeypatch.setattr(evaluate, "inputs_from_records", inputs)
+    plain = ("full", "exchanged_paths", "exchanged_references")
+    changes = {name: str for name in plain}
+    changes |= {"without_paths": str.upper, "without_references": str.title}
     monkeypatch.setattr(evaluate, "CONDITIONS", changes)
     pipeline, kept = _Echo(), []
     settings = evaluate.Settings(requests=3, batch_size=2, steps=1)
     measured = evaluate.world(pipeline, bench, settings, lambda *call: kept.append(call[:2]))
-    assert [inputs for inputs, _ in pipeline.calls[:3]] == ["asked", "ASKED", "Asked"]
-    assert [seeds for _, seeds in pipeline.calls] == [(0, 1)] * 3 + [(2, 2)] * 3
-    assert len(kept) == 9 and len(set(kept)) == 9
+    assert sorted({asked for asked, _ in pipeline.calls}) == ["ASKED", "Asked", "asked"]
+    assert {seeds for _, seeds in pipeline.calls} == {(0, 1), (2, 2)}
+    assert len(kept) == 15 and len(set(kept)) == 15
     assert measured["gains"]["paths"]["mean"] == pytest.approx(0.0), "same noise, same video"
     assert measured["conditions"]["full"]["own_error"]["count"] == 6
-    assert "without_references" in evaluate.table(measured)
+    told = report.table(measured)
+    assert "without_references" in told and "places exchanged with the paths" in told
     json.dumps(measured)
+
+
+def test_exchanged_paths_and_references():
+    (record,) = requests.world_requests(dataclasses.replace(toy(), frames=5), 1, seed=0)
+    paths = requests.asked(record, "exchanged_paths", 0, "patterned")
+    first, second = record.entities
+    np.testing.assert_array_equal(paths.entities[0].track, second.track)
+    np.testing.assert_array_equal(paths.entities[1].visible, first.visible)
+    assert paths.entities[0].word == first.word and paths.entities[0].images is first.images
+    looks = requests.asked(record, "exchanged_references", 0, "patterned")
+    for new, old in zip(looks.entities, record.entities, strict=True):
+        assert new.word == old.word and new.track is old.track
+        assert not np.array_equal(new.images[0], old.images[0])
+    assert requests.asked(record, "full", 0, "patterned") is record
+
+
+def _seen(**values):
+    fields = dict.fromkeys(look.Seen._fields, np.zeros(2))
+    return look.Seen(**{**fields, **{name: np.array(value) for name, value in values.items()}})
+
+
+def test_goals_are_those_of_hand_made_numbers():
+    full = [
+        _seen(own_error=[10, 20], other_error=[90, 110], distance=[4, 6], found=[1, 0.9]),
+        _seen(own_error=[30, 20], other_error=[100, 100], distance=[np.nan, 8], found=[0.5, 1]),
+    ]
+    paths = [
+        _seen(own_error=[1, 1], other_error=[9, 9]),
+        _seen(own_error=[1, 9], other_error=[9, 1]),
+    ]
+    seen = {
+        "full": full,
+        "without_paths": [_seen(own_error=[100, 60]), _seen(own_error=[60, 100])],
+        "without_references": [_seen(), _seen()],
+        "exchanged_paths": paths,
+        "exchanged_references": [_seen(preferred=[1, 1]), _seen(preferred=[1, 0])],
+    }
+    goals = [goal["measured"] for goal in report.report(seen, {})["goals"]]
+    assert goals == pytest.approx([85, 6, 20, 25, 20, 0, 50, 75])
+    met = [goal["met"] for goal in report.report(seen, {})["goals"]]
+    assert met == [False, True, True, True, True, False, False, False]
+
+
+def test_two_of_one_word_are_told_apart_by_their_pixels():
+    model = toy_bold()
+    records = requests.world_requests(model, 4, seed=0, one_word=True)
+    for record in records:
+        first, second = record.entities
+        assert first.word == second.word and first.span != second.span
+        np.testing.assert_array_equal(own_looks(record, record.video), [1, 1])
+        nothing = np.broadcast_to(
+            np.median(record.video.reshape(-1, 3), axis=0), record.video.shape
+        )
+        np.testing.assert_array_equal(own_looks(record, nothing.astype(np.uint8)), [0, 0])
 
 
 def test_settings_name_what_is_wrong():
@@ -280,24 +345,24 @@ def test_settings_name_what_is_wrong():
 
 
 def test_all_missing_bench_files_are_named(tmp_path, bench, monkeypatch):
-    monkeypatch.setattr(evaluate, "Localiser", lambda rngs: bench.localiser)
-    monkeypatch.setattr(evaluate, "Judge", lambda rngs: bench.judge)
+    monkeypatch.setattr(look, "Localiser", lambda rngs: bench.localiser)
+    monkeypatch.setattr(look, "Judge", lambda rngs: bench.judge)
     with pytest.raises(CheckpointError, match=r"(?s)one\.safetensors.*two\.safetensors"):
-        evaluate.load_bench(tmp_path / "one.safetensors", tmp_path / "two.safetensors")
+        look.load_bench(tmp_path / "one.safetensors", tmp_path / "two.safetensors")
 
 
 def test_gate_looks_at_videos_of_the_vae(bench, monkeypatch):
     model = dataclasses.replace(toy(), frames=9)
     vae = nnx.eval_shape(lambda: CausalVAE(model.vae, rngs=nnx.Rngs(0)))
     graph, state = nnx.split(vae)
-    records = evaluate.world_requests(model, 2, seed=1)
+    records = requests.world_requests(model, 2, seed=1)
     shape = jax.eval_shape(
-        lambda state, video: evaluate._through(nnx.merge(graph, state), video),
+        lambda state, video: gate._through(nnx.merge(graph, state), video),
         state,
         records[0].video,
     )
     assert shape.shape == records[0].video.shape and shape.dtype == np.uint8
-    monkeypatch.setattr(evaluate, "_through", lambda _, video: np.zeros_like(video))
-    result = evaluate.gate(bench, vae, records)
+    monkeypatch.setattr(gate, "_through", lambda _, video: np.zeros_like(video))
+    result = gate.gate(bench, vae, records)
     assert result.identified.count == 4 and result.pixels.count == 2
     assert not result.passed, "black videos show nothing"
