@@ -56,19 +56,25 @@ class Chain(NamedTuple):
     shipped: Mapping[str, str]
 
 
-_BOLD = ("vae", "localiser", "judge", "object", "face", "dino")
+_BOLD = {
+    "vae": "vae.safetensors",
+    "localiser": "../bold_bench/localiser.safetensors",
+    "judge": "../bold_bench/judge.safetensors",
+    "object": "object.safetensors",
+    "face": "face.safetensors",
+    "dino": "dino.safetensors",
+    "base_stills": "stages/base_stills",
+    "base_short": "stages/base_short",
+    "base_clips": "",
+    "motion": "stages/motion",
+    "joint_stills": "stages/joint_stills",
+    "joint": "",
+}
 CHAINS = {
     "toy": Chain(STAGES, SHIPPED),
     "bold": Chain(
         {name: f"configs/bold/{name}.py" for name in _BOLD},
-        {
-            "vae": "checkpoints/bold/vae.safetensors",
-            "localiser": "checkpoints/bold_bench/localiser.safetensors",
-            "judge": "checkpoints/bold_bench/judge.safetensors",
-            "object": "checkpoints/bold/object.safetensors",
-            "face": "checkpoints/bold/face.safetensors",
-            "dino": "checkpoints/bold/dino.safetensors",
-        },
+        {name: os.path.normpath(f"checkpoints/bold/{place}") for name, place in _BOLD.items()},
     ),
 }
 

@@ -1,0 +1,23 @@
+"""Bold toy chain, stage base_clips: the base on whole clips, while its rate falls to zero.
+
+python -m tora2_jax.train --config configs/bold/base_clips.py --workdir workdirs/bold/base_clips
+Hardware: two CPU cores, about 2 to 3 hours. Expected: see docs/toy.md.
+"""
+
+from configs.bold.base_stills import base_config, muon
+from configs.bold.vae import FOLDER
+from tora2_jax.train_config import TrainConfig
+
+
+def get_config() -> TrainConfig:
+    """The settings of this stage."""
+    config = base_config(frames=17, seed=212)
+    config.steps = 5000
+    config.batch_size = 16
+    config.data_size = 20_000
+    config.weights.transformer = f"{FOLDER}/stages/base_short/transformer.safetensors"
+    config.weights.text = f"{FOLDER}/stages/base_short/text.safetensors"
+    config.optim = muon(2e-2, "cosine")
+    config.ema_decay = 0.998
+    config.checkpoint_every = 100
+    return config
