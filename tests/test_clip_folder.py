@@ -103,7 +103,9 @@ def test_clips_are_encoded_again_only_if_an_example_changes(tmp_path):
     assert key(model(transformer=TransformerConfig(max_text_length=10))) != key()
     # As earlier versions of configs/motion_stage1.py and others have it.
     own = clip_examples(tmp_path, model()).identity
-    assert own["sizes"]["transformer"] == to_dict(TransformerConfig(rematerialize="full"))
+    earlier = to_dict(TransformerConfig(rematerialize="full"))
+    del earlier["unroll_layers"]
+    assert own["sizes"]["transformer"] == earlier
     names = ("image_dropout", "crop_frames", "crop_size")
     assert [own["settings"][name] for name in names] == [0.05, 9, 256]
 

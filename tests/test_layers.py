@@ -28,8 +28,9 @@ def blocks():
     return nnx.jit(lambda: layers.stack(_Layer, LAYERS, nnx.Rngs(0)))()
 
 
+@pytest.mark.parametrize("unroll", [False, True])
 @pytest.mark.parametrize("rematerialize", ["none", "full", "save_attention", "offload"])
-def test_scan_equals_a_python_loop_in_values_and_gradients(blocks, rematerialize):
+def test_scan_equals_a_python_loop_in_values_and_gradients(blocks, rematerialize, unroll):
     x = _normal(2, 3, 4)
     offsets = jnp.arange(LAYERS, dtype=jnp.float32)
 
@@ -38,7 +39,7 @@ def test_scan_equals_a_python_loop_in_values_and_gradients(blocks, rematerialize
             carry = block(carry) + offset
             return carry, carry.mean()
 
-        carry, means = layers.scan(step, blocks, x, offsets, rematerialize)
+        carry, means = layers.scan(step, blocks, x, offsets, rematerialize, unroll)
         return (carry**2).sum() + means.sum()
 
     def looped(blocks):

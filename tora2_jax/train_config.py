@@ -32,6 +32,7 @@ _HARMLESS = {
     "model.diffusion.steps_offset",
     "model.diffusion.timestep_spacing",
     "model.transformer.rematerialize",
+    "model.transformer.unroll_layers",
     "profile_steps",
     "sample_every",
     "skips_allowed",

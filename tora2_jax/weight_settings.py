@@ -15,7 +15,7 @@ _SETTINGS = {
 _SCHEDULE = {"num_steps", "beta_start", "beta_end", "snr_shift"}  # the rest a sampler may choose
 # Not the transformer: a released base may be trained on with either.
 _TRAINED_BESIDE_NULL_TEXT = {"motion", "personalization"}
-_FREE = {"rematerialize"}  # may differ from what the weights were made with
+_FREE = {"rematerialize", "unroll_layers"}  # may differ from what the weights were made with
 
 
 def setting_differences(

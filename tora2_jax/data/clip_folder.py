@@ -184,6 +184,7 @@ class ClipExamples:
         model = self._model
         settings = {name: getattr(model, name) for name in ("height", "width", "frames", "fps")}
         transformer = to_dict(model.transformer) | _OF_NO_INPUT
+        del transformer["unroll_layers"]  # pools of earlier versions do not know it
         settings |= {"transformer": transformer, "motion": model.motion is not None}
         vocabulary = sorted(self._tokenizer.get_vocab().items())
         own = to_dict(self._settings) | _OF_NO_EXAMPLE

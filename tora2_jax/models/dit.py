@@ -394,7 +394,8 @@ class CogVideoXTransformer(nnx.Module):
             maps = None if motion_maps is None else regroup(motion_maps)
             inputs = (maps, jax.tree.map(take, keys_values))
             group = (layers.map_arrays(regroup, self.blocks), cross)
-            carry, found = layers.scan(step, group, carry, inputs, self.config.rematerialize)
+            how = (self.config.rematerialize, self.config.unroll_layers)
+            carry, found = layers.scan(step, group, carry, inputs, *how)
             seen += found
         seen = jax.tree.map(lambda *parts: jnp.concatenate(parts), *seen) if seen else None
         return carry, seen

@@ -231,6 +231,7 @@ def scan(
     carry: Any,
     xs: Any = None,
     rematerialize: str = "none",
+    unroll: bool = False,
 ) -> tuple[Any, Any]:
     """Applies stacked layers one after another; the layers are read, never written.
 
@@ -242,6 +243,7 @@ def scan(
         rematerialize: what the backward pass does with the values of a layer: `none` keeps all;
             `full` keeps what comes in and makes the rest again; `save_attention` keeps the
             attention's output as well; `offload` keeps both, in the host's memory.
+        unroll: the layers stand one after another in the program; a loop otherwise.
 
     Returns:
         The last carry, and all `y` along a new leading layer axis.
@@ -255,7 +257,7 @@ def scan(
     if rematerialize != "none":
         policy = _POLICIES[rematerialize]
         body = jax.checkpoint(body, prevent_cse=False, policy=policy)
-    return jax.lax.scan(body, carry, (state, xs))
+    return jax.lax.scan(body, carry, (state, xs), unroll=unroll)
 
 
 def map_arrays(function: Callable[[jax.Array], jax.Array], module: Any) -> Any:

@@ -97,6 +97,7 @@ class TrajectoryExtractor(nnx.Module):
         self.patch = (transformer.patch_size_t or 1, space, space)
         self.blocks_per_layer = config.blocks_per_layer
         self.rematerialize = transformer.rematerialize
+        self.unroll_layers = transformer.unroll_layers
         self.dtype = dtype
         # A motion latent has as many channels as the video latent that the DiT puts out.
         channels = transformer.out_channels * self.patch[0] * space * space
@@ -124,7 +125,8 @@ class TrajectoryExtractor(nnx.Module):
             return frames, frames
 
         start = motion_map.astype(self.dtype)
-        _, states = scan(layer, grouped, start, rematerialize=self.rematerialize)
+        how = {"rematerialize": self.rematerialize, "unroll": self.unroll_layers}
+        _, states = scan(layer, grouped, start, **how)
         return states
 
 
