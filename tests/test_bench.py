@@ -27,7 +27,7 @@ from tora2_jax.bench.networks import (
     white_square,
 )
 from tora2_jax.checkpoint import CheckpointError, stored_names
-from tora2_jax.config import toy, toy_bold
+from tora2_jax.config import toy
 from tora2_jax.evaluation import gate, look, report, requests
 from tora2_jax.evaluation import world as evaluate
 from tora2_jax.evaluation.own_looks import own_looks
@@ -40,6 +40,7 @@ from tora2_jax.train_config import TrainConfig
 from tora2_jax.types import PriorFeatures
 from tora2_jax.world.clips import render_clip
 from tora2_jax.world.config import WorldConfig
+from tora2_jax.world.model import toy_bold
 
 
 def _config(stage: str) -> TrainConfig:

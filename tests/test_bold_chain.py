@@ -8,7 +8,7 @@ import pytest
 
 from scripts.toy_checkpoint import CHAINS
 from tora2_jax import text
-from tora2_jax.config import to_dict, toy_bold
+from tora2_jax.config import to_dict
 from tora2_jax.evaluation.requests import world_requests
 from tora2_jax.train_state import abstract_step, find_stage, mesh_of
 from tora2_jax.world.captions import (
@@ -22,6 +22,7 @@ from tora2_jax.world.captions import (
 from tora2_jax.world.clips import render_clip
 from tora2_jax.world.config import WorldConfig
 from tora2_jax.world.entities import WORDS, sample_entity
+from tora2_jax.world.model import toy_bold
 
 ROOT = Path(__file__).parents[1]
 CHAIN = CHAINS["bold"]

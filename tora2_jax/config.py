@@ -32,9 +32,7 @@ class TransformerConfig:
     final_norm_eps: float = 1e-5  # SAT checkpoints: 1e-6
     # What the backward pass makes again, see docs/sharding.md.
     rematerialize: Literal["none", "full", "save_attention", "offload"] = "none"
-    # Layers one after another in the program, not as a loop: a third faster on CPU, where a loop
-    # copies what it keeps for the backward pass; compiled much longer where there are many.
-    unroll_layers: bool = False
+    unroll_layers: bool = False  # no loop over layers: faster on CPU, see docs/sharding.md
 
     def __post_init__(self):
         """Takes the truth values that older files hold."""
@@ -306,19 +304,6 @@ def toy() -> ModelConfig:
     )
 
 
-def toy_bold() -> ModelConfig:
-    """The model of the bold toy world: smaller frames, tokens of 8 x 8 pixels, smaller patches."""
-    model = toy()
-    model.name = "toy_bold"
-    model.height = model.width = 64
-    model.transformer.unroll_layers = True
-    model.vae.channels = (12, 32, 64)
-    model.dino.patch_size, model.dino.position_grid = 8, 7
-    model.transformer.patch_size = 2
-    model.transformer.sample_height = model.transformer.sample_width = 16
-    return model
-
-
 def cogvideox_2b() -> ModelConfig:
     """CogVideoX-2B."""
     return ModelConfig(
@@ -372,7 +357,6 @@ PRESETS = {
     preset.__name__: preset
     for preset in (
         toy,
-        toy_bold,
         cogvideox_2b,
         cogvideox_5b,
         cogvideox_5b_i2v,

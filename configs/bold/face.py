@@ -7,9 +7,9 @@ Its result goes to `checkpoints/bold/face.safetensors`; its metadata holds the n
 """
 
 from configs.bold.vae import bold_world
-from tora2_jax.config import toy_bold
 from tora2_jax.train_config import OptimConfig, TrainConfig
 from tora2_jax.world.config import RecognitionConfig
+from tora2_jax.world.model import toy_bold
 
 
 def get_config() -> TrainConfig:

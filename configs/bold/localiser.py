@@ -7,8 +7,8 @@ Its result goes to `checkpoints/bold_bench/localiser.safetensors`; its metadata 
 """
 
 from configs.bold.vae import bold_world
-from tora2_jax.config import toy_bold
 from tora2_jax.train_config import OptimConfig, TrainConfig
+from tora2_jax.world.model import toy_bold
 
 
 def get_config() -> TrainConfig:

@@ -1,7 +1,7 @@
 """CogVideoX's diffusion transformer, with the places where motion and references enter.
 
 The numbers are those of diffusers' `CogVideoXTransformer3DModel` for the published 2B, 5B, 5B-I2V
-and 1.5 models. Blocks are stacked and scanned; there is no second, unscanned form.
+and 1.5 models. Blocks are stacked and scanned.
 """
 
 from collections.abc import Callable
@@ -173,7 +173,7 @@ class CogVideoXTransformer(nnx.Module):
     ):
         width, time_width = config.width, config.time_embed_dim
         patch_volume = config.patch_size**2 * (config.patch_size_t or 1)
-        self.config = config
+        self.config, self.looping = config, (config.rematerialize, config.unroll_layers)
         self.dtype = dtype
         self.motion = motion
         self.every = 1 if personalization is None else personalization.every_k
@@ -394,8 +394,7 @@ class CogVideoXTransformer(nnx.Module):
             maps = None if motion_maps is None else regroup(motion_maps)
             inputs = (maps, jax.tree.map(take, keys_values))
             group = (layers.map_arrays(regroup, self.blocks), cross)
-            how = (self.config.rematerialize, self.config.unroll_layers)
-            carry, found = layers.scan(step, group, carry, inputs, *how)
+            carry, found = layers.scan(step, group, carry, inputs, *self.looping)
             seen += found
         seen = jax.tree.map(lambda *parts: jnp.concatenate(parts), *seen) if seen else None
         return carry, seen
