@@ -221,3 +221,28 @@ def test_streams_for_shapes_give_the_shapes_of_others():
         path: (x.shape, x.dtype) for path, x in theirs.items()
     }
     assert ours["0.kernel"].shape == (4, 3, 5)
+
+
+@pytest.mark.parametrize("chunks", [100, 455])
+def test_gradients_of_chunks_add_up_in_float32(chunks):
+    shape = (1, chunks, 1, 8)
+    keys = jax.random.split(jax.random.key(chunks), 4)
+    query, key, value = (
+        jax.random.normal(one, shape, jnp.bfloat16).astype(jnp.float32) for one in keys[:3]
+    )
+    weight = jax.random.uniform(keys[3], shape)  # of one sign, so that a bias shows
+
+    def gradients(dtype, max_logits):
+        def loss(key, value):
+            cast = (array.astype(dtype) for array in (query, key, value))
+            output = attention(*cast, max_logits=max_logits)
+            return (output.astype(jnp.float32) * weight).sum()
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1)))(key, value)
+
+    exact = gradients(jnp.float32, chunks**2)
+    chunked = gradients(jnp.bfloat16, chunks)  # one query a chunk
+    for ours, theirs in zip(chunked, exact, strict=True):
+        assert jnp.linalg.norm(ours - theirs) < 0.004 * jnp.linalg.norm(theirs)
+    ratio = chunked[1].sum() / exact[1].sum()
+    assert abs(float(ratio) - 1) < 0.001

@@ -98,11 +98,16 @@ def _attend_in_chunks(query, key, value, mask, scale, chunk):
         mask_chunks = mask_chunks.reshape(*mask.shape[:2], count, chunk, mask.shape[3])
         mask_chunks = jnp.moveaxis(mask_chunks, 2, 0)
 
+    # Every chunk adds to the gradients of all keys and values: in bfloat16 the sum of hundreds of
+    # them would be percents off, so outside of the chunks they are float32.
+    wide_key, wide_value = key.astype(jnp.float32), value.astype(jnp.float32)
+
     # Without the checkpoint the backward pass would keep the weights of all chunks.
     @jax.checkpoint
     def attend_chunk(slices):
         part, part_mask = slices
-        return _attend(part, key, value, part_mask if per_query else mask, scale)
+        own_key, own_value = wide_key.astype(key.dtype), wide_value.astype(value.dtype)
+        return _attend(part, own_key, own_value, part_mask if per_query else mask, scale)
 
     output = jax.lax.map(attend_chunk, (query, mask_chunks if per_query else None))
     output = output.swapaxes(0, 1).reshape(batch, count * chunk, heads, -1)
