@@ -1,6 +1,7 @@
 """Videos as people bring them: frames are what players show, or the message says what to do."""
 
 import os
+import struct
 from fractions import Fraction
 
 import av
@@ -90,6 +91,19 @@ def test_a_header_that_counts_hidden_frames_is_no_fault(tmp_path):
         assert sum(1 for packet in read.demux(video=0) if packet.size) < 40
     _, frames = assert_read_alike(tmp_path / "cut.mp4", 24)
     assert [number_of(frame) for frame in frames] == list(range(16, 40))
+
+
+def test_a_cut_end_is_not_shown(tmp_path):
+    path = write(tmp_path / "a.mp4", GRAYS, options=B_FRAMES)
+    data = bytearray(path.read_bytes())
+    place = data.find(b"elst") + 12
+    assert struct.unpack(">I", data[place : place + 4]) == (5000,)
+    data[place : place + 4] = struct.pack(">I", 3000)  # milliseconds that the edit list shows
+    path.write_bytes(data)
+    with av.open(str(path)) as read:
+        assert sum(1 for packet in read.demux(video=0) if packet.size) == 40
+    _, frames = assert_read_alike(path, 24)
+    assert [number_of(frame) for frame in frames] == list(range(24))
 
 
 def test_frames_whose_key_frame_was_cut_away_do_not_count(tmp_path):
@@ -233,28 +247,41 @@ def test_titles_in_other_encodings_are_no_fault(tmp_path):
     assert_read_alike(path, 3)
 
 
-def test_a_cover_is_no_video(tmp_path):
-    cover = write(tmp_path / "cover.mkv", [quadrants()], codec="mjpeg", pixels="yuvj420p")
+def join(path, *sources) -> None:
+    """One file of the first streams of several; of those whose flag is set, as covers."""
+    parts = []
+    with av.open(str(path), "w") as written:
+        for source, is_cover in sources:
+            with av.open(str(source)) as read:
+                stream = read.streams[0]
+                copy = written.add_stream_from_template(stream)
+                if is_cover:
+                    copy.disposition = av.stream.Disposition.attached_pic
+                parts.append((copy, [packet for packet in read.demux(stream) if packet.size]))
+        for copy, packets in parts:
+            for packet in packets:
+                packet.stream = copy
+                written.mux(packet)
+
+
+def test_covers_and_thumbnails_are_no_videos(tmp_path):
+    picture = write(tmp_path / "picture.mkv", [quadrants()], codec="mjpeg", pixels="yuvj420p")
     clip = write(tmp_path / "clip.mp4", GRAYS)
-
-    def join(path, *sources):
-        with av.open(str(path), "w") as written:
-            for source, covers in sources:
-                with av.open(str(source)) as read:
-                    stream = read.streams[0]
-                    copy = written.add_stream_from_template(stream)
-                    if covers:
-                        copy.disposition = av.stream.Disposition.attached_pic
-                    parts.append((copy, [one for one in read.demux(stream) if one.size]))
-            for copy, packets in parts:
-                for packet in packets:
-                    packet.stream = copy
-                    written.mux(packet)
-
-    parts: list = []
-    join(tmp_path / "both.mp4", (cover, True), (clip, False))
-    _, frames = assert_read_alike(tmp_path / "both.mp4", 40)
-    assert number_of(frames[9]) == 9
+    for is_cover in (True, False):
+        join(tmp_path / "both.mov", (picture, is_cover), (clip, False))
+        _, frames = assert_read_alike(tmp_path / "both.mov", 40)
+        assert number_of(frames[9]) == 9
+    with av.open(str(tmp_path / "sound.mp4"), "w") as written:
+        stream = written.add_stream("aac", rate=48000, layout="mono")
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        silence.sample_rate = 48000
+        written.mux(stream.encode(silence))
+        written.mux(stream.encode())
+    join(tmp_path / "song.mp4", (tmp_path / "sound.mp4", False), (picture, True))
+    with av.open(str(tmp_path / "song.mp4")) as read:
+        assert len(read.streams.video) == 1
+    with pytest.raises(VideoError, match=r"song\.mp4: holds no video"):
+        video_info(tmp_path / "song.mp4")
 
 
 def test_a_colon_is_part_of_a_name(tmp_path, monkeypatch):

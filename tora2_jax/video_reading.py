@@ -150,9 +150,12 @@ def _opened(path: Path):
     try:
         # Titles in other encodings than UTF-8 are no reason to refuse a video.
         with av.open(local_url(path), metadata_errors="replace") as container:
-            stream = container.streams.best("video")
-            if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
+            cover = av.stream.Disposition.attached_pic
+            streams = [one for one in container.streams.video if not one.disposition & cover]
+            if not streams:
                 raise VideoError(f"{path}: holds no video")
+            # Thumbnails are a stream of one picture; of most containers the number is not known.
+            stream = next((one for one in streams if one.frames != 1), streams[0])
             if stream.codec_context is None:
                 raise VideoError(f"{path}: is in a format that FFmpeg here cannot decode")
             yield container, stream
