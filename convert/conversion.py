@@ -187,7 +187,8 @@ def _read_settings(
         place = parts[name]
         file = (place if place.is_dir() else place.parent) / part.file
         if alone and not (file.is_file() and (place.is_dir() or _of_a_transformer(file))):
-            data[name] = {} if base is None else diffusers_config.write(base.model)[name]
+            plain = base and diffusers_config.write(replace(base.model, motion=None))
+            data[name] = plain[name] if plain else {}
         else:
             data[name] = folders.read_json(file, faults)
     return data
