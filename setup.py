@@ -37,6 +37,7 @@ setup(
             "torch==2.13.0",
             "diffusers>=0.42.1,<0.43",
             "accelerate>=1.0",
+            "peft>=0.19,<0.22",
             "pytest>=9",
             "pytest-timeout>=2.4",
             "pytest-xdist>=3.8",

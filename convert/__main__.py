@@ -47,6 +47,15 @@ _ENCODERS = {
         "(.pth, .safetensors)",
     ),
 }
+# The other commands: what SRC is.
+_SOURCES = {
+    "cogvideox": "folder of a CogVideoX model, as diffusers saves it; or, with --base, a "
+    "transformer alone: a file, a folder, the folder of a run, or SAT's mp_rank_00_model_states.pt",
+    "tora": "folder of Tora's diffusers version; or, with --base, mp_rank_00_model_states.pt "
+    "(SAT), the folder of a run, or a folder with ComfyUI's fuser/ and traj_extractor/",
+    "lora": "LoRA of a CogVideoX transformer, a file or its folder: by PEFT, diffusers or ComfyUI",
+    "export": "converted folder or bundle",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -68,28 +77,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, run, source in (
-        (
-            "cogvideox",
-            _cogvideox,
-            "folder of a CogVideoX model, as diffusers saves it; or, with --base, a transformer "
-            "alone: a file, a folder, the folder of a run, or SAT's mp_rank_00_model_states.pt",
-        ),
-        (
-            "tora",
-            _tora,
-            "folder of Tora's diffusers version; or, with --base, mp_rank_00_model_states.pt "
-            "(SAT), the folder of a run, or a folder with ComfyUI's fuser/ and traj_extractor/",
-        ),
-        (
-            "lora",
-            _lora,
-            "LoRA of a CogVideoX transformer, a file or its folder: by PEFT, diffusers or ComfyUI",
-        ),
-        ("export", _export, "converted folder or bundle"),
-    ):
+    runs = {"cogvideox": _cogvideox, "tora": _tora, "lora": _lora, "export": _export}
+    for name, run in runs.items():
         command = commands.add_parser(name)
-        command.add_argument("--src", type=local_path, required=True, help=source)
+        command.add_argument("--src", type=local_path, required=True, help=_SOURCES[name])
         command.set_defaults(run=run)
     for name, (module, source) in _ENCODERS.items():
         command = commands.add_parser(name)

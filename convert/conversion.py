@@ -100,7 +100,7 @@ def _write(folder: Path, job: Job, model: ModelConfig) -> None:
 def check_parts(
     source: Path,
     parts: Mapping[str, Path],
-    files: dict[str, TensorFiles],
+    files: Mapping[str, TensorFiles],
     problems: list[str],
     tora: bool = False,
     base: Path | None = None,
@@ -109,8 +109,8 @@ def check_parts(
 
     Args:
         source: How messages call what is converted, and where `tora2/` may be.
-        parts: Folder of each part that there is, by its diffusers name; the transformer's may be a
-            file, or without a config, and then its settings are the base's.
+        parts: Folder of each part that there is; the transformer's may be a file, or have no
+            config, and then its settings are the base's.
         files: Those of the parts that could be opened.
         problems: What is wrong so far.
         tora: Whether the transformer is Tora's or CogVideoX's.
@@ -119,7 +119,7 @@ def check_parts(
     Raises:
         ConversionError: lists everything that is missing, damaged or of another model.
     """
-    problems, files = list(problems), dict(files)
+    problems = list(problems)
     lacking = [name for name in (*_PARTS, "tokenizer") if name not in parts]
     wanted = [own for name, own in _OWN_NAME.items() if name in lacking]
     read = files["transformer"].notes if "transformer" in files else []
@@ -127,9 +127,7 @@ def check_parts(
     faults: list[str] = []  # what leaves no settings to check the tensors against
     data = _read_settings(parts, found, faults)
     others = _class_problems(data, tora)
-    if "transformer" in files and (other := _kind_problems(files["transformer"], tora)):
-        del files["transformer"]  # every tensor of it would be said to be wrong
-        problems += other
+    files = _of_this_kind(files, tora, problems)
     tokenizer = parts.get("tokenizer", (found.folder if found else source) / "tokenizer")
     if faults or others or (lacking and not found):
         usable = {name: data[name] for name in data.keys() - others.keys() if data[name]}
@@ -143,17 +141,33 @@ def check_parts(
     model, kept = own_parts.read(source, model, problems)
     problems += unusable + t5_problems(tokenizer, model.text.vocab_size)
     problems += _differences(other, model) if lacking else []
-    jobs = []
-    for component in components(model).values():
-        if component.folder in files:
-            jobs += make_job(component, model, files[component.folder], problems)
+    jobs = _jobs(model, files, problems)
     if problems:
         raise listing(source, problems)
+    copies = {name: checkpoint.component_path(found.folder, name) for name in wanted}
     notes = [note for job in jobs for note in job.files.notes]
     notes += ["--base was not needed: the source has everything"] if base and not lacking else []
     notes += _sampling_notes(model) if tora else []
-    copies = {name: checkpoint.component_path(found.folder, name) for name in wanted}
     return Plan(model, jobs, copies | kept, tokenizer, notes)
+
+
+def _of_this_kind(
+    files: Mapping[str, TensorFiles], tora: bool, problems: list[str]
+) -> dict[str, TensorFiles]:
+    """The files without a transformer of the other kind, of which every tensor would be wrong."""
+    found = _kind_problems(files["transformer"], tora) if "transformer" in files else []
+    problems += found
+    return {name: own for name, own in files.items() if not (found and name == "transformer")}
+
+
+def _jobs(model: ModelConfig, files: Mapping[str, TensorFiles], problems: list[str]) -> list[Job]:
+    """The jobs of all files that there are; what does not fit goes to `problems`."""
+    return [
+        job
+        for component in components(model).values()
+        if component.folder in files
+        for job in make_job(component, model, files[component.folder], problems)
+    ]
 
 
 def _name(source: Path) -> str:
@@ -173,7 +187,8 @@ def _read_settings(
         place = parts[name]
         file = (place if place.is_dir() else place.parent) / part.file
         if alone and not (file.is_file() and (place.is_dir() or _of_a_transformer(file))):
-            data[name] = {} if base is None else diffusers_config.write(base.model)[name]
+            plain = base and diffusers_config.write(replace(base.model, motion=None))
+            data[name] = plain[name] if plain else {}
         else:
             data[name] = folders.read_json(file, faults)
     return data

@@ -26,6 +26,7 @@ from flax import nnx
 from convert import folders
 from convert.engine import (
     ConversionError,
+    Piece,
     Rule,
     Spec,
     assembled,
@@ -180,16 +181,9 @@ def write(
     """
     problems, pieces = list(problems), {}
     if encoder is not None and tensors is not None:
-        target = flat_variables(nnx.eval_shape(encoder.build))
-        shapes = {path: tuple(value.shape) for path, value in target.items()}
-        if isinstance(tensors, TensorFiles):
-            tensors.strip(known(encoder.rules))
-        try:
-            if is_lora(tensors.specs):
-                raise ConversionError(_MERGE)
-            pieces = plan(encoder.rules, tensors.specs, target)
-        except ConversionError as error:
-            problems.append(str(error))
+        shapes = flat_variables(nnx.eval_shape(encoder.build))
+        pieces = _pieces(encoder, tensors, shapes, problems)
+        shapes = {path: tuple(value.shape) for path, value in shapes.items()}
     if problems:
         raise listing(source, problems)
     with folders.new_folder(destination, tensors.size()) as folder:
@@ -203,6 +197,22 @@ def write(
         if tokenizer is not None:
             folders.copy_tokenizer(tokenizer, folder / "tokenizer")
     return tensors.notes
+
+
+def _pieces(
+    encoder: Encoder, tensors: Tensors, target: Mapping[str, Spec], problems: list[str]
+) -> dict[str, list[Piece]]:
+    """Which tensors make up each parameter; what does not fit goes to `problems`."""
+    if isinstance(tensors, TensorFiles):
+        tensors.strip(known(encoder.rules))
+    if is_lora(tensors.specs):
+        problems.append(_MERGE)
+        return {}
+    try:
+        return plan(encoder.rules, tensors.specs, target)
+    except ConversionError as error:
+        problems.append(str(error))
+        return {}
 
 
 def preset_name(

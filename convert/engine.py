@@ -23,7 +23,13 @@ class ConversionError(ValueError):
 
 def listing(source: Any, problems: list[str]) -> ConversionError:
     """Everything that is wrong with a source as one error."""
-    return ConversionError(f"{source} cannot be converted:\n  " + "\n  ".join(problems))
+    return ConversionError(f"{source} cannot be converted:\n  {shown(problems)}")
+
+
+def shown(problems: list[str]) -> str:
+    """The first problems, one a line, and how many more there are."""
+    more = len(problems) - _LISTED
+    return "\n  ".join([*problems[:_LISTED], *([f"... and {more} more"] if more > 0 else [])])
 
 
 class Transform(NamedTuple):
@@ -169,8 +175,7 @@ def plan(
         problems += _gaps(path, tuple(target[path].shape), pieces, tensors)
     problems = [_integers(kind, names) for kind, names in integers.items()] + problems
     if problems:
-        listing = "\n  ".join(problems[:_LISTED])
-        raise ConversionError(f"the weights do not fit this model:\n  {listing}")
+        raise ConversionError(f"the weights do not fit this model:\n  {shown(problems)}")
     return {path: sorted(pieces.values(), key=_layer) for path, pieces in found.items()}
 
 
@@ -282,10 +287,9 @@ def assembled(
 
 def non_finite(faults: list[str]) -> ConversionError:
     """What is said of weights with which every video would be black."""
-    listed = "\n  ".join(sorted(faults)[:_LISTED])
     return ConversionError(
-        f"weights that are not finite are not converted; was the training's loss NaN, or the file "
-        f"saved in float16 from larger values?\n  {listed}"
+        "weights that are not finite are not converted; was the training's loss NaN, or the file "
+        f"saved in float16 from larger values?\n  {shown(sorted(faults))}"
     )
 
 
@@ -316,8 +320,9 @@ def plan_export(rules: list[Rule], arrays: Mapping[str, Spec]) -> dict[str, list
     """
     pieces = {path: _pieces(rules, path, tuple(spec.shape)) for path, spec in arrays.items()}
     if nameless := [path for path, found in pieces.items() if not found]:
-        listing = "\n  ".join(nameless[:_LISTED])
-        raise ConversionError(f"cannot be exported, no tensor there is like it:\n  {listing}")
+        raise ConversionError(
+            f"cannot be exported, no tensor there is like it:\n  {shown(nameless)}"
+        )
     return pieces
 
 

@@ -62,12 +62,7 @@ def export_folder(
         raise ConversionError(f"{source} cannot be exported:\n  " + "\n  ".join(problems))
     size = sum(map(checkpoint.component_bytes, (places | own).values()))
     with folders.new_folder(destination, size) as folder:
-        faults: list[str] = []
-        for component in components(model).values():
-            arrays = _arrays(component, places, unused)
-            _write(folder / component.folder, component, model, arrays, shard_bytes, faults)
-        if faults:
-            raise non_finite(faults)
+        _write_components(folder, model, places, unused, shard_bytes)
         write_settings(folder, diffusers_config.write(model), source / "tokenizer")
         if own or differences:
             own_parts.write(folder, model, own)
@@ -126,6 +121,18 @@ def _arrays(
         for path, array in checkpoint.read_component(places[name]):
             if path not in unused:
                 yield path.removeprefix(component.prefix), array
+
+
+def _write_components(
+    folder: Path, model: ModelConfig, places: Mapping[str, Path], unused: set[str], shard_bytes: int
+) -> None:
+    """Writes all weights. Raises ConversionError if values are not finite."""
+    faults: list[str] = []
+    for component in components(model).values():
+        arrays = _arrays(component, places, unused)
+        _write(folder / component.folder, component, model, arrays, shard_bytes, faults)
+    if faults:
+        raise non_finite(faults)
 
 
 def _write(

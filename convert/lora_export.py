@@ -40,9 +40,9 @@ def export_difference(
     It has the smallest rank that holds all changes above the rounding of the weights' type.
 
     Args:
-        source: A converted folder or a bundle, of the same model as the base.
+        source: A converted folder or a bundle.
         destination: A folder; must not exist.
-        base: Likewise.
+        base: As the source, of the same model.
         rank: The largest rank.
         accept_differences: Write although biases or norms differ too, which a LoRA cannot hold.
 
@@ -56,18 +56,11 @@ def export_difference(
     source, problems = Path(source), []
     changed = read_base(source, "--src", problems)
     given = read_base(Path(base), "--base", problems)
+    if not problems and _shapes(changed) != _shapes(given):
+        problems.append("--base is of another model than --src")
     if problems:
         raise listing(source, problems)
-    if _shapes(changed) != _shapes(given):
-        raise listing(source, ["--base is of another model than --src"])
-    found: dict[str, Thin] = {}
-    others: list[str] = []
-    for name, ours, theirs in _tensors(changed, given):
-        if not np.array_equal(ours, theirs):
-            if ours.ndim < 2 or not name.endswith(".weight"):
-                others.append(name)
-            else:
-                found[name.removesuffix(".weight")] = _thin(ours, theirs, rank)
+    found, others = _differences(changed, given, rank)
     if others and not accept_differences:
         problems.append(
             f"a LoRA cannot hold the changes of {len(others)} biases, norms and tables, such as "
@@ -78,15 +71,32 @@ def export_difference(
     if problems:
         raise listing(source, problems)
     highest = max(len(thin.down) for thin in found.values())
-    tensors = _named(found, highest, changed)
+    _write(Path(destination), _named(found, highest, changed))
+    worst = max(thin.left_out for thin in found.values())
+    told = (
+        f"{len(found)} weights differ; rank {highest}; {worst:.2g} of a change is left out at most"
+    )
+    return [told, *(f"left out: the change of {name}" for name in others)]
+
+
+def _write(destination: Path, tensors: dict[str, np.ndarray]) -> None:
     with folders.new_folder(destination, sum(x.nbytes for x in tensors.values())) as folder:
         folder.rmdir()  # is made anew
         write_tensors(folder, _STEM, tensors.items())
-    worst = max(thin.left_out for thin in found.values())
-    notes = [
-        f"{len(found)} weights differ; rank {highest}; {worst:.2g} of a change is left out at most"
-    ]
-    return notes + [f"left out: the change of {name}" for name in others]
+
+
+def _differences(changed: Base, given: Base, rank: int) -> tuple[dict[str, Thin], list[str]]:
+    """The changes of weights by their names, and the names of what else has changed."""
+    found: dict[str, Thin] = {}
+    others: list[str] = []
+    for name, ours, theirs in _tensors(changed, given):
+        if np.array_equal(ours, theirs):
+            continue
+        if ours.ndim < 2 or not name.endswith(".weight"):
+            others.append(name)
+        else:
+            found[name.removesuffix(".weight")] = _thin(ours, theirs, rank)
+    return found, others
 
 
 def _shapes(base: Base) -> dict[str, tuple[int, ...]]:

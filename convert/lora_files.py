@@ -25,6 +25,7 @@ MERGE = (
 )
 _CONFIG = "adapter_config.json"  # PEFT's, beside its files
 _METADATA = "lora_adapter_metadata"  # diffusers', the same settings inside the file
+_OWN = "transformer."  # before the settings that are of the transformer's LoRA
 _MARK = re.compile(r"lora_|\.lora\.|_lora\.|lokr_|hada_")
 # What stands before the name of a part of the transformer, in one program or another.
 _PREFIX = re.compile(
@@ -183,7 +184,6 @@ def _settings(files: TensorFiles, problems: list[str]) -> dict[str, Any]:
     file = next(iter(files.specs.values())).file
     beside = file.parent / _CONFIG
     settings = folders.read_json(beside, problems) if beside.is_file() else _inside(file)
-    alphas = [settings.get("lora_alpha", 8), *(settings.get("alpha_pattern") or {}).values()]
     wrong = {
         "peft_type": settings.get("peft_type", "LORA") != "LORA",
         "use_dora": bool(settings.get("use_dora")),
@@ -196,22 +196,31 @@ def _settings(files: TensorFiles, problems: list[str]) -> dict[str, Any]:
         for name, is_wrong in wrong.items()
         if is_wrong
     ]
-    if not all(isinstance(alpha, int | float) for alpha in alphas):
-        found.append(f"{beside.name}: lora_alpha and alpha_pattern must be numbers: {alphas}")
+    if not _alphas_can_be_used(settings):
+        found.append(f"{beside.name}: lora_alpha and alpha_pattern do not hold numbers by names")
     problems += found
     return {} if found else settings
+
+
+def _alphas_can_be_used(settings: Mapping[str, Any]) -> bool:
+    patterns = settings.get("alpha_pattern") or {}
+    try:
+        values = [settings.get("lora_alpha", 8), *patterns.values()]
+        for name in patterns:
+            re.compile(name)
+        return all(isinstance(value, int | float) for value in values)
+    except (AttributeError, TypeError, re.error):
+        return False
 
 
 def _inside(file: Path) -> dict[str, Any]:
     try:
         with safe_open(file, "numpy") as opened:
             found = json.loads((opened.metadata() or {}).get(_METADATA, "{}"))
-    except (SafetensorError, ValueError):  # a pickle, or of another program
+        own = {name: value for name, value in found.items() if name.startswith(_OWN)}
+    except (SafetensorError, ValueError, AttributeError):  # a pickle, or of another program
         return {}
-    prefix = "transformer."
-    return {
-        name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)
-    }
+    return {name.removeprefix(_OWN): value for name, value in own.items()}
 
 
 def _scale(settings: Mapping[str, Any], module: str, rank: int, alpha: np.ndarray | None) -> float:

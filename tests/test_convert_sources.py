@@ -268,6 +268,13 @@ def test_comfyuis_two_files_make_the_same_tora(made, tora, tmp_path, capsys):
     assert "fuser: there is no such file or folder" in message
 
 
+def test_a_tora_can_be_the_base_of_a_cogvideox(made, tora, tmp_path):
+    command = ("cogvideox", "--src", _file(tmp_path), "--base", tora[0])
+    assert run(*command, "--dst", tmp_path / "out") == 0
+    assert_same(arrays(tmp_path / "out"), arrays(made[1]))
+    assert bundle.load_config(tmp_path / "out").motion is None
+
+
 def test_a_tora_alone_takes_the_rest_from_the_base(made, tora, tmp_path):
     whole, tensors = tora
     save_file({f"module.{name}": x for name, x in tensors.items()}, tmp_path / "tora.safetensors")
