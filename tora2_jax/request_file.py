@@ -250,7 +250,7 @@ class RequestReader(FieldReader):
                 return parse_points(self.only_path(value), canvas)
             number = None
             if isinstance(value, str):
-                path, number = split_number(value, self.directory)
+                _, number = split_number(value, self.directory)
                 value = value[: value.rindex("#")] if number is not None else value
             if (path := self.path(value, field)) is None:
                 return None
