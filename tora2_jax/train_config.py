@@ -136,6 +136,7 @@ class ClipFolderConfig:
 
     folder: str | None = None  # holds videos/NAME.mp4 and labels/NAME.txt
     entities: EntityClipConfig | None = None  # read entities/NAME.json; None: clips have none
+    at_most: int | None = None  # only the first so many clips, by name; None: all
     faulty: Literal["refuse", "skip"] = "refuse"  # what becomes of clips with a fault; all are told
     # Flow of every pixel, along some paths, or by even chance one of these.
     motion: Literal["dense", "sparse", "both"] = "sparse"
