@@ -12,7 +12,7 @@ import pytest
 from tests.test_train import _CONFIG, _command, _config, _losses, environment
 from tora2_jax import train, train_result, train_state
 from tora2_jax.config import toy
-from tora2_jax.train_config import ClipFolderConfig, TrainConfig
+from tora2_jax.train_config import ClipFolderConfig, TrainConfig, problems
 from tora2_jax.train_help import comments, known_fields, unknown_fields
 from tora2_jax.train_smoke import smoke
 
@@ -89,6 +89,9 @@ def test_a_smoke_run_is_short_and_stays_in_its_folder(tmp_path):
     assert (small.steps, small.data_size, small.clips.at_most) == (2, 8, 8)
     assert small.cache_dir == str(tmp_path / "cache") and small.export is None
     assert (small.batch_size, small.model) == (config.batch_size, config.model)
+    config.clips.at_most = 0
+    assert "config.clips.at_most must be positive or None" in problems(config)
+    config.clips.at_most = None
     assert config.steps == 15_000 and config.clips.at_most is None
 
 
@@ -183,3 +186,21 @@ def test_jaxs_search_for_nans_does_not_end_a_healthy_run(tmp_path, monkeypatch):
     with jax.debug_nans(True):
         train.train(_config(steps=2), tmp_path)
     assert len(_losses(tmp_path)) == 2
+
+
+def test_a_run_on_damaged_weights_names_them(tmp_path, monkeypatch):
+    from tests import test_train
+
+    def build(config, rngs):
+        model = test_train._Model(rngs)
+        model.body.bias[...] = model.body.bias[...].at[0].set(np.nan)
+        return model
+
+    monkeypatch.setattr(test_train, "build", build)
+    with pytest.raises(train.TrainError) as error:
+        train.train(_config(steps=9, skips_allowed=1), tmp_path)
+    assert str(error.value) == (
+        "steps 1 to 2 had no finite loss and gradient, more than config.skips_allowed (1) in a "
+        "row; weights that are not finite: body.bias; the checkpoint is damaged: convert it or copy it "
+        "again"
+    )

@@ -36,6 +36,7 @@ from tora2_jax.addresses import address_problems
 from tora2_jax.compile_cache import keep_compiled_programs
 from tora2_jax.config import to_dict
 from tora2_jax.data.loader import Source, batches, identified, positions
+from tora2_jax.finite import damage
 from tora2_jax.metric_log import MetricLog
 from tora2_jax.run_checkpoints import Checkpoints, SaveError, quiet
 from tora2_jax.step_profile import StepProfile
@@ -242,7 +243,7 @@ def _loop(
             if save or skipped or step % config.log_every == 0:
                 bar.set_postfix(loss=f"{log.write():.4f}", skipped=log.skipped, refresh=False)
             if len(skipped) > config.skips_allowed:
-                raise TrainError(_too_many(run, skipped))
+                raise TrainError(_too_many(run, state, skipped))
             if asked == _SAVE_FAILED:
                 raise SaveError("a process could not save its part; its message says why")
             if save:
@@ -298,7 +299,7 @@ def _skip_row(config: TrainConfig, source: Source, step: int, metrics: dict) -> 
     return {"step": step, **values, "examples": identified(source, rows)}
 
 
-def _too_many(run: _Run, skipped: list[dict[str, Any]]) -> str:
+def _too_many(run: _Run, state: TrainState, skipped: list[dict[str, Any]]) -> str:
     first, last = skipped[0]["step"], skipped[-1]["step"]
     examples = [
         " ".join(f"{name} {value}" for name, value in example.items())
@@ -306,9 +307,14 @@ def _too_many(run: _Run, skipped: list[dict[str, Any]]) -> str:
         for example in row["examples"]
     ]
     told = examples[:_TOLD] + [f"and {len(examples) - _TOLD} more"] * (len(examples) > _TOLD)
-    return (
+    none = (
         f"steps {first} to {last} had no finite loss and gradient, more than "
-        f"config.skips_allowed ({run.config.skips_allowed}) in a row; start from its weights "
+        f"config.skips_allowed ({run.config.skips_allowed}) in a row; "
+    )
+    if fault := damage(state.trainable | state.frozen | state.statistics):
+        return none + fault
+    return (
+        f"{none}start from its weights "
         "(config.weights) in another folder with a lower learning rate, or look at their "
         f"examples, which {run.workdir / 'metrics' / 'skipped.jsonl'} lists: " + "; ".join(told)
     )

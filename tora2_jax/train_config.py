@@ -313,6 +313,7 @@ def _clip_checks(config: TrainConfig) -> list[tuple[str, bool, str]]:
     return [
         *checks,
         ("clips", config.stage in CLIP_STAGES, f"serves the stages {', '.join(CLIP_STAGES)} only"),
+        ("clips.at_most", clips.at_most is None or clips.at_most > 0, "must be positive or None"),
         ("clips.folder", clips.folder is not None, "must name the folder of the clips"),
         ("clips.skip_frames", clips.skip_frames >= 0, "must not be negative"),
         ("clips.image_dropout", 0 <= clips.image_dropout <= 1, "must be between 0 and 1"),
