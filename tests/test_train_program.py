@@ -201,6 +201,6 @@ def test_a_run_on_damaged_weights_names_them(tmp_path, monkeypatch):
         train.train(_config(steps=9, skips_allowed=1), tmp_path)
     assert str(error.value) == (
         "steps 1 to 2 had no finite loss and gradient, more than config.skips_allowed (1) in a "
-        "row; weights that are not finite: body.bias; the checkpoint is damaged: convert it or copy it "
-        "again"
+        "row; weights that are not finite: body.bias; the checkpoint is damaged: convert it or "
+        "copy it again"
     )

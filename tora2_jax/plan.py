@@ -22,7 +22,6 @@ from absl import flags
 
 from tora2_jax import collectives, feedback, parallel, plan_programs, targets, train_flags
 from tora2_jax.addresses import address_problems
-from tora2_jax.compile_cache import keep_compiled_programs
 from tora2_jax.train_config import TrainError
 from tora2_jax.whole_file import write_text
 
@@ -165,7 +164,6 @@ def main(arguments: list[str]) -> int:
             program = plan_programs.training(options.config, devices)
         else:
             program = plan_programs.sampling(options.config, devices, options.requests)
-        keep_compiled_programs()
         with feedback.working("compiling"):
             plan = compile_plan(program, targets.compiler_options(target, has_compiler))
     except (TrainError, targets.TargetError) as error:
