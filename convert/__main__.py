@@ -25,6 +25,7 @@ from pathlib import Path
 
 from convert.engine import ConversionError
 from convert.folders import FolderError
+from tora2_jax import feedback
 from tora2_jax.addresses import local_path
 from tora2_jax.checkpoint import CheckpointError
 from tora2_jax.config import from_dict
@@ -62,7 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one command; exit code 2 and one message for anything that the user can mend."""
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        with feedback.working("converting"):
+            options.run(options)
     except (ConversionError, FolderError, CheckpointError) as error:
         print(error, file=sys.stderr)
         return 2

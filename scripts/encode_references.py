@@ -7,9 +7,10 @@ import argparse
 import json
 import sys
 
-from tora2_jax import bundle, reference_encoding
+from tora2_jax import bundle, feedback, reference_encoding
 from tora2_jax.addresses import local_path
 from tora2_jax.checkpoint import CheckpointError
+from tora2_jax.compile_cache import keep_compiled_programs
 from tora2_jax.faces import FaceModelError, InsightFaceDetector
 from tora2_jax.feature_files import FORMATS
 from tora2_jax.request import RequestError, load_request
@@ -40,11 +41,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _write(options: argparse.Namespace) -> None:
     """Everything after parsing."""
+    keep_compiled_programs()
     detector = None if options.face_models is None else InsightFaceDetector(options.face_models)
     tokenizer = bundle.load_bundle_tokenizer(options.checkpoint)
-    model, networks = bundle.load_reference_encoders(options.checkpoint)
+    with feedback.working("reading the checkpoint"):
+        model, networks = bundle.load_reference_encoders(options.checkpoint)
     request = load_request(options.request, model, tokenizer)
-    references = reference_encoding.encode_request(networks, model, tokenizer, request, detector)
+    with feedback.working("encoding"):
+        references = reference_encoding.encode_request(
+            networks, model, tokenizer, request, detector
+        )
     names = reference_encoding.write_features(options.output, references, f".{options.format}")
     for entity, own in zip(request.entities, names, strict=True):
         if own:

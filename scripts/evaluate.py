@@ -15,9 +15,10 @@ import json
 import sys
 from pathlib import Path
 
-from tora2_jax import checkpoint
+from tora2_jax import checkpoint, feedback
 from tora2_jax.addresses import local_path
 from tora2_jax.checkpoint import CheckpointError
+from tora2_jax.compile_cache import keep_compiled_programs
 from tora2_jax.config import ModelConfig, from_dict
 from tora2_jax.evaluation import gate, look, report, requests, world
 from tora2_jax.pipeline import Tora2Pipeline
@@ -68,7 +69,10 @@ def run_world(options: argparse.Namespace) -> int:
     """Prints the table of the toy world's bench."""
     settings = _settings(options)
     bench = look.load_bench(options.localiser, options.judge)
-    measured = world.world(Tora2Pipeline.from_checkpoint(options.checkpoint), bench, settings)
+    pipeline = _pipeline(options)
+    videos = settings.requests * len(requests.CONDITIONS)
+    with feedback.bar("evaluating", videos, "video") as bar:
+        measured = world.world(pipeline, bench, settings, keep=lambda *_: bar.update())
     print(report.table(measured))
     _write(options.output, measured)
     return 0
@@ -77,7 +81,9 @@ def run_world(options: argparse.Namespace) -> int:
 def run_one_word(options: argparse.Namespace) -> int:
     """Prints the share of entities that are at their place with their looks."""
     settings = _settings(options)
-    measured = world.one_word(Tora2Pipeline.from_checkpoint(options.checkpoint), settings)
+    pipeline = _pipeline(options)
+    with feedback.working("evaluating"):
+        measured = world.one_word(pipeline, settings)
     for name, value in measured["own_place_and_looks"].items():
         print(f"{name}: {100 * value['mean']:.1f} ± {100 * value['error']:.1f} % of entities")
     _write(options.output, measured)
@@ -90,13 +96,19 @@ def run_gate(options: argparse.Namespace) -> int:
     bench = look.load_bench(options.localiser, options.judge)
     records = requests.world_requests(model, options.clips, seed=1_000)
     style = requests.style_of(model)
-    result = gate.gate(bench, gate.load_vae(model, options.vae), records, style)
+    with feedback.working("evaluating"):
+        result = gate.gate(bench, gate.load_vae(model, options.vae), records, style)
     for name, estimate in result._asdict().items():
         print(f"{name:>12} {estimate.mean:.3f} ± {estimate.error:.3f}")
     print("passed" if result.passed else "failed: measurements of this model are not reliable")
     numbers = {name: estimate._asdict() for name, estimate in result._asdict().items()}
     _write(options.output, {**numbers, "passed": result.passed})
     return 0 if result.passed else 1
+
+
+def _pipeline(options: argparse.Namespace) -> Tora2Pipeline:
+    with feedback.working("reading the checkpoint"):
+        return Tora2Pipeline.from_checkpoint(options.checkpoint)
 
 
 def _write(path: Path | None, numbers: dict) -> None:
@@ -108,6 +120,7 @@ def main() -> int:
     """Runs the command; problems with files and values are told in one line each."""
     options = arguments()
     commands = {"world": run_world, "one-word": run_one_word, "gate": run_gate}
+    keep_compiled_programs()
     try:
         return commands[options.command](options)
     except (CheckpointError, ValueError, FileNotFoundError) as error:

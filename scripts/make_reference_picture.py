@@ -1,6 +1,6 @@
 """Draws docs/references.png: two photos, and what the encoders of the full-size model read of them.
 
-python scripts/make_reference_picture.py [--output docs/references.png]
+python scripts/make_reference_picture.py --output docs/references.png
 
 The photos are scikit-image's `astronaut` and `chelsea`. The landmarks of the face and the outline
 of the cat were found by eye, because the weights of a face detector may not be shipped; everything
@@ -80,7 +80,7 @@ def _photo(path: Path, row: int) -> Image.Image:
 def main() -> None:
     """Write the picture."""
     parser = argparse.ArgumentParser(description="Draw what the encoders read of two photos.")
-    parser.add_argument("--output", type=local_path, default=Path("docs/references.png"))
+    parser.add_argument("--output", type=local_path, required=True, help="picture to write")
     output = parser.parse_args().output
     with tempfile.TemporaryDirectory() as folder:
         model = ModelConfig()

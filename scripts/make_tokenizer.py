@@ -84,7 +84,7 @@ def main() -> None:
     from tora2_jax.world.captions import caption_corpus, rich_corpus
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=local_path, default=Path("checkpoints/toy/tokenizer"))
+    parser.add_argument("--output", type=local_path, required=True, help="folder to write")
     parser.add_argument("--rich", action="store_true", help="also the words of rich captions")
     arguments = parser.parse_args()
     corpus = chain(caption_corpus(), rich_corpus() if arguments.rich else ())

@@ -18,7 +18,7 @@ from tora2_jax.config import (
     cogvideox_5b_i2v,
     to_dict,
 )
-from tora2_jax.data import clip_folder, pool
+from tora2_jax.data import clip_folder, clip_look, pool
 from tora2_jax.text import load_tokenizer
 from tora2_jax.train_config import ClipFolderConfig, TrainConfig, TrainError
 from tora2_jax.video import write_video
@@ -233,3 +233,13 @@ def test_an_estimator_is_found_by_its_place():
     for name in (*absent, "numpy:pi", "numpy:array", "os:getcwd"):
         with pytest.raises(ValueError, match="no flow estimator"):
             optical_flow.load_estimator(name)
+
+
+def test_no_more_clips_than_asked_for_are_used(tmp_path):
+    folder = write_clips(tmp_path)
+    settings = ClipFolderConfig(folder=str(folder), at_most=1)
+    found = clip_look.look_through(settings, model())
+    assert [clip.name for clip in found.clips] == ["clip0"]
+    assert [clip.name for clip in clip_look.look_through(settings, model(), most=2).clips] == (
+        ["clip0"]
+    )

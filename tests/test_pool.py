@@ -200,3 +200,17 @@ def test_real_features_have_the_same_bits_on_several_devices(tmp_path):
     for index in range(SIZE):
         for name, values in one[index].items():
             np.testing.assert_array_equal(values, three[index][name], err_msg=name)
+
+
+class NotFinite(Examples):
+    """One example of which a network makes what is not finite."""
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        inputs, video = super().__getitem__(index)
+        return (np.full_like(inputs, np.inf) if index == 6 else inputs), video
+
+
+def test_features_that_are_not_finite_are_refused_with_their_example(tmp_path):
+    with pytest.raises(TrainError, match=r"x of clip number 6: .* not finite; all weights are"):
+        build_plain(tmp_path / "pool", NotFinite())
+    assert not (tmp_path / "pool" / "pool.json").exists()

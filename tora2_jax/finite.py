@@ -37,13 +37,18 @@ def _finite(array: jax.Array) -> jax.Array:
 
 
 def reason(weights: Mapping[str, Any]) -> str:
-    """Which weights are not finite, or, if they all are, what else there is to do."""
+    """Why numbers that weights make are not finite: which weights are not, or what else to do."""
+    return damage(weights) or (
+        "all weights are finite, so numbers grow too large on the way: compute in float32, or "
+        "lower the guidance"
+    )
+
+
+def damage(weights: Mapping[str, Any]) -> str | None:
+    """Which weights, by path, are not finite; None if all are finite."""
     faulty = not_finite(weights)
     if not faulty:
-        return (
-            "all weights are finite, so numbers grow too large on the way: compute in float32, or "
-            "lower the guidance"
-        )
+        return None
     rest = f" and {len(faulty) - _TOLD} more" if len(faulty) > _TOLD else ""
     return (
         f"weights that are not finite: {', '.join(faulty[:_TOLD])}{rest}; the checkpoint is "

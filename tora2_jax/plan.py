@@ -18,12 +18,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-from absl import app, flags
+from absl import flags
 
-from tora2_jax import collectives, parallel, plan_programs, targets
+from tora2_jax import collectives, feedback, parallel, plan_programs, targets, train_flags
 from tora2_jax.addresses import address_problems
 from tora2_jax.train_config import TrainError
-from tora2_jax.train_flags import define_config, parse
 from tora2_jax.whole_file import write_text
 
 UTILISATION = 0.4  # of the devices' peak; what well-tuned trainings of video diffusion reach
@@ -165,7 +164,8 @@ def main(arguments: list[str]) -> int:
             program = plan_programs.training(options.config, devices)
         else:
             program = plan_programs.sampling(options.config, devices, options.requests)
-        plan = compile_plan(program, targets.compiler_options(target, has_compiler))
+        with feedback.working("compiling"):
+            plan = compile_plan(program, targets.compiler_options(target, has_compiler))
     except (TrainError, targets.TargetError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
@@ -186,13 +186,13 @@ def main(arguments: list[str]) -> int:
 
 def run(arguments: list[str]) -> None:
     """The program: defines the flags, reads them, plans, exits."""
-    define_config()
+    train_flags.define_config()
     flags.DEFINE_string("target", None, "The machine: v5p:4x4x4, v6e:8x8, h200:8, cpu:8, ...")
     flags.DEFINE_enum("program", "train", ["train", "sample"], "One step of which program.")
     flags.DEFINE_integer("requests", 1, "Videos at once, when sampling.", lower_bound=1)
     flags.DEFINE_string("text", None, "File to write the compiled program to (HLO).")
     flags.mark_flags_as_required(["config", "target"])
-    app.run(main, argv=arguments, flags_parser=parse)
+    train_flags.run(main, arguments, __doc__)
 
 
 if __name__ == "__main__":

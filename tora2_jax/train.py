@@ -1,5 +1,8 @@
 """Training: `python -m tora2_jax.train --config configs/toy.py --workdir DIR`.
 
+`--help` lists all that can be set, with `--config FILE` its values; `--smoke` does two steps over
+few examples, to see whether all of a run works.
+
 Run again in the same folder, it continues exactly where the last checkpoint was made: step s is a
 function of the config and s alone, whatever the number of processes (docs/multi_host.md). The
 folder holds `config.json`, `checkpoints/`, `metrics/` (TensorBoard; `losses.jsonl` with the loss
@@ -15,7 +18,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,14 +27,16 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 from flax import nnx
 from tqdm import tqdm
 
-from tora2_jax import checkpoint, flops, measures, parallel, processes
+from tora2_jax import checkpoint, feedback, flops, measures, parallel, processes, train_flags
 from tora2_jax.addresses import address_problems
+from tora2_jax.compile_cache import keep_compiled_programs
 from tora2_jax.config import to_dict
 from tora2_jax.data.loader import Source, batches, identified, positions
+from tora2_jax.finite import damage
 from tora2_jax.metric_log import MetricLog
 from tora2_jax.run_checkpoints import Checkpoints, SaveError, quiet
 from tora2_jax.step_profile import StepProfile
@@ -39,8 +44,9 @@ from tora2_jax.stop import StopSignals
 from tora2_jax.targets import peak_of
 from tora2_jax.train_config import TrainConfig, TrainError, differences
 from tora2_jax.train_export import check_export, export, export_paths, trained_components
-from tora2_jax.train_flags import define_config, parse
+from tora2_jax.train_result import result_lines
 from tora2_jax.train_sample import write_sample
+from tora2_jax.train_smoke import smoke
 from tora2_jax.train_state import TrainState, compiled_step, find_stage, init_state, mesh_of
 from tora2_jax.whole_file import write_text
 
@@ -82,18 +88,22 @@ def train(config: TrainConfig, workdir: str | Path, stop: StopSignals | None = N
     processes.first_then_others(lambda: _claim(workdir, config))
     # First: what it may encode needs the memory of the model.
     source = processes.together(lambda: stage.source(config))
-    graph, state = init_state(config, stage, mesh)
+    with _working("making the first state"):
+        graph, state = init_state(config, stage, mesh)
+    components = list(trained_components(stage, state))
     if config.export:  # fails early
-        paths = export_paths(config.export, list(trained_components(stage, state)))
+        paths = export_paths(config.export, components)
         processes.together(lambda: check_export(paths))
     run = _Run(config, stage, graph, workdir)
     saved = Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints)
     try:
-        state = _resume(run, saved, state)
+        with _working("reading or making checkpoints"):
+            state = _resume(run, saved, state)
         _tell_start(run, mesh, int(state.step))
         with parallel.use(mesh):
             state = _loop(run, source, state, saved, stop)
-        saved.finish()
+        with _working("saving the last step"):
+            saved.finish()
     except Exception as error:
         # A process that fails alone must not wait for the others' part of a save.
         if jax.process_count() == 1 or isinstance(error, (TrainError, Stopped)):
@@ -101,8 +111,15 @@ def train(config: TrainConfig, workdir: str | Path, stop: StopSignals | None = N
         raise
     saved.close()
     if config.export:
-        export(config, stage, graph, state)
+        with _working("measuring and exporting what was trained"):
+            export(config, stage, graph, state)
+    if processes.is_first():
+        print("\n".join(result_lines(config, workdir, components)))
     return state
+
+
+def _working(what: str) -> AbstractContextManager:
+    return feedback.working(what, silent=not processes.is_first())
 
 
 def _claim(workdir: Path, config: TrainConfig) -> None:
@@ -132,8 +149,19 @@ def _claim(workdir: Path, config: TrainConfig) -> None:
     if changed:
         raise TrainError(
             f"{workdir} holds a run with another config; continue it as it was, or use another "
-            "folder:\n  " + "\n  ".join(changed)
+            "folder:\n  " + "\n  ".join(changed) + _why_no_more_steps(changed, config, workdir)
         )
+
+
+def _why_no_more_steps(changed: list[str], config: TrainConfig, workdir: Path) -> str:
+    if not any(line.startswith("config.steps:") for line in changed):
+        return ""
+    return (
+        f"\nWith optim.schedule {config.optim.schedule} the learning rate of every step, also of "
+        "those that are done, depends on config.steps; only a constant one can be given more. To "
+        "train on, start a run in another folder from these weights: "
+        f"--config.weights.NAME={workdir / 'trained'} for every component NAME there."
+    )
 
 
 def _parsed(text: str) -> dict[str, Any]:
@@ -151,7 +179,10 @@ def _resume(run: _Run, saved: Checkpoints, state: TrainState) -> TrainState:
         return state
     step, restored = found
     if step > (wanted := run.config.steps):
-        raise TrainError(f"{run.workdir} has done {step} steps, but config.steps is {wanted}")
+        raise TrainError(
+            f"{run.workdir} has done {step} steps, but config.steps is {wanted}; there is no way "
+            "back, so set it higher or use another folder"
+        )
     frozen = processes.together(lambda: saved.restore_frozen(state.frozen))
     position = jax.device_put(np.int32(step), state.step.sharding)
     return state._replace(step=position, frozen=frozen, **restored)
@@ -163,9 +194,13 @@ def _tell_start(run: _Run, mesh: jax.sharding.Mesh, done: int) -> None:
     device = mesh.devices.flat[0].device_kind
     unused = jax.device_count() - mesh.size
     rest = f"; {unused} of {jax.device_count()} devices are not used" if unused else ""
+    begins = f"goes on after step {done}" if done else "starts"
+    if done == run.config.steps:
+        begins = f"all {done} steps are done already; --config.steps asks for more"
+    else:
+        begins += ", the first step is compiled"
     sys.stderr.write(
-        f"{run.config.stage}: {mesh.size} x {device}, {parallel.written(mesh)}{rest}; "
-        f"{f'goes on after step {done}' if done else 'starts'}, the first step is compiled\n"
+        f"{run.config.stage}: {mesh.size} x {device}, {parallel.written(mesh)}{rest}; {begins}\n"
     )
 
 
@@ -188,7 +223,7 @@ def _loop(
     steps = range(start + 1, config.steps + 1)
     profile = StepProfile(run.workdir, *config.profile_steps)
     with _bar(config, steps) as bar, log, profile:
-        for step in bar:
+        for step in steps:
             with profile.of(step):
                 state, metrics = update(state, batch)
                 with log.timed("data"):
@@ -208,7 +243,7 @@ def _loop(
             if save or skipped or step % config.log_every == 0:
                 bar.set_postfix(loss=f"{log.write():.4f}", skipped=log.skipped, refresh=False)
             if len(skipped) > config.skips_allowed:
-                raise TrainError(_too_many(run, skipped))
+                raise TrainError(_too_many(run, state, skipped))
             if asked == _SAVE_FAILED:
                 raise SaveError("a process could not save its part; its message says why")
             if save:
@@ -219,6 +254,7 @@ def _loop(
                 raise Stopped(f"stopped after step {step} of {config.steps}, which is saved")
             if sample and not asked:
                 _sample(run, saved, state)
+            bar.update()
     return state
 
 
@@ -240,14 +276,13 @@ def _speed(run: _Run, mesh: jax.sharding.Mesh) -> Callable | None:
     return partial(flops.speed, operations, devices=mesh.size, peak=peak)
 
 
-def _bar(config: TrainConfig, steps: range) -> tqdm:
-    return tqdm(
-        steps,
+def _bar(config: TrainConfig, steps: range) -> AbstractContextManager[tqdm]:
+    return feedback.bar(
+        config.stage,
+        config.steps,
+        "step",
         initial=steps.start - 1,
-        total=config.steps,
-        desc=config.stage,
-        unit="step",
-        disable=not processes.is_first(),
+        silent=not processes.is_first() or not steps,
     )
 
 
@@ -264,7 +299,7 @@ def _skip_row(config: TrainConfig, source: Source, step: int, metrics: dict) -> 
     return {"step": step, **values, "examples": identified(source, rows)}
 
 
-def _too_many(run: _Run, skipped: list[dict[str, Any]]) -> str:
+def _too_many(run: _Run, state: TrainState, skipped: list[dict[str, Any]]) -> str:
     first, last = skipped[0]["step"], skipped[-1]["step"]
     examples = [
         " ".join(f"{name} {value}" for name, value in example.items())
@@ -272,9 +307,14 @@ def _too_many(run: _Run, skipped: list[dict[str, Any]]) -> str:
         for example in row["examples"]
     ]
     told = examples[:_TOLD] + [f"and {len(examples) - _TOLD} more"] * (len(examples) > _TOLD)
-    return (
+    none = (
         f"steps {first} to {last} had no finite loss and gradient, more than "
-        f"config.skips_allowed ({run.config.skips_allowed}) in a row; start from its weights "
+        f"config.skips_allowed ({run.config.skips_allowed}) in a row; "
+    )
+    if fault := damage(state.trainable | state.frozen | state.statistics):
+        return none + fault
+    return (
+        f"{none}start from its weights "
         "(config.weights) in another folder with a lower learning rate, or look at their "
         f"examples, which {run.workdir / 'metrics' / 'skipped.jsonl'} lists: " + "; ".join(told)
     )
@@ -299,7 +339,10 @@ def main(arguments: list[str]) -> int:
     quiet()
     options = flags.FLAGS
     config, code = options.config, 0
+    if options.smoke:
+        config = smoke(config, options.workdir)
     try:
+        keep_compiled_programs()
         processes.start(options.coordinator, options.processes, options.process)
         with StopSignals(config.stop_code, config.stop_seconds) as stop:
             train(config, options.workdir, stop)
@@ -321,13 +364,14 @@ def main(arguments: list[str]) -> int:
 
 def run(arguments: list[str]) -> None:
     """The program: defines the flags, reads them, trains, exits."""
-    define_config()
+    train_flags.define_config()
     flags.DEFINE_string("workdir", None, "Folder of this run; made if needed.")
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if not from the cluster.")
     flags.DEFINE_integer("processes", None, "Number of processes, if not from the cluster.")
     flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
+    flags.DEFINE_bool("smoke", False, "Two steps over a few examples: does all of the run work?")
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main, argv=arguments, flags_parser=parse)
+    train_flags.run(main, arguments, __doc__)
 
 
 if __name__ == "__main__":

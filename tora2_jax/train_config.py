@@ -137,6 +137,7 @@ class ClipFolderConfig:
 
     folder: str | None = None  # holds videos/NAME.mp4 and labels/NAME.txt
     entities: EntityClipConfig | None = None  # read entities/NAME.json; None: clips have none
+    at_most: int | None = None  # only the first so many clips, by name; None: all
     faulty: Literal["refuse", "skip"] = "refuse"  # what becomes of clips with a fault; all are told
     # Flow of every pixel, along some paths, or by even chance one of these.
     motion: Literal["dense", "sparse", "both"] = "sparse"
@@ -313,6 +314,7 @@ def _clip_checks(config: TrainConfig) -> list[tuple[str, bool, str]]:
     return [
         *checks,
         ("clips", config.stage in CLIP_STAGES, f"serves the stages {', '.join(CLIP_STAGES)} only"),
+        ("clips.at_most", clips.at_most is None or clips.at_most > 0, "must be positive or None"),
         ("clips.folder", clips.folder is not None, "must name the folder of the clips"),
         ("clips.skip_frames", clips.skip_frames >= 0, "must not be negative"),
         ("clips.image_dropout", 0 <= clips.image_dropout <= 1, "must be between 0 and 1"),

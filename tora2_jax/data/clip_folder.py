@@ -188,7 +188,7 @@ class ClipExamples:
         settings |= {"transformer": transformer, "motion": model.motion is not None}
         vocabulary = sorted(self._tokenizer.get_vocab().items())
         own = to_dict(self._settings) | _OF_NO_EXAMPLE
-        del own["faulty"]  # shows in the list of clips
+        del own["faulty"], own["at_most"]  # show in the list of clips
         return {
             "clips": clips,
             "sizes": settings,

@@ -79,7 +79,7 @@ def look_through(
         clips: Which folder, and what its clips must have.
         model: Sizes and frames per second.
         cache_dir: Where findings are kept: what has not changed since is not opened again.
-        most: Clips without a fault after which to stop; None: look at all.
+        most: Clips without a fault after which to stop, as `clips.at_most`; None: look at all.
 
     Raises:
         VideoReadError: A disk or network fails; another start may do better.
@@ -102,6 +102,7 @@ def look_through(
         others = ", ".join(path.name for path in files.passed_over[:_TOLD])
         more = f", but {others}" if others else ""
         faults.append(f"config.clips.folder: {folder / 'videos'} holds no {suffixes}{more}")
+    most = min((count for count in (most, clips.at_most) if count is not None), default=None)
     kept = KeptFindings(cache_dir, folder)
     look = partial(_clip, folder, files, kept, clips, model)
     try:

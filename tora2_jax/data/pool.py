@@ -17,15 +17,15 @@ import numpy as np
 from absl import logging
 from flax import nnx
 from jaxtyping import Bool, Float, UInt8
-from tqdm import tqdm
 
-from tora2_jax import conditioning, config, parallel, processes
+from tora2_jax import conditioning, config, feedback, parallel, processes
 from tora2_jax.data.loader import example_or_next
 from tora2_jax.data.reference_augmentation import guard_record
 from tora2_jax.faces import FaceDetector
+from tora2_jax.finite import finite_rows, reason
 from tora2_jax.models.prior import stored_priors
 from tora2_jax.reference_inputs import reference_arrays
-from tora2_jax.train_config import MeshConfig, ReferenceGuardConfig
+from tora2_jax.train_config import MeshConfig, ReferenceGuardConfig, TrainError
 from tora2_jax.types import Inputs
 from tora2_jax.whole_file import write_text, written_whole
 from tora2_jax.world import clips as world
@@ -175,6 +175,12 @@ class _Encoder:
 
         self._encode = jax.jit(encode)
 
+    @property
+    def weights(self) -> dict[str, jax.Array]:
+        """Of the networks, by path."""
+        flat = nnx.to_flat_state(self._state)
+        return {".".join(map(str, path)): variable.get_value() for path, variable in flat}
+
     def shapes(self, row: _Row) -> dict[str, jax.ShapeDtypeStruct]:
         """What is kept of a batch of one."""
         return jax.eval_shape(self._encode, self._state, *_batch([row]))
@@ -220,7 +226,8 @@ def build(
     directory.mkdir(parents=True, exist_ok=True)
     count = jax.process_count()
     work = -(-len(examples) // (count * examples.at_once))
-    encoder = _Encoder(model, examples.at_once, load, devices[: max(work, 1)])
+    with feedback.working("reading the frozen networks", silent=not processes.is_first()):
+        encoder = _Encoder(model, examples.at_once, load, devices[: max(work, 1)])
     row, _ = processes.together(lambda: example_or_next(examples, 0))
     kept = encoder.shapes(row)
     processes.first_then_others(lambda: _create(directory, len(examples), kept))
@@ -240,7 +247,9 @@ def _encode(directory: Path, examples: Examples, encoder: _Encoder, own: np.ndar
         if not len(rows):
             return
         made, used = zip(*(example_or_next(examples, int(row)) for row in rows), strict=True)
-        for name, values in encoder(list(made)).items():
+        features = encoder(list(made))
+        _refuse_not_finite(features, [examples.describe(index) for index in used], encoder)
+        for name, values in features.items():
             _write_rows(directory / f"{name}.npy", rows, values)
         progress.done[rows] = True
         pairs = zip(rows.tolist(), used, strict=True)
@@ -248,10 +257,28 @@ def _encode(directory: Path, examples: Examples, encoder: _Encoder, own: np.ndar
         _save(directory / f"progress_{jax.process_index()}.json", progress)
 
     steps = processes.agree(-(-len(own) // encoder.size))
-    silent = not processes.is_first()
-    for number in tqdm(range(steps), "encoding clips", mininterval=1, disable=silent):
-        rows = own[number * encoder.size : (number + 1) * encoder.size]
-        processes.together(partial(step, rows))
+    silent = not processes.is_first() or not steps
+    with feedback.bar("encoding clips", steps, "group", silent=silent) as bar:
+        for number in range(steps):
+            rows = own[number * encoder.size : (number + 1) * encoder.size]
+            processes.together(partial(step, rows))
+            bar.update()
+
+
+def _refuse_not_finite(
+    features: dict[str, np.ndarray], made_of: list[dict[str, Any]], encoder: _Encoder
+) -> None:
+    """Raises TrainError if features, one row per example, are not finite."""
+    for name, values in features.items():
+        if np.issubdtype(values.dtype, np.integer) or values.dtype == bool:
+            continue
+        rows = np.flatnonzero(~np.asarray(finite_rows(values)))
+        if len(rows):
+            example = " ".join(f"{key} {value}" for key, value in made_of[rows[0]].items())
+            raise TrainError(
+                f"{name} of {example}: the frozen networks make numbers that are not finite; "
+                f"{reason(encoder.weights)}"
+            )
 
 
 class _Progress(NamedTuple):

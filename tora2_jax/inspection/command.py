@@ -8,8 +8,9 @@ from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 
-from tora2_jax import bundle, diffusion, video
+from tora2_jax import bundle, diffusion, feedback, video
 from tora2_jax.checkpoint import CheckpointError
+from tora2_jax.compile_cache import keep_compiled_programs
 from tora2_jax.config import DiffusionConfig
 from tora2_jax.faces import FaceModelError, detector_file
 from tora2_jax.inspection import measure
@@ -50,22 +51,25 @@ def run(options: Options, say: Callable[[str], None] = print) -> list[Path]:
             or a file that cannot be written, with those that were.
     """
     requests = check(options)
+    keep_compiled_programs()
     written: list[Path] = []
     try:
-        pipeline = Tora2Pipeline.from_checkpoint(
-            options.checkpoint, jnp.dtype(options.dtype), face_models=options.face_models
-        )
+        with feedback.working("reading the checkpoint"):
+            pipeline = Tora2Pipeline.from_checkpoint(
+                options.checkpoint, jnp.dtype(options.dtype), face_models=options.face_models
+            )
         for stem, name, request in zip(
             file_stems(options.requests), options.requests, requests, strict=True
         ):
-            inspection = measure.inspect(
-                pipeline,
-                request,
-                str(name),
-                str(options.checkpoint),
-                seed=options.seed,
-                steps=options.steps,
-            )
+            with feedback.working(f"inspecting {name}"):
+                inspection = measure.inspect(
+                    pipeline,
+                    request,
+                    str(name),
+                    str(options.checkpoint),
+                    seed=options.seed,
+                    steps=options.steps,
+                )
             _write(inspection, options.output / stem, options.json, say, written)
     except RequestError as error:
         raise SamplingError(error.problems, written) from error

@@ -17,6 +17,7 @@ from tora2_jax import (
     checkpoint,
     conditioning,
     diffusion,
+    feedback,
     measures,
     parallel,
     pipeline,
@@ -103,7 +104,8 @@ def _plan(config) -> tuple[Path, ModelConfig, pool.Examples]:
     examples = _examples(config, model, found)
     if config.clips is not None:
         examples.warn()
-    key = pool.fingerprint(model, examples, list(files.values()))
+    with feedback.working("looking at the frozen weights", silent=not processes.is_first()):
+        key = pool.fingerprint(model, examples, list(files.values()))
     return Path(config.cache_dir) / f"pool-{key}", model, examples
 
 
