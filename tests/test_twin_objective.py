@@ -253,6 +253,7 @@ def test_draws_are_independent(drawn):
         "noise": drawn.noise.reshape(-1),
         "caption": drawn.keep_caption,
         "trajectories": drawn.keep_trajectories,
+        "image": drawn.keep_image,
         "references": entities.any(1),
         # Among samples that keep any, entities are dropped one by one.
         "entity": entities[:, 0],
