@@ -283,7 +283,7 @@ class Draws(NamedTuple):
 
 def draw(config, batch: dict, key: jax.Array) -> Draws:
     """All randomness of a step."""
-    keys = jax.random.split(key, 6)
+    keys = jax.random.split(key, 7)
     dropout = config.dropout
     latents = _latents(config, batch)
     size, entities = batch["on"].shape[:2]
@@ -298,7 +298,7 @@ def draw(config, batch: dict, key: jax.Array) -> Draws:
         _kept(keys[2], dropout.caption, (size,)),
         _kept(keys[3], dropout.trajectories, (size,)),
         sample & entity,
-        _kept(jax.random.fold_in(key, 1), image, (size,)),
+        _kept(keys[6], image, (size,)),
     )
 
 
