@@ -222,3 +222,11 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
         aside.write_text("new")
         raise ValueError("half")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_scalars_and_empty_arrays_keep_their_shape(tmp_path):
+    shapes = {"alpha": (), "empty": (0, 3), "row": (2, 1)}
+    given = {name: np.full(shape, 0.5, np.float32) for name, shape in shapes.items()}
+    checkpoint.save_component(tmp_path / "one.safetensors", given, {})
+    loaded, _ = checkpoint.load_component(tmp_path / "one.safetensors")
+    assert {name: value.shape for name, value in loaded.items()} == shapes

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tora2_jax.optim import make_optimizer
+from tora2_jax.optim import after_skipped_step, make_optimizer
 from tora2_jax.train_config import OptimConfig, TrainConfig, problems
 
 MAPS, LAYERS = 3, 2
@@ -65,6 +65,19 @@ def test_kernels_that_muon_leaves_are_adams():
     # The first step of Adam (with Nesterov's momentum) has the gradient's sign and one size.
     size = 0.15 * 0.1 * (1 + 0.9 * 0.1 / (1 - 0.9**2))
     np.testing.assert_allclose(change, -size * np.sign(gradients[first]), rtol=1e-3)
+
+
+@pytest.mark.parametrize("algorithm", ["adamw", "muon"])
+def test_the_rate_follows_the_step_also_after_one_that_is_left_out(algorithm):
+    config = OptimConfig(algorithm=algorithm, learning_rate=1.0, warmup_steps=4, weight_decay=0)
+    optimizer = make_optimizer(config, 10)
+    shapes = {"blocks.query.kernel": (4, 4), "blocks.query.bias": (4,)}
+    params, gradients = _random(0, **shapes), _random(1, **shapes)
+    state = optimizer.init(params)
+    first, moved = optimizer.update(gradients, state, params)  # at a quarter of the rate
+    second, _ = optimizer.update(gradients, after_skipped_step(state, moved), params)
+    for path in shapes:
+        np.testing.assert_allclose(second[path], 2 * first[path], rtol=1e-5)  # at half
 
 
 @pytest.mark.parametrize("name", ["muon", "fused"])

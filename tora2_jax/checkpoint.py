@@ -53,10 +53,10 @@ def save_component(
 def _stored(name: str, value: Any, dtype: Any) -> np.ndarray:
     array = np.asarray(value)
     if dtype is None or not jnp.issubdtype(array.dtype, jnp.floating):
-        return np.ascontiguousarray(array)
+        return np.asarray(array, order="C")  # `ascontiguousarray` would give a scalar an axis
     if name.rpartition(".")[2] in _STATISTICS:
         dtype = jnp.float32
-    return np.ascontiguousarray(array.astype(dtype))
+    return np.asarray(array.astype(dtype), order="C")
 
 
 def save_config(directory: str | Path, model: Mapping[str, Any]) -> None:

@@ -62,6 +62,21 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
     )
 
 
+def after_skipped_step(old: optax.OptState, new: optax.OptState) -> optax.OptState:
+    """The state from before a step that is left out, but with the schedule one step further.
+
+    So the learning rate stays a function of the step alone.
+    """
+
+    def is_schedule(node: Any) -> bool:
+        return isinstance(node, optax.ScaleByScheduleState)
+
+    def one(before: Any, after: Any) -> Any:
+        return after if is_schedule(before) else before
+
+    return jax.tree.map(one, old, new, is_leaf=is_schedule)
+
+
 def _adamw(config: OptimConfig, rate: Callable) -> optax.GradientTransformation:
     first, second = config.betas
     return optax.chain(

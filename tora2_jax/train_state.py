@@ -18,7 +18,7 @@ from tora2_jax import checkpoint, measures, parallel, placement, processes
 from tora2_jax.data.loader import REPLACED
 from tora2_jax.initial_weights import metadata_of, restore
 from tora2_jax.models.layers import flat_variables
-from tora2_jax.optim import learning_rate, make_optimizer
+from tora2_jax.optim import after_skipped_step, learning_rate, make_optimizer
 from tora2_jax.precision import resting_dtype
 from tora2_jax.train_config import MeshConfig, TrainConfig, TrainError, problems
 from tora2_jax.weight_settings import setting_differences
@@ -295,7 +295,9 @@ def train_step(
     if average:
         average = optax.incremental_update(trainable, average, 1 - config.ema_decay)
     new = TrainState(state.step + 1, trainable, state.frozen, statistics, optimizer, average)
-    old, own = state._replace(step=new.step, frozen={}), new._replace(frozen={})
+    kept = after_skipped_step(state.optimizer, optimizer)
+    old = state._replace(step=new.step, frozen={}, optimizer=kept)
+    own = new._replace(frozen={})
     chosen = jax.tree.map(partial(jnp.where, finite), own, old)
     return chosen._replace(frozen=state.frozen), metrics
 
