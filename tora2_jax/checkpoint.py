@@ -146,8 +146,11 @@ def _described(path: str | Path) -> tuple[dict[str, Spec], dict[str, Any]]:
             return {name: Spec(spec.shape, spec.dtype) for name, spec in specs.items()}, metadata
         with safe_open(path, "numpy") as file:
             metadata = json.loads((file.metadata() or {}).get("metadata", "{}"))
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            specs = {name: Spec(tuple(x.get_shape()), x[:0].dtype) for name, x in slices.items()}
+            specs = {}
+            for name in file.keys():  # noqa: SIM118
+                shape = tuple(file.get_slice(name).get_shape())
+                part = file.get_slice(name)[:0] if shape else file.get_tensor(name)
+                specs[name] = Spec(shape, part.dtype)
             return specs, metadata
     except (ValueError, OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} {_unreadable(path, error)}") from error
