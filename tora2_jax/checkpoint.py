@@ -149,7 +149,8 @@ def _described(path: str | Path) -> tuple[dict[str, Spec], dict[str, Any]]:
             specs = {}
             for name in file.keys():  # noqa: SIM118
                 shape = tuple(file.get_slice(name).get_shape())
-                part = file.get_slice(name)[:0] if shape else file.get_tensor(name)
+                sliced = shape and 0 not in shape  # the library cuts nothing else
+                part = file.get_slice(name)[:0] if sliced else file.get_tensor(name)
                 specs[name] = Spec(shape, part.dtype)
             return specs, metadata
     except (ValueError, OSError, SafetensorError) as error:
