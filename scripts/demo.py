@@ -16,7 +16,6 @@ from tora2_jax.image_file import load_image
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / "checkpoints" / "bench"
-_ORDINALS = {1: "st", 2: "nd", 3: "rd"}
 
 
 def main() -> int:
@@ -54,18 +53,7 @@ def report(job: sampling.Job, frames: np.ndarray) -> None:
         seen = look.look_at_entity(
             bench, frames, entity.word, track, visible, image, style_of(model)
         )
-        print(f"{entity.word}: {told(seen)}")
-
-
-def told(seen: look.EntityReport) -> str:
-    """A report as a sentence, distances on a canvas of 256 x 256 (docs/toy.md)."""
-    found = f"found in {seen.found} of {seen.frames} frames"
-    if seen.place is None or not seen.found:
-        return f"{found}; the bench does not recognize it"
-    return (
-        f"{found}, there {seen.distance:.0f} px from its path (median, of 256); its own reference "
-        f"comes {seen.place}{_ORDINALS.get(seen.place, 'th')} of {seen.candidates} of that word"
-    )
+        print(f"{entity.word}: {look.told(seen)}")
 
 
 if __name__ == "__main__":

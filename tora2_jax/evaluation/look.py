@@ -14,6 +14,8 @@ from tora2_jax.stages import judge as judge_room
 from tora2_jax.types import Record
 from tora2_jax.world.entities import Style
 
+_ORDINALS = {1: "st", 2: "nd", 3: "rd"}
+
 
 class Bench(NamedTuple):
     """The two networks that look at videos."""
@@ -140,6 +142,17 @@ def look_at_entity(
     place = None if scores is None else 1 + int(np.ceil(measure.rank_of_own(scores)))
     distance = float(_median_distance(places, shown, path)[0])
     return EntityReport(int(shown.sum()), int(visible.sum()), distance, place, len(options))
+
+
+def told(seen: EntityReport) -> str:
+    """A report as a sentence, distances on a canvas of 256 x 256 (docs/toy.md)."""
+    found = f"found in {seen.found} of {seen.frames} frames"
+    if seen.place is None or not seen.found:
+        return f"{found}; the bench does not recognize it"
+    return (
+        f"{found}, there {seen.distance:.0f} px from its path (median, of 256); its own reference "
+        f"comes {seen.place}{_ORDINALS.get(seen.place, 'th')} of {seen.candidates} of that word"
+    )
 
 
 def _share(
