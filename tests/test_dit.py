@@ -228,7 +228,7 @@ def test_full_size_has_the_published_tensors(name):
         twin = _twin(config)
     # Zero-stride views have the shape and none of the size; COPY and transpositions keep that.
     tensors = {
-        key: np.broadcast_to(np.zeros((), np.int8), tuple(x.shape))
+        key: np.broadcast_to(np.zeros((), np.float16), tuple(x.shape))
         for key, x in twin.state_dict().items()
     }
     two = {key: x for key, x in tensors.items() if not _layer_above(key, 1)}

@@ -96,9 +96,9 @@ def test_full_size_table():
     config = T5Config(num_layers=2)
     with torch.device("meta"):
         tensors = twin(config).state_dict()
-    # One byte per value and no layer beyond the second: the widths of XXL in half a gigabyte.
+    # Two bytes per value and no layer beyond the second: the widths of XXL in a gigabyte.
     tensors = {
-        name: np.broadcast_to(np.zeros((), bool), tuple(tensor.shape))
+        name: np.broadcast_to(np.zeros((), np.float16), tuple(tensor.shape))
         for name, tensor in tensors.items()
     }
     target = flat_variables(abstract(config))

@@ -166,7 +166,7 @@ def test_full_size_table_is_strict_both_ways():
     with torch.device("meta"):
         reference = torch_vae(config)
     tensors = {
-        name: np.zeros(tensor.shape, np.int8) for name, tensor in reference.state_dict().items()
+        name: np.zeros(tensor.shape, np.float16) for name, tensor in reference.state_dict().items()
     }
     model = nnx.eval_shape(lambda: CausalVAE(config, rngs=nnx.Rngs(0)))
     target = flat_variables(model)
@@ -177,7 +177,7 @@ def test_full_size_table_is_strict_both_ways():
         name: value.shape for name, value in tensors.items()
     }
     del tensors["decoder.conv_out.conv.bias"]
-    tensors["decoder.surplus"] = np.zeros(1, np.int8)
+    tensors["decoder.surplus"] = np.zeros(1, np.float16)
     with pytest.raises(ConversionError) as error:
         convert(rules(config), tensors, target)
     assert "missing: decoder.conv_out.bias" in str(error.value)
