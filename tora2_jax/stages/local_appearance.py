@@ -33,10 +33,10 @@ def mask_patches(
     """Some of the patches of some of the images become gray."""
     image_key, patch_key = jax.random.split(key)
     batch, height, width, _ = images.shape
-    chosen = jax.random.bernoulli(image_key, _MASKED_IMAGES, (batch, 1, 1))
+    chosen = jax.random.bernoulli(image_key, jnp.float32(_MASKED_IMAGES), (batch, 1, 1))
     grid = (batch, height // patch, width // patch)
     masked: Bool[Array, "b rows columns"] = chosen & jax.random.bernoulli(
-        patch_key, _MASKED_PATCHES, grid
+        patch_key, jnp.float32(_MASKED_PATCHES), grid
     )
     masked = jnp.repeat(jnp.repeat(masked, patch, axis=1), patch, axis=2)
     return jnp.where(masked[..., None], _GRAY, images)
