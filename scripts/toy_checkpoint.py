@@ -57,7 +57,8 @@ class Chain(NamedTuple):
 
 
 _BOLD = {
-    "vae": "vae.safetensors",
+    "vae": None,  # goes on in the next one
+    "vae_fine": "vae.safetensors",
     "localiser": "../bold_bench/localiser.safetensors",
     "judge": "../bold_bench/judge.safetensors",
     "object": "object.safetensors",
@@ -74,7 +75,11 @@ CHAINS = {
     "toy": Chain(STAGES, SHIPPED),
     "bold": Chain(
         {name: f"configs/bold/{name}.py" for name in _BOLD},
-        {name: os.path.normpath(f"checkpoints/bold/{place}") for name, place in _BOLD.items()},
+        {
+            name: os.path.normpath(f"checkpoints/bold/{place}")
+            for name, place in _BOLD.items()
+            if place is not None
+        },
     ),
 }
 

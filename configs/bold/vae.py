@@ -1,5 +1,7 @@
 """Bold toy chain, stage vae: the causal 3D VAE on small windows of clips and of flow images.
 
+Goes on in configs/bold/vae_fine.py, whose result is the one that the chain uses.
+
 python -m tora2_jax.train --config configs/bold/vae.py --workdir workdirs/bold/vae
 Hardware: two CPU cores. Expected: see docs/toy.md.
 """
@@ -8,6 +10,7 @@ from tora2_jax.train_config import OptimConfig, TrainConfig
 from tora2_jax.world.config import CropConfig, WorldConfig
 from tora2_jax.world.model import toy_bold
 
+FIRST_VAE = "workdirs/bold/vae/trained/vae.safetensors"  # where the second part starts
 FOLDER = "checkpoints/bold"  # what the chain makes, and what the later stages start from
 
 
