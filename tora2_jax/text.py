@@ -189,9 +189,9 @@ def knows_any_word(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
 
 def letters_only(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
     """The words of a text that are spelled letter by letter, each once; numbers do not count."""
-    other = np.zeros(len(text), bool)  # characters in longer pieces, and unknown ones
+    other = np.zeros(len(text), bool)  # characters in longer pieces; an unknown one is "<unk>"
     for piece in pieces_of(tokenizer, text):
-        if len(piece.text) > 1 or piece.token == tokenizer.unk_token_id:
+        if len(piece.text) > 1:
             other[piece.start : piece.end] = True
     words = re.finditer(r"(?<!\w)[A-Za-z]{2,}(?!\w)", text)
     spelled = [word.group().lower() for word in words if not other[slice(*word.span())].any()]
