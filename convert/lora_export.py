@@ -74,7 +74,7 @@ def export_difference(
     _write(Path(destination), _named(found, highest, changed))
     worst = max(thin.left_out for thin in found.values())
     told = (
-        f"{len(found)} weights differ; rank {highest}; {worst:.2g} of a change is left out at most"
+        f"{len(found)} weights differ; rank {highest}; at most {worst:.2g} of a change is left out"
     )
     return [told, *(f"left out: the change of {name}" for name in others)]
 
