@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from tora2_jax import checkpoint, train_state
 from tora2_jax.config import to_dict, toy
+from tora2_jax.train_config import TrainConfig, TrainError
 from tora2_jax.weight_settings import setting_differences
 
 METADATA = {"model": json.loads(json.dumps(to_dict(toy())))}  # as files hold it
@@ -40,3 +42,20 @@ def test_other_settings_are_named_with_both_values():
     model.transformer.norm_eps, model.transformer.rematerialize = 0.5, "full"
     (told,) = setting_differences("transformer", model, METADATA)
     assert told.startswith("model.transformer.norm_eps is 0.5; the weights want")
+
+
+def test_the_vae_goes_on_from_weights_whose_scale_was_measured(tmp_path):
+    """Its stage measures the scale at its end, so a second part starts from another one."""
+    config = TrainConfig(stage="vae", model=toy())
+    made = replace(config.model, vae=replace(config.model.vae, scaling_factor=2.3))
+    checkpoint.save_component(tmp_path / "vae.safetensors", {}, {"model": to_dict(made)})
+    train_state._refuse_other_settings(
+        config, train_state.find_stage(config), "vae", tmp_path / "vae.safetensors"
+    )
+    made.vae.norm_eps = 1e-3
+    checkpoint.save_component(tmp_path / "vae.safetensors", {}, {"model": to_dict(made)})
+    with pytest.raises(TrainError, match=r"norm_eps") as error:
+        train_state._refuse_other_settings(
+            config, train_state.find_stage(config), "vae", tmp_path / "vae.safetensors"
+        )
+    assert "scaling_factor" not in str(error.value)

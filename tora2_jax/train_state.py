@@ -39,6 +39,7 @@ from tora2_jax.weight_settings import setting_differences
 #   trained_model_config(config) -> ModelConfig that belongs to the exported components
 #   finish(config, model) -> dict of metadata that is stored with the exported components, measured
 #     with the whole model, which for it is brought to one device; called by one process alone
+#   MEASURED: names of the model's settings that `finish` finds out
 # What its user can mend, it raises as train_config.TrainError.
 STAGES = {
     "vae": "tora2_jax.stages.vae",
@@ -198,16 +199,22 @@ def _stored(config: TrainConfig, stage: ModuleType, targets: dict) -> dict[str, 
     for name, regex in stage.COMPONENTS.items():
         if given := getattr(config.weights, name, None):
             path = checkpoint.resolve(given, name)
-            variables |= _component(config, name, path, regex, targets)
+            _refuse_other_settings(config, stage, name, path)
+            variables |= _component(path, regex, targets)
     return variables
 
 
-def _component(
-    config: TrainConfig, name: str, path: Path, regex: str, targets: dict
-) -> dict[str, jax.Array]:
+def _refuse_other_settings(config: TrainConfig, stage: ModuleType, name: str, path: Path) -> None:
+    measured = getattr(stage, "MEASURED", ())
     try:
-        if found := setting_differences(name, config.model, metadata_of(path)):
+        if found := setting_differences(name, config.model, metadata_of(path), measured):
             raise TrainError(f"config.weights.{name}: {path}:\n  " + "\n  ".join(found))
+    except checkpoint.CheckpointError as error:
+        raise TrainError(f"{path}: {error}") from error
+
+
+def _component(path: Path, regex: str, targets: dict) -> dict[str, jax.Array]:
+    try:
         return restore(path, targets, regex)
     except checkpoint.CheckpointError as error:
         raise TrainError(f"{path}: {error}") from error

@@ -1,7 +1,7 @@
 """Whether weights were made for the settings of a model."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from tora2_jax.config import ModelConfig, from_dict, to_dict
@@ -19,7 +19,10 @@ _FREE = {"rematerialize", "unroll_layers"}  # may differ from what the weights w
 
 
 def setting_differences(
-    component: str, model: ModelConfig, metadata: Mapping[str, Any]
+    component: str,
+    model: ModelConfig,
+    metadata: Mapping[str, Any],
+    measured: Collection[str] = (),
 ) -> list[str]:
     """Settings in which a model differs from the one that a component's weights were made for.
 
@@ -30,6 +33,7 @@ def setting_differences(
         component: its name, as in `WeightsConfig`.
         model: what the weights shall serve.
         metadata: of the component; nothing is said about what it leaves out.
+        measured: settings that a training stage finds out itself at its end.
     """
     stored = metadata.get("model", {})
     found = []
@@ -39,12 +43,15 @@ def setting_differences(
     for part in _SETTINGS.get(component, (component,)):
         own, expected = getattr(model, part, None), stored.get(part)
         if own is not None and expected is not None:
-            found += _differing_fields(part, json.loads(json.dumps(to_dict(own))), expected)
+            plain = json.loads(json.dumps(to_dict(own)))
+            found += _differing_fields(part, plain, expected, _FREE | set(measured))
     return found
 
 
-def _differing_fields(part: str, own: Mapping, expected: Mapping) -> list[str]:
-    names = _SCHEDULE if part == "diffusion" else own.keys() - _FREE
+def _differing_fields(
+    part: str, own: Mapping, expected: Mapping, free: Collection[str]
+) -> list[str]:
+    names = _SCHEDULE if part == "diffusion" else own.keys() - free
     return [
         f"model.{part}.{name} is {own[name]!r}; the weights want {expected[name]!r}"
         for name in own

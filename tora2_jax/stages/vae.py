@@ -22,6 +22,7 @@ from tora2_jax.world.config import CropConfig
 
 TRAINABLE = ".*"
 COMPONENTS = {"vae": ".*"}
+MEASURED = ("scaling_factor",)  # by `finish`, so the weights to go on from may have any
 
 CROPS_PER_CLIP = 4  # rendering costs more than cropping
 _FLOW_SHARE = 0.25  # of the examples: the same network encodes coloured paths
