@@ -147,8 +147,8 @@ def optimizer_config(**changes) -> OptimConfig:
 
 
 @functools.cache
-def trained(accumulate: int, schedule: str) -> tuple[list, list, dict, dict]:
-    """Metrics and states of some steps, the first state and the config's optimizer."""
+def trained(accumulate: int, schedule: str) -> tuple[list, list, TrainConfig]:
+    """The states before and after every step, what the steps told, and the config."""
     config = TrainConfig(
         seed=3, steps=STEPS, batch_size=BATCH, accumulate=accumulate, ema_decay=0.7,
         optim=optimizer_config(schedule=schedule), mesh=MeshConfig(data=1),
