@@ -145,10 +145,15 @@ def check_parts(
     if problems:
         raise listing(source, problems)
     copies = {name: checkpoint.component_path(found.folder, name) for name in wanted}
-    notes = [note for job in jobs for note in job.files.notes]
-    notes += ["--base was not needed: the source has everything"] if base and not lacking else []
-    notes += _sampling_notes(model) if tora else []
+    notes = _notes(model, jobs, tora, needless_base=bool(base and not lacking))
     return Plan(model, jobs, copies | kept, tokenizer, notes)
+
+
+def _notes(model: ModelConfig, jobs: list[Job], tora: bool, needless_base: bool) -> list[str]:
+    """What is said of a conversion that succeeds."""
+    notes = [note for job in jobs for note in job.files.notes]
+    notes += ["--base was not needed: the source has everything"] if needless_base else []
+    return notes + (_sampling_notes(model) if tora else [])
 
 
 def _of_this_kind(

@@ -13,6 +13,16 @@ from tora2_jax import sampling
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse, sample, print; exit code 2 and one message for anything that the user can mend."""
+    try:
+        written = sampling.run(sampling.Options(**vars(_parser().parse_args(arguments))))
+    except sampling.SamplingError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print("\n".join(f"wrote {path}" for path in written))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Make videos from request files.")
     parser.set_defaults(**sampling.Options._field_defaults)
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder with the model")
@@ -26,6 +36,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=Path, required=True, help="video to write (.mp4); _0, _1, ... for several"
     )
+    _add_sampling(parser)
+    _add_inputs(parser)
+    parser.add_argument("--save-latents", type=Path, help=".npz, [b, t, c, h, w]")
+    parser.add_argument("--save-frames", type=Path, help=".npy, [b, f, height, width, 3] in [0, 1]")
+    parser.add_argument(
+        "--overlay", action="store_true", help="draw paths and references; default: not"
+    )
+    return parser
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
     given = "default: %(default)s"
     parser.add_argument("--steps", type=int, help=f"denoising steps; {given}")
     parser.add_argument("--guidance", type=float, help=f"strength of the prompt; {given}")
@@ -55,6 +76,9 @@ def main(arguments: list[str] | None = None) -> int:
         help="share one video among devices, as sequence=4,tensor=2 (docs/sharding.md); default: "
         "one device",
     )
+
+
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--face-models",
         type=Path,
@@ -72,18 +96,6 @@ def main(arguments: list[str] | None = None) -> int:
         help="which files a request may name; the latter for requests of strangers",
     )
     parser.add_argument("--init-latents", type=Path, help=".npy or .npz, [b, t, c, h, w]")
-    parser.add_argument("--save-latents", type=Path, help=".npz, [b, t, c, h, w]")
-    parser.add_argument("--save-frames", type=Path, help=".npy, [b, f, height, width, 3] in [0, 1]")
-    parser.add_argument(
-        "--overlay", action="store_true", help="draw paths and references; default: not"
-    )
-    try:
-        written = sampling.run(sampling.Options(**vars(parser.parse_args(arguments))))
-    except sampling.SamplingError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print("\n".join(f"wrote {path}" for path in written))
-    return 0
 
 
 if __name__ == "__main__":

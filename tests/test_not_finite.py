@@ -183,7 +183,8 @@ def test_settings_are_checked_before_anything_is_made(pipeline, requests, monkey
 
 def test_jaxs_search_for_nans_finds_none_in_a_healthy_pipeline(pipeline, requests):  # noqa: F811
     with jax.debug_nans(True):
-        pipeline.generate(requests, settings=SHORT)
+        sample = pipeline.generate(requests, settings=SHORT)
+    assert np.isfinite(sample.video).all()
 
 
 def test_what_is_not_finite_is_named():

@@ -91,15 +91,12 @@ def render_clip(
         entities = _identities(config, index, chosen)
     if not entities:
         raise ValueError("a clip needs one or more entities")
-    names = [entity.word for entity in entities]
     scene = random_scene(rng)
     template = CAPTIONS[rng.integers(len(CAPTIONS))]
-    motion = sample_motion(
-        rng, len(names), config.frames, config.height, config.width, calm=config.style == "bold"
-    )
+    size, bold = (config.height, config.width), config.style == "bold"
+    motion = sample_motion(rng, len(entities), config.frames, *size, calm=bold)
     caption, spans = _caption(config, index, template, entities, motion.track, scene)
-    plain = config.style == "bold"
-    backdrop = background(rng, scene, config.height, config.width, plain)
+    backdrop = background(rng, scene, *size, plain=bold)
     sources = [_picture(entity, rng) for entity in entities]
     layers = [_sprite(*pair, rng, config) for pair in zip(entities, sources, strict=True)]
     flips = [_flip(rng, *pair) for pair in zip(entities, motion.track, strict=True)]
