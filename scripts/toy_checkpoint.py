@@ -57,7 +57,7 @@ class Chain(NamedTuple):
 
 
 _BOLD = {
-    "vae": None,  # goes on in the next one
+    "vae": "stages/vae.safetensors",  # goes on in the next one
     "vae_fine": "vae.safetensors",
     "localiser": "../bold_bench/localiser.safetensors",
     "judge": "../bold_bench/judge.safetensors",
@@ -75,11 +75,7 @@ CHAINS = {
     "toy": Chain(STAGES, SHIPPED),
     "bold": Chain(
         {name: f"configs/bold/{name}.py" for name in _BOLD},
-        {
-            name: os.path.normpath(f"checkpoints/bold/{place}")
-            for name, place in _BOLD.items()
-            if place is not None
-        },
+        {name: os.path.normpath(f"checkpoints/bold/{place}") for name, place in _BOLD.items()},
     ),
 }
 

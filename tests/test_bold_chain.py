@@ -131,10 +131,7 @@ def test_words_may_be_repeated_with_identities_of_their_own():
 @pytest.mark.parametrize("name", CHAIN.stages)
 def test_a_stage_starts_from_what_earlier_ones_ship(name):
     names = list(CHAIN.stages)
-    made = [
-        CHAIN.shipped.get(earlier, f"workdirs/bold/{earlier}/trained")
-        for earlier in names[: names.index(name)]
-    ]
+    made = [CHAIN.shipped[earlier] for earlier in names[: names.index(name)]]
     for component, place in to_dict(_config(name).weights).items():
         if place is not None:
             folder = str(Path(place).parent)

@@ -10,8 +10,8 @@ from tora2_jax.train_config import OptimConfig, TrainConfig
 from tora2_jax.world.config import CropConfig, WorldConfig
 from tora2_jax.world.model import toy_bold
 
-FIRST_VAE = "workdirs/bold/vae/trained/vae.safetensors"  # where the second part starts
 FOLDER = "checkpoints/bold"  # what the chain makes, and what the later stages start from
+FIRST_VAE = f"{FOLDER}/stages/vae.safetensors"  # where the second part starts
 
 
 def bold_world(seed: int, **settings) -> WorldConfig:
