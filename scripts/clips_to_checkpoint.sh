@@ -53,6 +53,12 @@ while [ $# -gt 0 ]; do
     --cogvideox | --tora | --dinov2 | --arcface | --reid | --clips | --out | --face-models | \
       --request | --config)
       [ $# -gt 1 ] || fail "$1: names nothing"
+      case "$2" in
+        [A-Za-z]*:/*)
+          fail "$1: $2 is an address, not a local path;" \
+            "mount the bucket, or copy the files, and name the folder"
+          ;;
+      esac
       name=${1#--}
       printf -v "${name//-/_}" '%s' "$(absolute "$2")"
       shift 2

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from tora2_jax import conditioning, pipeline, sampling
+from tora2_jax.addresses import local_path
 from tora2_jax.evaluation import look
 from tora2_jax.evaluation.requests import style_of
 from tora2_jax.image_file import load_image
@@ -29,19 +30,19 @@ without smoothing. Made by `scripts/make_gallery.py`.
 """
 
 
-def arguments() -> argparse.Namespace:
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("form", choices=("page", "rows"))
-    parser.add_argument("requests", type=Path, nargs="+", metavar="REQUEST")
-    parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/toy"))
-    parser.add_argument("--bench", type=Path, default=Path("checkpoints/bench"))
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("requests", type=local_path, nargs="+", metavar="REQUEST")
+    parser.add_argument("--checkpoint", type=local_path, default=Path("checkpoints/toy"))
+    parser.add_argument("--bench", type=local_path, default=Path("checkpoints/bench"))
+    parser.add_argument("--output", type=local_path, required=True)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
+    return parser.parse_args(given)
 
 
 def main() -> int:
@@ -52,7 +53,7 @@ def main() -> int:
         settings = sampling.Options(
             checkpoint=options.checkpoint,
             request=path,
-            output=options.output,
+            output=options.output.with_suffix(".mp4"),  # none is written
             steps=options.steps,
             seed=options.seed,
         )

@@ -7,7 +7,7 @@ import pytest
 
 from convert import __main__ as convert
 from convert.folders import FolderError, new_folder
-from scripts import encode_references, inspect_entities, sample
+from scripts import encode_references, inspect_entities, make_gallery, sample
 from tora2_jax import checkpoint, train, trajectory_command
 from tora2_jax.addresses import address_problem
 from tora2_jax.pipeline import Tora2Pipeline
@@ -84,6 +84,7 @@ def test_sampling_names_all_its_addresses_at_once(capsys):
         (inspect_entities.main, ["a.json", "--checkpoint", RUN]),
         (encode_references.main, ["--checkpoint", "c", "--request", "r", "--output", RUN]),
         (trajectory_command.main, ["a.txt", "--plot", "gs://b/a.png"]),
+        (make_gallery.arguments, ["page", "a.json", "--output", "gs://b/page.md"]),
     ],
 )
 def test_other_programs_end_with_2(program, arguments, capsys):

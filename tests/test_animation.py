@@ -1,9 +1,13 @@
 """Moving pictures of the documentation."""
 
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from scripts import make_gallery
+from tora2_jax import sampling
 from tora2_jax.evaluation.look import EntityReport, told
 from tora2_jax.media.animation import request_row, stacked, write_animation
 from tora2_jax.video import VideoError
@@ -50,3 +54,18 @@ def test_what_is_told_of_an_entity():
     )
     unseen = seen._replace(found=0, distance=float("nan"), place=None)
     assert told(unseen) == "found in 0 of 17 frames; the bench does not recognize it"
+
+
+@pytest.mark.parametrize(("form", "output"), [("page", "gallery.md"), ("rows", "demo.webp")])
+def test_the_gallery_asks_for_nothing_that_sampling_refuses(tmp_path, monkeypatch, form, output):
+    asked = []
+
+    def prepare(options):
+        asked.append(options)
+        raise sampling.SamplingError(["enough"])
+
+    command = ["make_gallery.py", form, "a.json", "--output", str(tmp_path / output)]
+    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setattr(sampling, "prepare", prepare)
+    assert make_gallery.main() == 2
+    assert sampling._option_problems(asked[0]) == []

@@ -100,6 +100,14 @@ def test_it_goes_on_after_every_failure_and_does_nothing_twice(start, tmp_path):
     assert [line.split()[1] for line in calls(tmp_path)] == ["tora2_jax.train"]
 
 
+@pytest.mark.parametrize("option", ["--out", "--clips", "--cogvideox", "--request"])
+def test_an_address_is_no_folder(start, tmp_path, option):
+    script = start(options=(option, "gs://bucket/run"))
+    _, error = script.communicate()
+    assert script.returncode == 2 and f"{option}: gs://bucket/run is an address" in error
+    assert not calls(tmp_path) and not list(tmp_path.glob("gs:*"))
+
+
 @pytest.mark.parametrize(
     ("lives", "code", "count"), [(("2", "0"), 2, 1), (("9 1", "9", "9", "9", "0"), 9, 4)]
 )

@@ -214,3 +214,24 @@ def test_a_seed_gives_the_same_video_and_latents_can_be_fed_back(tmp_path):
     fed = {"init_latents": tmp_path / "l.npz", "save_frames": tmp_path / "fed.npy"}
     sampling.run(options(tmp_path, request, scheduler="ddim", **fed))
     assert not (np.load(tmp_path / "fed.npy") == frames).all()
+
+
+def test_no_file_that_is_read_is_overwritten(tmp_path):
+    request, latents = write_request(tmp_path), tmp_path / "latents.npz"
+    latents.touch()
+    (tmp_path / "linked.png").symlink_to("kite.png")
+    for name in ("kite", "linked"):
+        settings = options(
+            tmp_path,
+            request,
+            output=tmp_path / f"{name}.mp4",
+            init_latents=latents,
+            save_latents=latents,
+        )
+        with pytest.raises(sampling.SamplingError) as error:
+            sampling.prepare(settings)
+        assert error.value.problems == [
+            f"--output: {tmp_path / name}.png would be overwritten, but it is read; "
+            "choose another name",
+            f"--save-latents: {latents} would be overwritten, but it is read; choose another name",
+        ]

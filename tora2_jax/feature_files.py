@@ -25,6 +25,7 @@ from tora2_jax.whole_file import save_tensors, written_whole
 FORMATS = (".npz", ".safetensors")
 _AXES = {"dino": 2, "prior_tokens": 2, "prior_vector": 1}
 _KIND = "kind"
+_HEADERS = 2**16  # bytes of an archive beside its arrays
 # What reading raises for files that are damaged or of another kind.
 _DAMAGE = (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError)
 _DAMAGE += (zipfile.BadZipFile, zlib.error, SafetensorError)
@@ -98,6 +99,7 @@ def save_features(path: str | Path, features: ReferenceFeatures) -> None:
 
 def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], Any]:
     content, left = {}, limits.FEATURE_BYTES
+    _check_length(path, _HEADERS)  # the list of what is in an archive may be long, too
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         if len(names) > len(_AXES) + 1:
@@ -112,11 +114,15 @@ def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], Any]:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], Any]:
-    if path.stat().st_size > limits.FEATURE_BYTES:
-        raise limits.TooLargeError(f"it is larger than {limits.FEATURE_BYTES >> 20} MiB")
+    _check_length(path)
     with safe_open(path, "numpy") as file:
         content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return content, (file.metadata() or {}).get(_KIND)
+
+
+def _check_length(path: Path, more: int = 0) -> None:
+    if path.stat().st_size > limits.FEATURE_BYTES + more:
+        raise limits.TooLargeError(f"it is larger than {limits.FEATURE_BYTES >> 20} MiB")
 
 
 def _content_problems(content: dict[str, np.ndarray], kind: Any) -> list[str]:

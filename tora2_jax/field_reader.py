@@ -105,7 +105,10 @@ def is_number(value: Any) -> bool:
 
 def name_of(value: Any) -> str:
     """A JSON value as a person would recognise it, short."""
-    text = "null" if value is None else json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text = "null" if value is None else json.dumps(value, ensure_ascii=False, default=str)
+    except RecursionError:  # the parser goes a little deeper than the writer
+        text = "something that is nested too deeply"
     return text if len(text) <= 40 else text[:37] + "..."
 
 

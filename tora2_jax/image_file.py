@@ -83,8 +83,8 @@ def count_pixels(path: str | Path) -> int:
 def _load(path: str | Path, convert):
     try:
         with warnings.catch_warnings():
-            # Our own bound is below the one of which Pillow warns.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # Of sizes, for which we have a bound of our own, and of damaged metadata (EXIF).
+            warnings.simplefilter("ignore")
             with Image.open(path) as image:
                 _check_size(image)
                 return convert(image)
@@ -103,6 +103,8 @@ def _check_size(image: Image.Image) -> None:
     """Refuses pictures before they are decoded."""
     if image.format == "EPS":
         raise ValueError("it is PostScript, a program that draws")
+    if image.format in ("ICO", "ICNS"):  # the pictures inside have other sizes than they claim
+        raise ValueError("it is an icon")
     width, height = image.size
     if width * height > limits.PICTURE_PIXELS or max(width, height) > _LONGEST_SIDE:
         raise ValueError(

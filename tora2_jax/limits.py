@@ -5,6 +5,7 @@ above what a model reads, and low enough that a request of a stranger cannot exh
 """
 
 import codecs
+import io
 import math
 from pathlib import Path
 from typing import BinaryIO
@@ -21,8 +22,12 @@ POINTS = 100_000  # of one path
 PICTURE_PIXELS = 2**26  # 67 million; phones take 12 to 50
 REQUEST_PIXELS = 2**29  # all pictures of a request together
 FEATURE_BYTES = 2**26  # the arrays of a feature file, uncompressed
+SIZE = 10**9  # height, width or frames alone, so that they can be computed with
+FPS = 999  # of a file that players show
+CANVAS = (1e-3, 1e6)  # a side of it
 VIDEO_PIXELS = 2**28  # all frames together; 161 of 768 x 1360 are 1.7e8
 
+_HEADER_BYTES = 2**14  # NumPy refuses longer ones, but reads them first
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -69,7 +74,7 @@ def read_array(file: BinaryIO, most: int) -> np.ndarray:
     version = np.lib.format.read_magic(file)
     if version not in _HEADERS:
         raise ValueError(f"it has the unknown version {version} of NumPy's format")
-    shape, column_major, dtype = _HEADERS[version](file)
+    shape, column_major, dtype = _header(file, version)
     size = math.prod(shape) * dtype.itemsize
     if dtype.hasobject:
         raise ValueError("Object arrays cannot be loaded")
@@ -77,3 +82,22 @@ def read_array(file: BinaryIO, most: int) -> np.ndarray:
         raise TooLargeError(f"it is larger than {most >> 20} MiB")
     array = np.frombuffer(file.read(size), dtype, math.prod(shape))
     return array.reshape(shape, order="F" if column_major else "C")
+
+
+def _header(file: BinaryIO, version: tuple[int, int]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, order and type of an array; the length that a header claims is not believed.
+
+    Raises:
+        ValueError: it is none; nothing of it is quoted.
+    """
+    length = file.read(2 if version == (1, 0) else 4)
+    if int.from_bytes(length, "little") > _HEADER_BYTES:
+        raise ValueError("its header is too long")
+    text = file.read(int.from_bytes(length, "little"))
+    try:
+        shape, column_major, dtype = _HEADERS[version](io.BytesIO(length + text))
+    except (ValueError, TypeError, RecursionError, MemoryError) as error:
+        raise ValueError("its header is damaged") from error
+    if not all(type(side) is int and side >= 0 for side in shape):
+        raise ValueError("its header claims an impossible shape")
+    return shape, column_major, dtype

@@ -1,7 +1,6 @@
 """The request file: what it may hold, and its reader, which names every problem at once."""
 
 import json
-import math
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -166,6 +165,10 @@ class RequestReader(FieldReader):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             self.note(name, f"must be a positive whole number, not {name_of(value)}")
             return None
+        most = limits.FPS if name == "fps" else limits.SIZE
+        if value > most:
+            self.note(name, f"{name_of(value)} is too large; take at most {most}")
+            return None
         return value
 
     def canvas(self, value: Any) -> tuple[float, float]:
@@ -174,11 +177,15 @@ class RequestReader(FieldReader):
         if (
             not isinstance(value, list)
             or len(value) != 2
-            or not all(is_number(side) and 0 < side < math.inf for side in value)
+            or not all(is_number(side) and side > 0 for side in value)
         ):
             self.note(
                 "canvas", f"must be [width, height], two positive numbers, not {name_of(value)}"
             )
+            return DEFAULT_CANVAS
+        least, most = limits.CANVAS
+        if not all(least <= side <= most for side in value):
+            self.note("canvas", f"{name_of(value)} is not between {least:g} and {most:,.0f}")
             return DEFAULT_CANVAS
         return value[0], value[1]
 

@@ -186,6 +186,7 @@ def prepare(options: Options) -> Job:
         if options.fit is not None:
             requests = [wanted._replace(fit=options.fit) for wanted in requests]
         problems += _face_problems(options, model_config, requests)
+        problems += _overwritten(options, requests)
     except request.RequestError as error:
         problems += error.problems
     if problems:
@@ -273,6 +274,25 @@ def _option_problems(options: Options) -> list[str]:
     for path in options.outputs[1:]:
         problems += [f"--output: {path} is a folder"] if path.is_dir() else []
     return problems
+
+
+def _overwritten(options: Options, requests: Sequence[request.Request]) -> list[str]:
+    """Which results would take the place of files that are read: of their pictures, mostly."""
+    read = {*options.requests, options.init_latents}
+    for wanted in requests:
+        read.add(wanted.image)
+        for entity in wanted.entities:
+            read.update((*entity.images, *entity.masks, *entity.features))
+    read = {os.path.realpath(path) for path in read - {None}}
+    sheets = [path.with_suffix(".png") for path in options.outputs]
+    made = {"--output": [*options.outputs, *sheets]}
+    made |= {"--save-latents": [options.save_latents], "--save-frames": [options.save_frames]}
+    return [
+        f"{name}: {path} would be overwritten, but it is read; choose another name"
+        for name, paths in made.items()
+        for path in paths
+        if path is not None and os.path.realpath(path) in read
+    ]
 
 
 def write_faults(path: Path, suffix: str) -> list[str]:

@@ -10,10 +10,12 @@
 
 import ast
 import io
+import itertools
 import json
 import math
 import os
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +160,9 @@ def _json(text: str) -> Any:
     except (ValueError, RecursionError) as error:
         try:  # as Python prints it, with single quotes
             if len(text) <= _LITERAL_CHARACTERS:
-                return ast.literal_eval(text)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of a file that is no program
+                    return ast.literal_eval(text)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             pass
         raise TrajectoryError([f"is not valid JSON ({error})."]) from error
@@ -223,6 +227,10 @@ def _named_points(columns: dict[str, list[Any]]) -> list[Any]:
     """The points of a table whose columns have names."""
     times, frames = columns.get("time"), columns.get("frame")
     if times is None and frames and all(isinstance(frame, float) for frame in frames):
+        if not all(one < next_one for one, next_one in itertools.pairwise(frames)):
+            raise TrajectoryError(
+                ["the numbers of its frames must rise; sort its lines, and give one path alone."]
+            )
         first, last = frames[0], frames[-1]
         times = [(frame - first) / (last - first or 1) for frame in frames] if frames[1:] else None
     fields = [columns["x"], columns["y"], *([] if times is None else [times])]
@@ -241,6 +249,8 @@ def _array_paths(path: Path, array: np.ndarray) -> list[Any]:
                 "[frames, paths, 2] are several."
             ]
         )
+    if not array.size:
+        raise TrajectoryError([f"holds no point; its shape is {list(array.shape)}."])
     visible = np.isfinite(array).all(-1) & _visibility(path, array.shape[:-1])
     if array.ndim == 2:
         array, visible = array[:, None], visible[:, None]
@@ -255,8 +265,12 @@ def _visibility(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     beside = path.with_name(re.sub(r"tracks\.npy$", "visibility.npy", path.name))
     if beside == path or not beside.is_file():
         return np.ones(shape, bool)
-    data = limits.read_bytes(beside, limits.PATH_BYTES)
-    seen = limits.read_array(io.BytesIO(data), limits.PATH_BYTES)
+    try:
+        data = limits.read_bytes(beside, limits.PATH_BYTES)
+        seen = limits.read_array(io.BytesIO(data), limits.PATH_BYTES)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise TrajectoryError([f"{beside.name} beside it cannot be read ({reason})."]) from error
     if math.prod(seen.shape) != math.prod(shape) or seen.dtype.kind not in "biuf":
         raise TrajectoryError(
             [f"has {list(shape)} points, but {beside.name} holds {seen.dtype} {list(seen.shape)}."]
