@@ -11,6 +11,7 @@ import pytest
 from tests import twin_entities as twin
 from tests.parity import BLOCK_TOLERANCE, relative_error
 from tests.random_conditions import crowded_conditions, quick_jit, random_module, tiny_model
+from tora2_jax.config import StoredPriorConfig
 from tora2_jax.models.binding import Binder, BoundEntities
 from tora2_jax.models.contrast import contrastive_loss
 from tora2_jax.models.cross_attention import PersonalizationCrossAttention
@@ -78,11 +79,22 @@ def references_of(c: Conditions, variant: str, b: int, e: int) -> list[dict]:
     return found
 
 
-@pytest.mark.parametrize("variant", ["dpe", "dino_decoupled", "dino_reid", "dino"])
-def test_personalization_tokens(variant):
+@pytest.mark.parametrize(
+    ("variant", "object_tokens"),
+    [("dpe", 16), ("dino_decoupled", 16), ("dino_decoupled", 2), ("dino_reid", 16), ("dino", 16)],
+)
+def test_personalization_tokens(variant, object_tokens):
+    """Of a face the prior has 4 tokens, of an object more, or fewer where files bring them."""
     model = tiny_model(variant=variant)
-    module = random_module(lambda rngs: AppearanceExtractor(model, rngs=rngs))
     conditions = full_conditions(model)
+    if object_tokens != 16:
+        width = model.object.width
+        model.stored_object = StoredPriorConfig(
+            tokens=object_tokens, width=width, vector_width=width
+        )
+        kept = conditions.object_tokens[..., :object_tokens, :]
+        conditions = conditions._replace(object_tokens=kept)
+    module = random_module(lambda rngs: AppearanceExtractor(model, rngs=rngs))
     tokens, mask = quick_jit(lambda c: module(c))(conditions)
     weights, c = weights_of(module), as_numpy(conditions)
     expected = np.zeros(tokens.shape)
