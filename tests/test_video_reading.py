@@ -305,3 +305,37 @@ def test_a_disk_that_fails_is_no_damage(tmp_path, monkeypatch):
     monkeypatch.setattr("pathlib.Path.open", fail)
     with pytest.raises(VideoReadError, match=r"a\.mp4: cannot be read"):
         video_info(path)
+
+
+def test_frames_of_several_sizes_are_refused(tmp_path):
+    parts = [
+        write(tmp_path / f"{index}.h264", [gray(number, *size) for number in range(4)])
+        for index, size in enumerate([(64, 96), (48, 64)])
+    ]
+    path = tmp_path / "call.mkv"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    told = r"call\.mkv: changes its size from 64 x 96 to 48 x 64 at frame 4; convert it with"
+    with pytest.raises(VideoError, match=told):
+        read_video(path)
+    assert [number_of(frame) for frame in frames_at(path, [0, 3])] == [0, 3]
+    with pytest.raises(VideoError, match=told):
+        list(frames_at(path, [0, 4]))
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+            "is a Git LFS poin",
+        ),
+        (b"<!DOCTYPE html><html></html>", "is a web page"),
+        (b"", "is empty; download"),
+        (bytes(1000), r"is damaged or no video \(Invalid data found when processing input\)"),
+    ],
+)
+def test_what_is_no_video_is_recognized(tmp_path, content, told):
+    (tmp_path / "a.mp4").write_bytes(content)
+    for read in (read_video, video_info):
+        with pytest.raises(VideoError, match=rf"a\.mp4: {told}"):
+            read(tmp_path / "a.mp4")

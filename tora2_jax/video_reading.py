@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
+from tora2_jax.unusable_file import why_unusable
+
 Frames = UInt8[np.ndarray, "f height width 3"]
 
 _UNSPECIFIED = 2  # FFmpeg's number of an unknown color matrix
@@ -77,7 +79,8 @@ def read_video(path: str | Path) -> tuple[Frames, float]:
             for frame in packet.decode():
                 if not frames:
                     _check_shown(path, frame, stream)
-                    first = frame.pts
+                    first, size = frame.pts, _size(frame)
+                _check_size(path, len(frames), frame, size)
                 frames.append(_as_shown(frame, stream))
         packets.check(path, container, stream)
         if not frames:
@@ -129,7 +132,9 @@ def frames_at(
         for number, frame in enumerate(container.decode(stream)):
             if number == 0:
                 _check_shown(path, frame, stream)
+                size = _size(frame)
             if number == index:
+                _check_size(path, number, frame, size)
                 if frame.is_corrupt:
                     raise VideoError(f"{path}: is damaged at frame {number}")
                 yield _as_shown(frame, stream)
@@ -162,7 +167,10 @@ def _opened(path: Path):
     except (av.FFmpegError, OSError) as error:
         if isinstance(error, OSError):  # FFmpeg calls some damage an input error, too
             _check_readable(path)
-        raise VideoError(f"{path}: is damaged or no video ({error})") from error
+        if unusable := why_unusable(path):
+            raise VideoError(f"{path}: {unusable}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise VideoError(f"{path}: is damaged or no video ({reason})") from error
 
 
 def _check_readable(path: Path) -> None:
@@ -260,6 +268,20 @@ def _check_shown(path: Path, frame, stream) -> None:
         )
     if faults:
         raise VideoError(f"{path}: " + "; ".join(faults))
+
+
+def _size(frame) -> tuple[int, int]:
+    return frame.height, frame.width
+
+
+def _check_size(path: Path, number: int, frame, size: tuple[int, int]) -> None:
+    """Raises VideoError if a frame is not as large as the first, as in recordings of calls."""
+    if _size(frame) != size:
+        old, new = (f"{height} x {width}" for height, width in (size, _size(frame)))
+        raise VideoError(
+            f"{path}: changes its size from {old} to {new} at frame {number}; convert it with "
+            f"`ffmpeg -i IN -vf scale={size[1]}:{size[0]} OUT`"
+        )
 
 
 def _pixel_aspect(stream) -> Fraction:
