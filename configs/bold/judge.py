@@ -16,7 +16,7 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         stage="judge",
         seed=7102,
-        steps=1200,
+        steps=3600,
         batch_size=8,
         model=toy_bold(),
         world=bold_world(7102, frames=4, references=1),
