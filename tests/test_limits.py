@@ -176,7 +176,7 @@ def test_the_command_line_says_how_pictures_fit(tmp_path, monkeypatch):
     monkeypatch.setattr(bundle, "load_bundle_tokenizer", lambda _: None)
     monkeypatch.setattr(sampling.pipeline.Tora2Pipeline, "from_checkpoint", lambda *_: Pipeline())
     for fit in (None, "crop"):
-        options = sampling.Options(TOY, tmp_path / "r.json", tmp_path / "a.mp4", fit=fit)
+        options = sampling.Options(TOY, tmp_path / "r.json", tmp_path / "out.mp4", fit=fit)
         with pytest.raises(sampling.SamplingError):
             sampling.prepare(options)
     names = [str(tmp_path / "r.json")]
