@@ -62,9 +62,11 @@ def test_kernels_that_muon_leaves_are_adams():
     blocks, _ = _steps(_config(muon=r".*\.blocks\."), params, gradients, count=1)
     np.testing.assert_allclose(blocks[second], muon[second], rtol=1e-5)
     change = blocks[first] - params[first]
-    # The first step of Adam (with Nesterov's momentum) has the gradient's sign and one size.
+    # The first step of Adam (with Nesterov's momentum) has the gradient's sign and one size, beside
+    # the decay that every kernel has.
     size = 0.15 * 0.1 * (1 + 0.9 * 0.1 / (1 - 0.9**2))
-    np.testing.assert_allclose(change, -size * np.sign(gradients[first]), rtol=1e-3)
+    decay = 0.15 * 0.1 * 0.01 * params[first]
+    np.testing.assert_allclose(change, -size * np.sign(gradients[first]) - decay, rtol=1e-3)
 
 
 @pytest.mark.parametrize("algorithm", ["adamw", "muon"])

@@ -220,11 +220,11 @@ def test_the_average_begins_at_the_weights():
         np.testing.assert_array_equal(state.average[path], value)
 
 
-def newton_schulz(matrix):
+def newton_schulz(matrix, eps: float):
     """Muon's five quintic iterations, `[inputs, outputs]`; the smaller side first, as published."""
     flip = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if flip else matrix
-    x = x / np.sqrt((x**2).sum())
+    x = x / (np.sqrt((x**2).sum()) + eps)
     for _ in range(5):
         square = x @ x.T
         x = 3.4445 * x - 4.7750 * square @ x + 2.0315 * square @ square @ x
@@ -239,10 +239,11 @@ def twin_muon(path: str, config: OptimConfig, weights, gradients: list):
         momentum = b * momentum + (1 - b) * g
         ahead = b * momentum / (1 - b ** (step + 1)) + (1 - b) * g / (1 - b**step)
         rate = rate_of(config, step - 1) * (1 if path.startswith("motion") else 3)
-        if path.endswith("bias"):
+        decay = 0 if path.endswith("bias") else config.weight_decay * weights
+        if not path.endswith("kernel") or "left" in path:
             square = other * square + (1 - other) * g**2
-            adam = ahead / (np.sqrt(square / (1 - other**step)) + 1e-8)
-            weights = weights - 0.15 * rate * adam
+            adam = ahead / (np.sqrt(square / (1 - other**step)) + config.eps)
+            weights = weights - 0.15 * rate * (adam + decay)
             continue
         update = np.zeros_like(weights)
         for layer in range(len(weights)) if "blocks" in path else [...]:
@@ -251,9 +252,9 @@ def twin_muon(path: str, config: OptimConfig, weights, gradients: list):
             for part in maps:
                 matrix = part.reshape(-1, part.shape[-1])
                 grow = max(1, matrix.shape[1] / matrix.shape[0]) ** 0.5
-                turned.append(grow * newton_schulz(matrix).reshape(part.shape))
+                turned.append(grow * newton_schulz(matrix, config.eps).reshape(part.shape))
             update[layer] = np.concatenate(turned, -1)
-        weights = weights - rate * (update + config.weight_decay * weights)
+        weights = weights - rate * (update + decay)
     return weights
 
 
@@ -265,9 +266,11 @@ def test_muon_takes_every_layer_and_every_fused_map_alone():
         "new.plain.kernel": (6, 3),
         "new.modulation.kernel": (5, 3 * 4),
         "new.blocks.query.bias": (2, 6),
+        "new.left.kernel": (3, 4),
+        "new.table.embedding": (5, 4),
     }
     config = optimizer_config(
-        algorithm="muon", eps=1e-8, clip_norm=1e9, betas=(0.9, 0.8),
+        algorithm="muon", clip_norm=1e9, betas=(0.9, 0.8), muon="(?!new.left)",
         stacked=r".*blocks\.", fused=r".*modulation", fused_maps=3,
     )  # fmt: skip
     rng = np.random.default_rng(0)

@@ -1,5 +1,6 @@
 """AdamW or Muon with a warm-up, a clipped gradient and two groups of learning rates."""
 
+import math
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from optax.contrib import MuonDimensionNumbers, muon
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from tora2_jax.train_config import OptimConfig
 
@@ -86,38 +87,75 @@ def _adamw(config: OptimConfig, rate: Callable) -> optax.GradientTransformation:
     )
 
 
-def _muon(config: OptimConfig, rate: Callable) -> optax.GradientTransformation:
-    """Orthogonalised momentum for kernels (as matrices of inputs by outputs), Adam for the rest.
+class _Matrices:
+    """What Muon makes steps of: kernels as matrices of inputs by outputs.
 
-    A network that is trained for minutes gets further than with Adam. Every layer of the stacked
-    ones is a matrix of its own, and so is every map of a kernel that holds several side by side.
+    Every layer of the stacked ones is a matrix of its own, and so is every map of a kernel that
+    holds several side by side, which have an axis of their own here.
+    """
+
+    def __init__(self, config: OptimConfig):
+        patterns = (config.muon, config.stacked, config.fused)
+        self._taken, self._stacked, self._fused = map(re.compile, patterns)
+
+    def group(self, path: str) -> str:
+        """Whose steps a variable makes."""
+        return "muon" if path.endswith("kernel") and self._taken.match(path) else "adam"
+
+    def dimensions(self, params: dict) -> dict:
+        """Their axes in optax's form, for a tree in which the other variables are masked."""
+        return {path: self._axes(path, value) for path, value in params.items()}
+
+    def _axes(self, path: str, value: Any) -> MuonDimensionNumbers | optax.MaskedNode:
+        if self.group(path) != "muon":
+            return optax.MaskedNode()
+        last = value.ndim - 1
+        inputs = range(
+            1 if self._stacked.match(path) else 0, last - 1 if self._fused.match(path) else last
+        )
+        return MuonDimensionNumbers(tuple(inputs), last)
+
+    def widened(self, updates: dict, _: Any) -> dict:
+        """Steps of Muon's published size: longer where a matrix has more outputs than inputs."""
+
+        def one(update: Any, axes: Any) -> Any:
+            if isinstance(axes, optax.MaskedNode):
+                return update
+            inputs = math.prod(update.shape[axis] for axis in axes.reduction_axis)
+            return update * max(1, update.shape[-1] / inputs) ** 0.5
+
+        dimensions = self.dimensions(updates)
+        return {path: one(update, dimensions[path]) for path, update in updates.items()}
+
+
+def _muon(config: OptimConfig, rate: Callable) -> optax.GradientTransformation:
+    """Orthogonalised momentum for kernels, Adam for the rest.
+
+    A network that is trained for minutes gets further than with Adam.
     """
     first, second = config.betas
-    matrix, stacked = re.compile(config.muon), re.compile(config.stacked)
-    fused = re.compile(config.fused)
-
-    def dimensions(path: str, axes: int) -> MuonDimensionNumbers:
-        inputs = axes - (2 if fused.match(path) else 1)  # axes before the outputs', maps left out
-        return MuonDimensionNumbers(tuple(range(1 if stacked.match(path) else 0, inputs)), axes - 1)
-
-    def matrices(params: dict) -> dict:
-        return {
-            path: dimensions(path, value.ndim)
-            if path.endswith("kernel") and matrix.match(path)
-            else None
-            for path, value in params.items()
-        }
-
-    whole = muon(
-        rate,
-        beta=first,
-        weight_decay=config.weight_decay,
-        adam_b1=first,
-        adam_b2=second,
-        adam_learning_rate=lambda count: _MUON_ADAM_SHARE * rate(count),
-        muon_weight_dimension_numbers=matrices,
+    matrices = _Matrices(config)
+    # Not optax's `muon`: it decays nothing that it leaves to Adam, or all of it, biases too.
+    turned = optax.chain(
+        scale_by_muon(beta=first, eps=config.eps, weight_dimension_numbers=matrices.dimensions),
+        optax.stateless(matrices.widened),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.scale_by_learning_rate(rate),
     )
-    return _by_maps(whole, fused, config.fused_maps)
+    rest = optax.adamw(
+        lambda count: _MUON_ADAM_SHARE * rate(count),
+        b1=first,
+        b2=second,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        mask=decay_mask,
+        nesterov=True,
+    )
+    whole = optax.partition(
+        {"muon": turned, "adam": rest},
+        lambda params: {path: matrices.group(path) for path in params},
+    )
+    return _by_maps(whole, re.compile(config.fused), config.fused_maps)
 
 
 def _by_maps(
