@@ -20,6 +20,7 @@ import functools
 import importlib
 import importlib.util
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -125,7 +126,7 @@ def _add_lora_options(merge: argparse.ArgumentParser, export: argparse.ArgumentP
     )
     merge.add_argument(
         "--scale",
-        type=float,
+        type=_finite,
         default=1.0,
         metavar="NUMBER",
         help="strength of the LoRA, on top of its alpha by its rank (default: 1)",
@@ -146,6 +147,16 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
     return int(text)
+
+
+def _finite(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is no finite number")
+    return value
 
 
 def _add_reid_options(command: argparse.ArgumentParser) -> None:
