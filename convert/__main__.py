@@ -30,6 +30,7 @@ from tora2_jax import feedback
 from tora2_jax.addresses import local_path
 from tora2_jax.checkpoint import CheckpointError
 from tora2_jax.config import from_dict
+from tora2_jax.stop import exit_code
 from tora2_jax.train_config import TrainConfig
 
 # Encoders by command: the module whose `convert_encoder(source, destination)` does it and returns
@@ -273,4 +274,4 @@ def _run_config(path: Path) -> TrainConfig:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))
