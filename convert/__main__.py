@@ -20,6 +20,7 @@ import functools
 import importlib
 import importlib.util
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from tora2_jax import feedback
 from tora2_jax.addresses import local_path
 from tora2_jax.checkpoint import CheckpointError
 from tora2_jax.config import from_dict
+from tora2_jax.stop import exit_code
 from tora2_jax.train_config import TrainConfig
 
 # Encoders by command: the module whose `convert_encoder(source, destination)` does it and returns
@@ -125,7 +127,7 @@ def _add_lora_options(merge: argparse.ArgumentParser, export: argparse.ArgumentP
     )
     merge.add_argument(
         "--scale",
-        type=float,
+        type=_finite,
         default=1.0,
         metavar="NUMBER",
         help="strength of the LoRA, on top of its alpha by its rank (default: 1)",
@@ -146,6 +148,16 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
     return int(text)
+
+
+def _finite(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is no finite number")
+    return value
 
 
 def _add_reid_options(command: argparse.ArgumentParser) -> None:
@@ -262,4 +274,4 @@ def _run_config(path: Path) -> TrainConfig:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -172,6 +172,8 @@ def _fault(found: Mapping[str, np.ndarray]) -> str | None:
     down, up = found["down"], found["up"]
     if down.ndim not in (2, 4) or up.ndim != down.ndim or up.shape[1] != len(down):
         return f"down {down.shape} and up {up.shape} do not go together"
+    if not down.size or not up.size:
+        return f"down {down.shape} and up {up.shape} hold no numbers"
     if any("float" not in str(array.dtype) for array in (down, up)):
         return f"is stored as {down.dtype} and {up.dtype}, which are no real numbers"
     if "alpha" in found and found["alpha"].size != 1:
@@ -183,7 +185,7 @@ def _settings(files: TensorFiles, problems: list[str]) -> dict[str, Any]:
     """PEFT's settings of a LoRA, from beside the file or from inside; empty if there are none."""
     file = next(iter(files.specs.values())).file
     beside = file.parent / _CONFIG
-    settings = folders.read_json(beside, problems) if beside.is_file() else _inside(file)
+    settings = folders.read_json(beside, problems) if beside.is_file() else _inside(file, problems)
     wrong = {
         "peft_type": settings.get("peft_type", "LORA") != "LORA",
         "use_dora": bool(settings.get("use_dora")),
@@ -208,17 +210,21 @@ def _alphas_can_be_used(settings: Mapping[str, Any]) -> bool:
         values = [settings.get("lora_alpha", 8), *patterns.values()]
         for name in patterns:
             re.compile(name)
-        return all(isinstance(value, int | float) for value in values)
+        return all(isinstance(value, int | float) and math.isfinite(value) for value in values)
     except (AttributeError, TypeError, re.error):
         return False
 
 
-def _inside(file: Path) -> dict[str, Any]:
+def _inside(file: Path, problems: list[str]) -> dict[str, Any]:
     try:
         with safe_open(file, "numpy") as opened:
-            found = json.loads((opened.metadata() or {}).get(_METADATA, "{}"))
-        own = {name: value for name, value in found.items() if name.startswith(_OWN)}
-    except (SafetensorError, ValueError, AttributeError):  # a pickle, or of another program
+            text = (opened.metadata() or {}).get(_METADATA, "{}")
+    except SafetensorError:  # a pickle
+        return {}
+    try:
+        own = {name: value for name, value in json.loads(text).items() if name.startswith(_OWN)}
+    except (ValueError, AttributeError, RecursionError):
+        problems.append(f"{file.name}: {_METADATA} in its header is no JSON object")
         return {}
     return {name.removeprefix(_OWN): value for name, value in own.items()}
 

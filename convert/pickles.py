@@ -76,7 +76,9 @@ def _reason(error: Exception) -> str:
             f"holds {match[1]}, more than tensors and plain values, and was not run; load it where "
             "you trust it, and save the dictionary of its tensors alone"
         )
-    return f"is damaged, or holds more than tensors and was not run ({first_line(error)[:200]})"
+    reason = first_line(error)[:200]
+    told = "" if "weights_only" in reason else f" ({reason})"  # advice to let the file run code
+    return f"is no file of PyTorch's, is damaged, or holds more than tensors and was not run{told}"
 
 
 def _fault(name: Any, value: Any) -> str | None:

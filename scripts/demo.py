@@ -13,6 +13,7 @@ from tora2_jax import conditioning, pipeline, sampling, video
 from tora2_jax.evaluation import look
 from tora2_jax.evaluation.requests import style_of
 from tora2_jax.image_file import load_image
+from tora2_jax.stop import exit_code
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / "checkpoints" / "bench"
@@ -57,4 +58,4 @@ def report(job: sampling.Job, frames: np.ndarray) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -14,6 +14,7 @@ from tora2_jax.compile_cache import keep_compiled_programs
 from tora2_jax.faces import FaceModelError, InsightFaceDetector
 from tora2_jax.feature_files import FORMATS
 from tora2_jax.request import RequestError, load_request
+from tora2_jax.stop import exit_code
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -59,4 +60,4 @@ def _write(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -22,6 +22,7 @@ from tora2_jax.compile_cache import keep_compiled_programs
 from tora2_jax.config import ModelConfig, from_dict
 from tora2_jax.evaluation import gate, look, report, requests, world
 from tora2_jax.pipeline import Tora2Pipeline
+from tora2_jax.stop import exit_code
 from tora2_jax.whole_file import write_text
 
 
@@ -129,4 +130,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

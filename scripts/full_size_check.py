@@ -27,6 +27,7 @@ from tora2_jax import checkpoint, config, weight_folder
 from tora2_jax.addresses import local_path
 from tora2_jax.models import dit
 from tora2_jax.models.layers import assign_variables, flat_variables, rotary_tables
+from tora2_jax.stop import exit_code
 
 TOKENIZER = Path(__file__).resolve().parent.parent / "checkpoints" / "toy" / "tokenizer"
 GRID = (2, 3, 4)  # tokens of the block's input
@@ -156,4 +157,4 @@ def _their_block(options, settings, streams, tables) -> list[np.ndarray]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

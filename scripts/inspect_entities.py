@@ -11,6 +11,7 @@ from pathlib import Path
 from tora2_jax.addresses import local_path
 from tora2_jax.inspection import command
 from tora2_jax.sampling import SamplingError
+from tora2_jax.stop import exit_code
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,4 +53,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

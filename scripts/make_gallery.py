@@ -20,6 +20,7 @@ from tora2_jax.evaluation import look
 from tora2_jax.evaluation.requests import style_of
 from tora2_jax.image_file import load_image
 from tora2_jax.media.animation import request_row, stacked, write_animation
+from tora2_jax.stop import exit_code
 from tora2_jax.whole_file import write_text
 
 _PAGE = """# Gallery
@@ -108,4 +109,4 @@ def _measured(job: sampling.Job, frames: np.ndarray, folder: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from tora2_jax import sampling
+from tora2_jax.stop import exit_code
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -99,4 +100,4 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from tora2_jax.addresses import local_path
 from tora2_jax.data.record_files import write_record
+from tora2_jax.stop import exit_code
 from tora2_jax.world.clips import render_clip
 from tora2_jax.world.config import WorldConfig
 
@@ -49,4 +50,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

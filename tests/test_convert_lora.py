@@ -232,6 +232,10 @@ BAD = {
         lambda state: {name: (x * 99).astype(np.int8) for name, x in state.items()},
         ["is stored as int8"],
     ),
+    "rank 0": (
+        lambda state: {name: x[:0] if "lora_A" in name else x[:, :0] for name, x in state.items()},
+        ["hold no numbers"],
+    ),
 }
 
 
@@ -257,7 +261,7 @@ def test_settings_that_change_the_base_are_refused(base, tmp_path, capsys):
     message = refusal(capsys, *command[:4], base[1], *command[5:])
     for part in ("init_lora_weights is 'pissa'", "use_dora is True", "do not hold numbers"):
         assert part in message
-    for pattern in ([3], {"to_q": "x"}, {"(": 3}):
+    for pattern in ([3], {"to_q": "x"}, {"(": 3}, {"to_q": float("nan")}):
         (lora / "adapter_config.json").write_text(json.dumps(settings | {"alpha_pattern": pattern}))
         message = refusal(capsys, *command[:4], base[1], *command[5:])
         assert "alpha_pattern do not hold numbers by names" in message
@@ -269,3 +273,21 @@ def test_a_lora_is_no_model(base, command, tmp_path, capsys):
     shutil.copy(base[0] / "text_encoder/config.json", tmp_path / "lora")
     message = refusal(capsys, command, "--src", tmp_path / "lora", "--dst", tmp_path / "out")
     assert ("merge_and_unload" if command == "t5" else "`convert lora --src") in message
+
+
+@pytest.mark.parametrize("scale", ["nan", "inf", "much"])
+def test_a_strength_is_a_finite_number(base, scale, tmp_path, capsys):
+    command = ["lora", "--src", "none", "--base", str(base[1]), "--dst", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as end:
+        main([*command, f"--scale={scale}"])
+    assert end.value.code == 2 and f"'{scale}' is no finite number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["{{", "[1]"])
+def test_damaged_settings_inside_a_lora_are_not_passed_over(base, text, tmp_path, capsys):
+    state = peft.get_peft_model_state_dict(trained())
+    lora = tmp_path / "lora.safetensors"
+    arrays = {name: tensor.numpy() for name, tensor in state.items()}
+    save_file(arrays, lora, metadata={"lora_adapter_metadata": text})
+    message = refusal(capsys, "lora", "--src", lora, "--base", base[1], "--dst", tmp_path / "out")
+    assert "lora.safetensors: lora_adapter_metadata in its header is no JSON object" in message

@@ -3,8 +3,13 @@
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from tora2_jax.stop import exit_code
+
+_SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 
 _PROGRAM = """
 import time
@@ -48,3 +53,33 @@ def test_first_signal_asks_and_a_second_or_the_bound_ends(
     output, errors = process.communicate(timeout=60)
     assert (process.returncode, output) == (code, "saved\n" if code == 0 else ""), errors
     assert said in errors
+
+
+def test_an_interrupted_program_shows_no_traceback():
+    programs = ("sample", "inspect_entities", "evaluate", "encode_references", "demo")
+    for name in programs:
+        assert "sys.exit(exit_code(main))" in (_SCRIPTS / f"{name}.py").read_text()
+    program = """
+import sys, time
+from tora2_jax.stop import exit_code
+
+def main():
+    print("ready", flush=True)
+    time.sleep(1000)
+
+sys.exit(exit_code(main))
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate()
+    assert process.returncode == 130
+    assert told == "\nstopped; no file is left half written\n"
+
+
+def test_others_end_as_they_do():
+    assert exit_code(lambda: 2) == 2
+    with pytest.raises(SystemExit):
+        exit_code(lambda: sys.exit(3))

@@ -269,3 +269,10 @@ def test_an_onnx_file_is_for_arcface_alone(tmp_path, capsys):
     (tmp_path / "reid.onnx").write_bytes(b"\x08\x0a")
     command = ("reid", "--src", tmp_path / "reid.onnx", "--dst", tmp_path / "out")
     assert "only `convert arcface` reads those" in refusal(capsys, *command)
+
+
+def test_no_advice_to_run_the_code_of_a_file(tmp_path):
+    (tmp_path / "model.pt").write_text("import os\n")
+    with pytest.raises(SourceError, match="is no file of PyTorch's, is damaged, or") as error:
+        TensorFiles(tmp_path / "model.pt")
+    assert "weights_only" not in str(error.value)

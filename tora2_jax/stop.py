@@ -1,13 +1,27 @@
-"""How a run is asked to stop: SIGTERM or SIGINT once to save and end, twice to end at once."""
+"""How a program is asked to stop.
+
+A training: SIGTERM or SIGINT once to save and end, twice to end at once. Others end at once.
+"""
 
 import os
 import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from typing import Self
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_INTERRUPTED = 130  # as shells count a program that Ctrl-C has ended
+
+
+def exit_code(main: Callable[[], int]) -> int:
+    """What `main` returns; if Ctrl-C ends it, a line instead of where it was in the code."""
+    try:
+        return main()
+    except KeyboardInterrupt:
+        sys.stderr.write("\nstopped; no file is left half written\n")
+        return _INTERRUPTED
 
 
 class StopSignals:

@@ -355,6 +355,7 @@ def token_frames(frames: int, temporal_patch: int, temporal_compression: int) ->
 
 
 if __name__ == "__main__":
+    from tora2_jax.stop import exit_code
     from tora2_jax.trajectory_command import main
 
-    sys.exit(main())
+    sys.exit(exit_code(main))
