@@ -15,6 +15,7 @@ from tora2_jax.models.vae import CausalVAE, Posterior
 from tora2_jax.request import parse_request
 from tora2_jax.text import load_tokenizer
 from tora2_jax.types import Inputs
+from tora2_jax.world.model import toy_bold
 
 TOKENIZER = Path(__file__).resolve().parent.parent / "checkpoints" / "toy" / "tokenizer"
 HEIGHT, WIDTH, FRAMES = 32, 48, 9
@@ -179,7 +180,7 @@ def test_a_pool_is_known_by_its_weights_bytes_sizes_and_examples(tmp_path):
     first, second = tmp_path / "vae.safetensors", tmp_path / "dino.safetensors"
     first.write_bytes(b"weights 1")
     second.write_bytes(b"weights 1")
-    model, examples = config.toy(), Examples(config.toy_bold())
+    model, examples = config.toy(), Examples(toy_bold())
 
     def key():
         return pool.fingerprint(model, examples, [str(first), str(second)])
