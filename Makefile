@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python
 STAGE ?= vae
 
-.PHONY: demo test test-long lint toy-checkpoint clean
+.PHONY: demo test test-long mutants lint toy-checkpoint clean
 
 $(VENV)/runtime: setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +27,9 @@ test: $(VENV)/dev
 
 test-long: $(VENV)/dev
 	$(RUN) -m pytest -n 2 --dist loadfile -m long
+
+mutants: $(VENV)/dev  ## known faults, one at a time: do the tests notice?
+	$(RUN) scripts/mutants.py
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
