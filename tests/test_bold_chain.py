@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flax import nnx
 
 from scripts.toy_checkpoint import CHAINS
-from tora2_jax import text
+from tora2_jax import checkpoint, text
 from tora2_jax.config import to_dict
 from tora2_jax.evaluation.requests import world_requests
+from tora2_jax.models.vae import CausalVAE
 from tora2_jax.train_state import abstract_step, find_stage, mesh_of
 from tora2_jax.world.captions import (
     COLORS,
@@ -147,3 +149,16 @@ def test_the_step_of_a_diffusion_stage_can_be_traced(name):
     step = abstract_step(config, stage, mesh_of(config, stage))
     assert step.batch["latents"].shape[1] == (config.model.frames + 3) // 4
     assert "dot_general" in step.lower().as_text()
+
+
+def test_each_chunk_of_the_shipped_vae_shows_the_same_content_equally_well():
+    path = ROOT / "checkpoints" / "bold" / "vae.safetensors"
+    model = toy_bold()
+    vae = CausalVAE(model.vae, rngs=nnx.Rngs(0))
+    checkpoint.merge(vae, checkpoint.load_component(path)[0])
+    frame = render_clip(WorldConfig(seed=77, height=64, width=64, style="bold"), 2).video[0]
+    still = np.repeat(frame[None, None], 17, axis=1).astype(np.float32) / 127.5 - 1
+    shown = nnx.jit(lambda vae, video: vae.decode(vae.encode(video).mean))(vae, still)
+    error = np.abs(np.asarray(shown) - still)
+    first, second = error[:, 1:9].mean(), error[:, 9:].mean()
+    assert 0.8 < second / first < 1.25 and first < 0.08

@@ -16,7 +16,7 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         stage="localiser",
         seed=7101,
-        steps=1500,
+        steps=4000,
         batch_size=16,
         model=toy_bold(),
         world=bold_world(7101, frames=2, references=0),
