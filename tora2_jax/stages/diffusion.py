@@ -192,8 +192,14 @@ def _examples(config, model: ModelConfig, found: clip_folder.Findings | None) ->
 
 
 def _networks(config) -> tuple[str, ...]:
-    """The frozen networks of a run."""
-    return needed_networks(config.model)
+    """The frozen networks of a run.
+
+    Stages of the toy world that name encoders share one pool, which holds all features.
+    """
+    named = any(getattr(config.weights, name) for name in ("dino", "face", "object"))
+    if config.clips is not None or not named:
+        return needed_networks(config.model)
+    return tuple(name for name in conditioning.NETWORKS if name not in stored_priors(config.model))
 
 
 def frozen_files(config) -> dict[str, str | None]:
