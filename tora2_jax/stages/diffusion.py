@@ -32,6 +32,7 @@ from tora2_jax.data.loader import TRIES, example_or_next
 from tora2_jax.faces import GET_FACE_MODELS, FaceModelError, InsightFaceDetector, detector_file
 from tora2_jax.models import contrast, tora2, vae_tiling
 from tora2_jax.models.layers import shape_rngs
+from tora2_jax.models.prior import stored_priors
 from tora2_jax.models.t5 import T5Encoder
 from tora2_jax.networks import misfits
 from tora2_jax.text import load_tokenizer
