@@ -4,7 +4,7 @@ python -m tora2_jax.train --config configs/bold/base_clips.py --workdir workdirs
 Hardware: two CPU cores, about 2 to 3 hours. Expected: see docs/toy.md.
 """
 
-from configs.bold.base_stills import base_config, muon
+from configs.bold.base_stills import base_config, muon, start_from_base
 from configs.bold.vae import FOLDER
 from tora2_jax.train_config import TrainConfig
 
@@ -15,9 +15,6 @@ def get_config() -> TrainConfig:
     config.steps = 5000
     config.batch_size = 16
     config.data_size = 20_000
-    config.weights.transformer = f"{FOLDER}/stages/base_short/transformer.safetensors"
-    config.weights.text = f"{FOLDER}/stages/base_short/text.safetensors"
+    start_from_base(config, f"{FOLDER}/stages/base_short")
     config.optim = muon(2e-2, "cosine")
-    config.ema_decay = 0.998
-    config.checkpoint_every = 100
     return config

@@ -4,7 +4,7 @@ python -m tora2_jax.train --config configs/bold/base_short.py --workdir workdirs
 Hardware: two CPU cores, about 1 hour. Expected: see docs/toy.md.
 """
 
-from configs.bold.base_stills import base_config, muon
+from configs.bold.base_stills import base_config, muon, start_from_base
 from configs.bold.vae import FOLDER
 from tora2_jax.train_config import TrainConfig
 
@@ -15,9 +15,6 @@ def get_config() -> TrainConfig:
     config.steps = 2500
     config.batch_size = 32
     config.data_size = 30_000
-    config.weights.transformer = f"{FOLDER}/stages/base_stills/transformer.safetensors"
-    config.weights.text = f"{FOLDER}/stages/base_stills/text.safetensors"
+    start_from_base(config, f"{FOLDER}/stages/base_stills")
     config.optim = muon(2e-2, "constant")
-    config.ema_decay = 0.998
-    config.checkpoint_every = 100
     return config

@@ -38,7 +38,15 @@ def diffusion_config(stage: str, frames: int, seed: int) -> TrainConfig:
         tokenizer=f"{FOLDER}/tokenizer",
         model=model,
         weights=WeightsConfig(vae=f"{FOLDER}/vae.safetensors"),
+        ema_decay=0.998,
+        checkpoint_every=100,
     )
+
+
+def start_from_base(config: TrainConfig, folder: str) -> None:
+    """Takes the transformer and the text encoder that an earlier stage has left in a folder."""
+    config.weights.transformer = f"{folder}/transformer.safetensors"
+    config.weights.text = f"{folder}/text.safetensors"
 
 
 def base_config(frames: int, seed: int) -> TrainConfig:
@@ -60,6 +68,4 @@ def get_config() -> TrainConfig:
     config.batch_size = 64
     config.data_size = 40_960
     config.optim = muon(2e-2, "constant")  # constant, so that the next stages can go on
-    config.ema_decay = 0.998
-    config.checkpoint_every = 100
     return config

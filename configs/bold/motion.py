@@ -4,7 +4,7 @@ python -m tora2_jax.train --config configs/bold/motion.py --workdir workdirs/bol
 Hardware: two CPU cores, about 40 minutes. Expected: see docs/toy.md.
 """
 
-from configs.bold.base_stills import diffusion_config, muon
+from configs.bold.base_stills import diffusion_config, muon, start_from_base
 from configs.bold.vae import FOLDER, bold_world
 from tora2_jax.train_config import DropoutConfig, TrainConfig
 
@@ -16,10 +16,7 @@ def conditioned_config(stage: str, frames: int, seed: int) -> TrainConfig:
     """
     config = diffusion_config(stage, frames, seed)
     config.world = bold_world(seed, frames=frames, references=2, repeated_words=0.15)
-    config.weights.transformer = f"{FOLDER}/transformer.safetensors"
-    config.weights.text = f"{FOLDER}/text.safetensors"
-    config.ema_decay = 0.998
-    config.checkpoint_every = 100
+    start_from_base(config, FOLDER)
     return config
 
 

@@ -23,9 +23,8 @@ def request_row(
     visible: Bool[np.ndarray, "e f"],
     words: Sequence[str],
     references: Sequence[Sequence[np.ndarray]],
-    side: int = 256,
 ) -> Frames:
-    """Drawn paths and references, then the video, enlarged by one whole factor.
+    """Drawn paths and references, then the video, enlarged by the whole factor of `overlay`.
 
     Args:
         frames: The video.
@@ -33,14 +32,11 @@ def request_row(
         visible: Where an entity has a path.
         words: One per entity.
         references: Images of each entity, RGB or RGBA.
-        side: Least height of the row in pixels.
     """
     canvas = np.full_like(frames, _PAPER)
     asked = overlay(canvas, tracks, visible, words, references)
     factor = asked.shape[1] // frames.shape[1]
     made = frames.repeat(factor, 1).repeat(factor, 2)
-    again = -(-side // asked.shape[1])
-    asked, made = (part.repeat(again, 1).repeat(again, 2) for part in (asked, made))
     gap = np.full((*made.shape[:2], _GAP, 3), 255, np.uint8)
     return np.concatenate([asked, gap, made], axis=2)
 
