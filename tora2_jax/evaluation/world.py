@@ -44,19 +44,19 @@ def generate_world(
     records: Sequence[Record],
     settings: Settings,
     conditions: Sequence[str] = tuple(CONDITIONS),
-) -> Iterator[tuple[int, str, UInt8[np.ndarray, "f height width 3"]]]:
-    """Yields request number, condition and video; a request has one noise for all conditions."""
+) -> Iterator[tuple[int, str, Record, UInt8[np.ndarray, "f height width 3"]]]:
+    """Yields request number, condition, what was asked for and the video.
+
+    A request has one noise for all conditions.
+    """
     sampling = SampleSettings(steps=settings.steps, guidance=settings.guidance)
     style = style_of(pipeline.config)
     for start in range(0, len(records), settings.batch_size):
         # The last batch is filled up by repetition, so that one compiled shape serves all.
         rows = [min(start + row, len(records) - 1) for row in range(settings.batch_size)]
         for condition in conditions:
-            inputs = inputs_from_records(
-                pipeline.config,
-                pipeline.tokenizer,
-                [asked(records[row], condition, row, style) for row in rows],
-            )
+            wanted = [asked(records[row], condition, row, style) for row in rows]
+            inputs = inputs_from_records(pipeline.config, pipeline.tokenizer, wanted)
             sample = pipeline.generate_batch(
                 CONDITIONS[condition](inputs),
                 seeds=[settings.seed + row for row in rows],
@@ -65,7 +65,7 @@ def generate_world(
             videos = to_uint8(sample.video)
             kept = min(settings.batch_size, len(records) - start)
             for row in range(kept):
-                yield start + row, condition, videos[row]
+                yield start + row, condition, wanted[row], videos[row]
 
 
 def world(
@@ -87,10 +87,8 @@ def world(
     seen: dict[str, list[Seen]] = {"ground_truth": []}
     for number, record in enumerate(records):
         seen["ground_truth"].append(look(bench, record, record.video, number, style=style))
-    for number, condition, video in generate_world(pipeline, records, settings):
-        record = records[number]
-        wanted = asked(record, condition, number, style)
-        found = look(bench, wanted, video, number, record, style)
+    for number, condition, wanted, video in generate_world(pipeline, records, settings):
+        found = look(bench, wanted, video, number, records[number], style)
         seen.setdefault(condition, []).append(found)
         if keep is not None:
             keep(number, condition, video)
@@ -108,7 +106,7 @@ def one_word(pipeline: Any, settings: Settings) -> dict[str, Any]:
         Plain JSON data: the share of entities, of the generated and of the true clips.
     """
     records = world_requests(pipeline.config, settings.requests, settings.seed, one_word=True)
-    made = [video for _, _, video in generate_world(pipeline, records, settings, ("full",))]
+    made = [video for *_, video in generate_world(pipeline, records, settings, ("full",))]
     shares = {
         name: cluster_estimate(
             np.stack([own_looks(*pair) for pair in zip(records, videos, strict=True)])
