@@ -8,7 +8,7 @@ import pytest
 from tests.test_chain import TOY
 from tora2_jax import conditioning
 from tora2_jax.config import to_dict, toy
-from tora2_jax.data import pool
+from tora2_jax.data import pool, world_examples
 from tora2_jax.data.reference_augmentation import (
     Change,
     apply_change,
@@ -182,16 +182,17 @@ def test_references_of_a_record_are_drawn_with_replacement():
 
 def test_the_toy_worlds_pool_is_as_before_unless_it_is_switched_on():
     model, tokenizer = toy(), load_tokenizer(TOY / "tokenizer")
-    off = pool.WorldExamples(model, tokenizer, WORLD, 4)
-    on = pool.WorldExamples(model, tokenizer, WORLD, 4, guards=GUARDS, seed=1)
-    assert off.identity == {"world": to_dict(WORLD), "size": 4}
+    off = world_examples.WorldExamples(model, tokenizer, WORLD, 4)
+    on = world_examples.WorldExamples(model, tokenizer, WORLD, 4, guards=GUARDS, seed=1)
+    assert {"world": to_dict(WORLD), "size": 4}.items() <= off.identity.items()
+    assert not {"guards", "seed"} & off.identity.keys()
     keys = {
         pool.fingerprint(model, examples, [])
         for examples in (
             off,
             on,
-            pool.WorldExamples(model, tokenizer, WORLD, 4, guards=GUARDS, seed=2),
-            pool.WorldExamples(model, tokenizer, WORLD, 4, guards=NONE, seed=1),
+            world_examples.WorldExamples(model, tokenizer, WORLD, 4, guards=GUARDS, seed=2),
+            world_examples.WorldExamples(model, tokenizer, WORLD, 4, guards=NONE, seed=1),
         )
     }
     assert len(keys) == 4

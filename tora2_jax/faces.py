@@ -3,6 +3,7 @@
 Positions are (x, y) as OpenCV and insightface count them: whole numbers are centres of pixels.
 """
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -137,6 +138,19 @@ def detector_file(folder: str | Path) -> Path:
     raise FaceModelError(
         f"{folder} holds no face detector (scrfd_10g_bnkps.onnx or det_10g.onnx); {GET_FACE_MODELS}"
     )
+
+
+def detector_identity(kind: str, detector: FaceDetector | None) -> list[str]:
+    """What faces are found by: JSON data that changes with the detector's file.
+
+    Args:
+        kind: `face_detector` of the model.
+        detector: None if there is none.
+    """
+    path = getattr(detector, "path", None)
+    if kind == "mask_top" or path is None:
+        return [kind]
+    return [kind, hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]]
 
 
 def _load_detector(path: Path):

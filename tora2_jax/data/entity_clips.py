@@ -15,7 +15,7 @@ from tora2_jax.config import ModelConfig, to_dict
 from tora2_jax.data.clip_folder import Clip, ClipExamples, ClipFolder, Findings, look_through
 from tora2_jax.data.entity_annotations import Annotation, box_size
 from tora2_jax.data.reference_augmentation import augment, draw_count, generator
-from tora2_jax.faces import FaceDetector
+from tora2_jax.faces import FaceDetector, detector_identity
 from tora2_jax.references import cut_out
 from tora2_jax.text import word_tokens
 from tora2_jax.train_config import TrainConfig, TrainError
@@ -244,6 +244,8 @@ class EntityExamples(ClipExamples):
         own = {"entities": entities, "personalization": self._model.personalization is not None}
         guards = None if self._guards is None else to_dict(self._guards)
         own |= {"face_detector": self._model.face_detector, "guards": guards}
+        kind, *file = detector_identity(self._model.face_detector, self._detector)
+        own |= {"face_detector_file": name for name in file}
         return super().identity | own
 
     def warn(self) -> None:

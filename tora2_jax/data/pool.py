@@ -20,15 +20,12 @@ from jaxtyping import Bool, Float, UInt8
 
 from tora2_jax import conditioning, config, feedback, parallel, processes
 from tora2_jax.data.loader import example_or_next
-from tora2_jax.data.reference_augmentation import guard_record
-from tora2_jax.faces import FaceDetector
 from tora2_jax.finite import finite_rows, reason
 from tora2_jax.models.prior import stored_priors
 from tora2_jax.reference_inputs import reference_arrays
-from tora2_jax.train_config import MeshConfig, ReferenceGuardConfig, TrainError
+from tora2_jax.train_config import MeshConfig, TrainError
 from tora2_jax.types import Inputs
 from tora2_jax.whole_file import write_text, written_whole
-from tora2_jax.world import clips as world
 
 _Row = tuple[Inputs, UInt8[np.ndarray, "f height width 3"]]
 _FORMAT = 2  # to be raised when other numbers are kept of the same clips
@@ -49,55 +46,6 @@ class Examples(Protocol):
     def describe(self, index: int) -> dict[str, Any]:
         """JSON data that says what an example is made of, without making it."""
         ...
-
-
-class WorldExamples:
-    """Clips 0..size-1 of the toy world.
-
-    Args:
-        model: Sizes.
-        tokenizer: From `text.load_tokenizer`.
-        world_config: Which world.
-        size: Number of clips.
-        detector: Finds faces where `model.face_detector` needs a network.
-        guards: How references are drawn and augmented; None: as the world renders them.
-        seed: Of the guards.
-    """
-
-    at_once = 16
-
-    def __init__(
-        self,
-        model: config.ModelConfig,
-        tokenizer,
-        world_config,
-        size: int,
-        *,
-        detector: FaceDetector | None = None,
-        guards: ReferenceGuardConfig | None = None,
-        seed: int = 0,
-    ):
-        self._model, self._tokenizer, self._world = model, tokenizer, world_config
-        self._size, self._detector = size, detector
-        self._guards, self._seed = guards, seed
-        self.identity = {"world": config.to_dict(world_config), "size": size}
-        if guards is not None:
-            self.identity |= {"guards": config.to_dict(guards), "seed": seed}
-
-    def __len__(self) -> int:
-        return self._size
-
-    def __getitem__(self, index: int) -> tuple[Inputs, UInt8[np.ndarray, "f height width 3"]]:
-        record = world.render_clip(self._world, index)
-        if self._guards is not None:
-            limit = self._model.max_references
-            record = guard_record(record, self._guards, self._seed, draw=0, limit=limit)
-        inputs = conditioning.record_inputs(self._model, self._tokenizer, record, self._detector)
-        return inputs, record.video
-
-    def describe(self, index: int) -> dict[str, Any]:
-        """Which clip it is."""
-        return {"clip": world.clip_name(self._world, index)}
 
 
 def fingerprint(model: config.ModelConfig, examples: Examples, weights: list[str]) -> str:

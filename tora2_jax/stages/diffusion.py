@@ -27,7 +27,7 @@ from tora2_jax import (
 )
 from tora2_jax.conditioning import needed_networks
 from tora2_jax.config import ModelConfig, to_dict
-from tora2_jax.data import clip_folder, entity_clips, pool
+from tora2_jax.data import clip_folder, entity_clips, pool, world_examples
 from tora2_jax.data.loader import TRIES, example_or_next
 from tora2_jax.faces import GET_FACE_MODELS, FaceModelError, InsightFaceDetector, detector_file
 from tora2_jax.models import contrast, tora2, vae_tiling
@@ -178,7 +178,7 @@ def face_model_problems(config) -> list[str]:
 def _examples(config, model: ModelConfig, found: clip_folder.Findings | None) -> pool.Examples:
     tokenizer = load_tokenizer(config.tokenizer)
     if config.clips is None:
-        return pool.WorldExamples(
+        return world_examples.WorldExamples(
             model,
             tokenizer,
             config.world,
