@@ -20,7 +20,15 @@ import pytest
 from flax import nnx
 from tensorboardX.proto import event_pb2
 
-from tora2_jax import checkpoint, optim, run_checkpoints, train, train_export, train_state
+from tora2_jax import (
+    checkpoint,
+    optim,
+    run_checkpoints,
+    run_folder,
+    train,
+    train_export,
+    train_state,
+)
 from tora2_jax.config import from_dict, to_dict
 from tora2_jax.data.loader import ENDLESS
 from tora2_jax.train_config import MeshConfig, OptimConfig, TrainConfig, differences
@@ -231,7 +239,7 @@ def test_a_full_disk_at_the_start_is_not_for_the_user_to_change(tmp_path, monkey
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(train, "write_text", full)
+    monkeypatch.setattr(run_folder, "write_text", full)
     with pytest.raises(OSError, match="No space") as error:
         train.train(_config(), tmp_path)
     assert not isinstance(error.value, train.TrainError)

@@ -140,8 +140,8 @@ def detector_file(folder: str | Path) -> Path:
     )
 
 
-def detector_identity(kind: str, detector: FaceDetector | None) -> list[str]:
-    """What faces are found by: JSON data that changes with the detector's file.
+def detector_identity(kind: str, detector: FaceDetector | None) -> str | None:
+    """Changes with the detector's file; None where no such file looks for faces.
 
     Args:
         kind: `face_detector` of the model.
@@ -149,8 +149,8 @@ def detector_identity(kind: str, detector: FaceDetector | None) -> list[str]:
     """
     path = getattr(detector, "path", None)
     if kind == "mask_top" or path is None:
-        return [kind]
-    return [kind, hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]]
+        return None
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
 def _load_detector(path: Path):

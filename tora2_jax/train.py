@@ -13,12 +13,10 @@ Exit codes: 0 all steps are done; 2 the user has to change something; `config.st
 was asked to stop; anything else it failed. All but 0 and 2 go on when the command is run again.
 """
 
-import errno
-import json
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,33 +29,48 @@ from absl import flags
 from flax import nnx
 from tqdm import tqdm
 
-from tora2_jax import checkpoint, feedback, flops, measures, parallel, processes, train_flags
+from tora2_jax import (
+    checkpoint,
+    feedback,
+    flops,
+    measures,
+    parallel,
+    processes,
+    run_folder,
+    train_flags,
+)
 from tora2_jax.addresses import address_problems
 from tora2_jax.compile_cache import keep_compiled_programs
-from tora2_jax.config import to_dict
 from tora2_jax.data.loader import Source, batches, identified, positions
 from tora2_jax.finite import damage
+from tora2_jax.lease import Lease
 from tora2_jax.metric_log import MetricLog
 from tora2_jax.run_checkpoints import Checkpoints, SaveError, quiet
 from tora2_jax.step_profile import StepProfile
 from tora2_jax.stop import StopSignals
 from tora2_jax.targets import peak_of
-from tora2_jax.train_config import TrainConfig, TrainError, differences
+from tora2_jax.train_config import TrainConfig, TrainError
 from tora2_jax.train_export import check_export, export, export_paths, trained_components
 from tora2_jax.train_result import result_lines
 from tora2_jax.train_sample import write_sample
 from tora2_jax.train_smoke import smoke
 from tora2_jax.train_state import TrainState, compiled_step, find_stage, init_state, mesh_of
-from tora2_jax.whole_file import write_text
 
 _CHANGING = ("trainable", "statistics", "optimizer", "average")  # saved at every checkpoint
 _SAVE_FAILED = 2  # above 1, which asks to stop
+_TAKEN = 3  # the folder, by another run
 _TOLD = 20  # examples of skipped steps
-_PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)  # another start may do better
 
 
 class Stopped(Exception):
     """The run was asked to stop; its last step is saved."""
+
+
+class _Asked(NamedTuple):
+    """Who may ask the run to end before its last step."""
+
+    stop: StopSignals | None
+    lease: Lease | None  # in process 0
 
 
 class _Run(NamedTuple):
@@ -85,7 +98,16 @@ def train(config: TrainConfig, workdir: str | Path, stop: StopSignals | None = N
         config = replace(config, export=str(workdir / "trained"))
     stage = find_stage(config, address)
     mesh = mesh_of(config, stage)
-    processes.first_then_others(lambda: _claim(workdir, config))
+    with ExitStack() as stack:
+        lease = processes.together(lambda: run_folder.hold(workdir, stack))
+        processes.first_then_others(lambda: run_folder.claim(workdir, config))
+        return _train(config, stage, mesh, workdir, _Asked(stop, lease))
+
+
+def _train(
+    config: TrainConfig, stage: ModuleType, mesh: jax.sharding.Mesh, workdir: Path, asked: _Asked
+) -> TrainState:
+    """The run in its folder, from the first or the last step on."""
     # First: what it may encode needs the memory of the model.
     source = processes.together(lambda: stage.source(config))
     with _working("making the first state"):
@@ -101,7 +123,7 @@ def train(config: TrainConfig, workdir: str | Path, stop: StopSignals | None = N
             state = _resume(run, saved, state)
         _tell_start(run, mesh, int(state.step))
         with parallel.use(mesh):
-            state = _loop(run, source, state, saved, stop)
+            state = _loop(run, source, state, saved, asked)
         with _working("saving the last step"):
             saved.finish()
     except Exception as error:
@@ -120,55 +142,6 @@ def train(config: TrainConfig, workdir: str | Path, stop: StopSignals | None = N
 
 def _working(what: str) -> AbstractContextManager:
     return feedback.working(what, silent=not processes.is_first())
-
-
-def _claim(workdir: Path, config: TrainConfig) -> None:
-    """Writes `config.json`, after comparing it with the one of an earlier run in the folder.
-
-    Processes behind the first compare theirs with what it has just written.
-    """
-    path = workdir / "config.json"
-    text = json.dumps(to_dict(config), indent=2) + "\n"
-    started = not processes.is_first()
-    try:
-        started |= any((workdir / "checkpoints").glob("[0-9]*"))
-        stored = path.read_text() if started else text
-        changed = differences(_parsed(stored), _parsed(text))
-        if not changed and processes.is_first():
-            (workdir / "metrics").mkdir(parents=True, exist_ok=True)
-            if not started or stored != text:
-                write_text(path, text)
-    except OSError as error:
-        if error.errno in _PASSING:
-            raise
-        if isinstance(error, FileNotFoundError) and started:
-            raise TrainError(f"{path} is missing; put it back, or use another folder") from error
-        raise TrainError(f"--workdir: {workdir} cannot be the folder of a run: {error}") from error
-    except ValueError as error:
-        raise TrainError(f"{path} is damaged ({error}); use another folder") from error
-    if changed:
-        raise TrainError(
-            f"{workdir} holds a run with another config; continue it as it was, or use another "
-            "folder:\n  " + "\n  ".join(changed) + _why_no_more_steps(changed, config, workdir)
-        )
-
-
-def _why_no_more_steps(changed: list[str], config: TrainConfig, workdir: Path) -> str:
-    if not any(line.startswith("config.steps:") for line in changed):
-        return ""
-    return (
-        f"\nWith optim.schedule {config.optim.schedule} the learning rate of every step, also of "
-        "those that are done, depends on config.steps; only a constant one can be given more. To "
-        "train on, start a run in another folder from these weights: "
-        f"--config.weights.NAME={workdir / 'trained'} for every component NAME there."
-    )
-
-
-def _parsed(text: str) -> dict[str, Any]:
-    content = json.loads(text)
-    if not isinstance(content, dict):
-        raise ValueError("it is no JSON object")
-    return content
 
 
 def _resume(run: _Run, saved: Checkpoints, state: TrainState) -> TrainState:
@@ -209,7 +182,7 @@ def _changing(state: TrainState) -> dict[str, Any]:
 
 
 def _loop(
-    run: _Run, source: Source, state: TrainState, saved: Checkpoints, stop: StopSignals | None
+    run: _Run, source: Source, state: TrainState, saved: Checkpoints, asking: _Asked
 ) -> TrainState:
     config, start = run.config, int(state.step)
     update = compiled_step(config, run.stage, run.graph, state)
@@ -218,8 +191,8 @@ def _loop(
     data = _batches(config, source, start, mesh)
     skipped: list[dict[str, Any]] = []  # steps in a row
     batch = next(data, None)
-    if stop is not None:
-        stop.can_save = True
+    if asking.stop is not None:
+        asking.stop.can_save = True
     steps = range(start + 1, config.steps + 1)
     profile = StepProfile(run.workdir, *config.profile_steps)
     with _bar(config, steps) as bar, log, profile:
@@ -231,7 +204,7 @@ def _loop(
                 with log.timed("step"):
                     metrics = measures.settled(jax.device_get(metrics))
             log.add(step, metrics)
-            asked = processes.agree(_request(saved, stop))
+            asked = processes.agree(_request(saved, asking))
             last = step == config.steps
             sample = _is_sampled(run, step)
             save = last or asked or sample or step % config.checkpoint_every == 0
@@ -244,6 +217,8 @@ def _loop(
                 bar.set_postfix(loss=f"{log.write():.4f}", skipped=log.skipped, refresh=False)
             if len(skipped) > config.skips_allowed:
                 raise TrainError(_too_many(run, state, skipped))
+            if asked == _TAKEN:
+                raise TrainError(_who_took(run.workdir, asking))
             if asked == _SAVE_FAILED:
                 raise SaveError("a process could not save its part; its message says why")
             if save:
@@ -286,11 +261,21 @@ def _bar(config: TrainConfig, steps: range) -> AbstractContextManager[tqdm]:
     )
 
 
-def _request(saved: Checkpoints, stop: StopSignals | None) -> int:
+def _request(saved: Checkpoints, asking: _Asked) -> int:
     """What this process asks of all of them. Alone, it can go on after a failed save."""
+    if asking.lease is not None and asking.lease.lost:
+        return _TAKEN
     if jax.process_count() > 1 and saved.failed():
         return _SAVE_FAILED
-    return int(stop is not None and stop.requested)
+    return int(asking.stop is not None and asking.stop.requested)
+
+
+def _who_took(workdir: Path, asking: _Asked) -> str:
+    other = "another program" if asking.lease is None else asking.lease.lost
+    return (
+        f"{workdir} has been taken over by {other}, while this run gave no sign of life; "
+        "it ends here and has saved nothing since"
+    )
 
 
 def _skip_row(config: TrainConfig, source: Source, step: int, metrics: dict) -> dict[str, Any]:

@@ -244,8 +244,8 @@ class EntityExamples(ClipExamples):
         own = {"entities": entities, "personalization": self._model.personalization is not None}
         guards = None if self._guards is None else to_dict(self._guards)
         own |= {"face_detector": self._model.face_detector, "guards": guards}
-        kind, *file = detector_identity(self._model.face_detector, self._detector)
-        own |= {"face_detector_file": name for name in file}
+        if found_by := detector_identity(self._model.face_detector, self._detector):
+            own["face_detector_file"] = found_by
         return super().identity | own
 
     def warn(self) -> None:

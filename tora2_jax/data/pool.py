@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -21,6 +22,7 @@ from jaxtyping import Bool, Float, UInt8
 from tora2_jax import conditioning, config, feedback, parallel, processes
 from tora2_jax.data.loader import example_or_next
 from tora2_jax.finite import finite_rows, reason
+from tora2_jax.lease import Lease
 from tora2_jax.models.prior import stored_priors
 from tora2_jax.reference_inputs import reference_arrays
 from tora2_jax.train_config import MeshConfig, TrainError
@@ -157,7 +159,8 @@ def build(
     """Encode all examples into `directory`; an interrupted build goes on.
 
     All processes must call it together: each encodes a part, if all see the folder, else all. An
-    example that cannot be made is replaced by the next that can: `pool.json` says which.
+    example that cannot be made is replaced by the next that can: `pool.json` says which. Runs that
+    need the same pool wait for the one that makes it.
 
     Args:
         directory: Where the arrays go; `pool.json` appears when all are written.
@@ -169,9 +172,18 @@ def build(
     Raises:
         TrainError: an example is refused, here or in another process.
     """
-    if not processes.agree(not (directory / "pool.json").exists()):
-        return
-    directory.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        if processes.is_first() and not (directory / "pool.json").exists():
+            directory.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(Lease(directory, wait=True))
+        processes.wait_for_all()
+        if processes.agree(not (directory / "pool.json").exists()):
+            _build(directory, model, examples, load, devices)
+
+
+def _build(directory: Path, model, examples: Examples, load, devices) -> None:
+    """`build`, in a folder where nobody else does."""
+    directory.mkdir(parents=True, exist_ok=True)  # each host its own, if there is no shared one
     count = jax.process_count()
     work = -(-len(examples) // (count * examples.at_once))
     with feedback.working("reading the frozen networks", silent=not processes.is_first()):
