@@ -10,7 +10,7 @@ import pytest
 from absl import logging
 
 from tests.test_train import _assert_equal, _checkpoints, _config, _stage  # noqa: F401
-from tora2_jax import run_checkpoints, train
+from tora2_jax import checkpoint, run_checkpoints, train
 
 
 @pytest.fixture
@@ -116,3 +116,30 @@ def test_a_folder_that_is_seen_late_is_waited_for(saved, tmp_path, monkeypatch):
     step, _ = saved.restore_newest(_items(0))
     assert step == saved.latest() == 2
     assert seen == [True, False]
+
+
+@pytest.mark.parametrize("damage", [_cut, _empty, _zeros, shutil.rmtree])
+def test_weights_of_a_run_are_of_the_newest_checkpoint_that_can_be_read(tmp_path, damage, caplog):
+    train.train(_config(steps=4, checkpoint_every=2), tmp_path)
+    newest, settings = checkpoint.load_component(tmp_path)
+    assert settings["steps"] == 4
+    damage(tmp_path / "checkpoints" / "4" / "average")
+    older, _ = checkpoint.load_component(tmp_path)
+    assert "checkpoint 2 is taken instead: " in caplog.text
+    assert older.keys() == newest.keys()
+    moving = [name for name in newest if (older[name] != newest[name]).any()]
+    assert "head.1.kernel" in moving and "body.kernel" not in moving
+    damage(tmp_path / "checkpoints" / "2" / "average")
+    with pytest.raises(checkpoint.CheckpointError, match=r"(?s)no checkpoint can be read.*/4.*/2"):
+        checkpoint.load_component(tmp_path)
+
+
+def test_a_run_that_lost_its_list_or_its_config_is_told(tmp_path):
+    train.train(_config(steps=1, checkpoint_every=1), tmp_path)
+    (tmp_path / "checkpoints" / "1" / "_CHECKPOINT_METADATA").write_text("{")
+    with pytest.raises(checkpoint.CheckpointError, match="_CHECKPOINT_METADATA cannot be read"):
+        checkpoint.load_component(tmp_path)
+    for content, problem in (("{", "cannot be read"), ("[]", "is no JSON object")):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(checkpoint.CheckpointError, match=rf"config.json .*{problem}"):
+            checkpoint.load_component(tmp_path)

@@ -1,7 +1,8 @@
 """Arrays of one orbax item, read by each process for itself."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,37 @@ def read(
     """
     place = epath.Path(Path(location).absolute())
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=_READERS)
-    try:
+    with _one_line(place):
         return handler.restore(
             place,
             args=ocp.args.PyTreeRestore(
                 item=dict(wanted), restore_args=dict(arguments), partial_restore=True
             ),
         )
+
+
+def read_all(location: str | Path) -> dict[str, Any]:
+    """All arrays of an item in host memory, on whatever devices it was made.
+
+    Args:
+        location: The item's folder.
+
+    Raises:
+        ValueError: it cannot be read; why, in one line.
+    """
+    place = epath.Path(Path(location).absolute())
+    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=_READERS)
+    with _one_line(place):
+        stored = handler.metadata(place).tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
+        return handler.restore(place, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+
+
+@contextmanager
+def _one_line(place: epath.Path) -> Iterator[None]:
+    """Raises ValueError for what reading a damaged item raises."""
+    try:
+        yield
     except Exception as error:  # orbax wraps what a read raises in a bare Exception
         cause = error.__cause__ if type(error) is Exception else error
         if not isinstance(cause, ValueError | KeyError | OSError):

@@ -14,12 +14,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
-from etils import epath
 from flax import nnx
 from safetensors import SafetensorError, safe_open
 
-from tora2_jax import weight_folder
+from tora2_jax import run_weights, weight_folder
 from tora2_jax.addresses import address_problem
 from tora2_jax.models.layers import flat_variables, update_variables
 from tora2_jax.precision import resting_dtype
@@ -27,7 +25,6 @@ from tora2_jax.unusable_file import why_unusable
 from tora2_jax.whole_file import save_tensors, write_text
 
 _STATISTICS = {"mean", "var"}  # last names of paths that are never stored in half precision
-FROZEN = "frozen"  # folder beside the checkpoints of a run
 
 
 class CheckpointError(ValueError):
@@ -86,7 +83,8 @@ def resolve(path: str | Path, name: str) -> Path:
 def load_component(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Variables and metadata of a safetensors file, a weight folder or a training workdir.
 
-    A workdir gives the averaged weights if they were kept; its config is the metadata.
+    A workdir gives the averaged weights if they were kept, of its newest checkpoint that can be
+    read; its config is the metadata.
 
     Raises:
         CheckpointError: there is nothing of these kinds at `path`, or it is damaged.
@@ -94,7 +92,10 @@ def load_component(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, A
     _refuse_address(path)
     path = Path(path).absolute()
     if (path / "checkpoints").is_dir():
-        return _load_workdir(path)
+        try:
+            return run_weights.load(path)
+        except ValueError as error:
+            raise CheckpointError(str(error)) from error
     return dict(read_component(path)), component_metadata(path)
 
 
@@ -174,42 +175,6 @@ def _existing(path: str | Path) -> Path:
     if not path.exists():
         raise CheckpointError(f"{path}: no such file or folder")
     return path
-
-
-def _load_workdir(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    root = path / "checkpoints"
-    steps = [int(entry.name) for entry in root.iterdir() if entry.name.isdigit()]
-    if not steps:
-        raise CheckpointError(f"{path} has no finished checkpoint yet")
-    step = root / str(max(steps))
-    folders = [entry for entry in step.iterdir() if entry.is_dir()]
-    averaged = any(entry.name.split(".")[0] == "average" for entry in folders)
-    wanted = ("statistics", "average" if averaged else "trainable")
-    folders = [entry for entry in folders if entry.name.split(".")[0] in wanted]
-    if (root / FROZEN).is_dir():
-        folders += (root / FROZEN).iterdir()
-    variables = {}
-    for folder in folders:
-        variables |= _flat(_as_numpy(folder))
-    return variables, json.loads((path / "config.json").read_text())
-
-
-def _as_numpy(folder: Path) -> Any:
-    """An item of a checkpoint, on whatever devices it was made."""
-    handler, place = ocp.PyTreeCheckpointHandler(), epath.Path(folder)
-    stored = handler.metadata(place).tree
-    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
-    return handler.restore(place, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
-    flat = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 def stored_names(paths: Any, regex: str) -> dict[str, str]:

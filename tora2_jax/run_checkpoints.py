@@ -14,8 +14,8 @@ from absl import logging
 from etils import epath
 
 from tora2_jax import array_items, processes
-from tora2_jax.checkpoint import FROZEN
 from tora2_jax.error_text import first_line
+from tora2_jax.run_weights import FROZEN
 from tora2_jax.train_config import TrainError
 
 
