@@ -19,17 +19,15 @@ import argparse
 import functools
 import importlib
 import importlib.util
-import json
 import math
 import sys
 from pathlib import Path
 
 from convert.engine import ConversionError
 from convert.folders import FolderError
-from tora2_jax import feedback
+from tora2_jax import feedback, stored_settings
 from tora2_jax.addresses import local_path
 from tora2_jax.checkpoint import CheckpointError
-from tora2_jax.config import from_dict
 from tora2_jax.stop import exit_code
 from tora2_jax.train_config import TrainConfig
 
@@ -268,8 +266,8 @@ def _config(given: str) -> TrainConfig:
 
 def _run_config(path: Path) -> TrainConfig:
     try:
-        return from_dict(TrainConfig, json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return stored_settings.read_run(path)
+    except (OSError, ValueError) as error:
         raise ConversionError(f"--config: {path} is not the config of a run: {error}") from error
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from convert import folders
 from convert.engine import ConversionError
-from tora2_jax import checkpoint, conditioning
+from tora2_jax import checkpoint, conditioning, stored_settings
 from tora2_jax.config import ModelConfig, to_dict
 from tora2_jax.networks import misfits
 from tora2_jax.stages.diffusion import TRAINED
@@ -50,7 +50,7 @@ def make_bundle(config: TrainConfig, destination: str | Path) -> None:
             else:
                 shutil.copytree(path, folder / name)
         folders.copy_tokenizer(Path(config.tokenizer), folder / "tokenizer")
-        folders.write_json(folder / "config.json", {"model": to_dict(model)})
+        folders.write_json(folder / "config.json", stored_settings.of_model(model))
 
 
 def _places(config: TrainConfig) -> tuple[dict[str, Path], list[str]]:

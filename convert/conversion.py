@@ -22,7 +22,7 @@ from convert.finite import NonFiniteError
 from convert.tensor_files import TensorFiles
 from convert.tokenizers import t5_problems
 from convert.weight_places import SourceError
-from tora2_jax import bundle, checkpoint, weight_folder
+from tora2_jax import bundle, checkpoint, stored_settings, weight_folder
 from tora2_jax.checkpoint import CheckpointError
 from tora2_jax.config import DiffusionConfig, ModelConfig, to_dict
 
@@ -84,7 +84,7 @@ def write(destination: str | Path, wanted: Plan) -> None:
             else:
                 shutil.copytree(path, folder / name)
         folders.copy_tokenizer(wanted.tokenizer, folder / "tokenizer")
-        folders.write_json(folder / "config.json", {"model": to_dict(wanted.model)})
+        folders.write_json(folder / "config.json", stored_settings.of_model(wanted.model))
 
 
 def _write(folder: Path, job: Job, model: ModelConfig) -> None:

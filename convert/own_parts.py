@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from convert import diffusers_config, folders
-from tora2_jax import bundle, checkpoint, conditioning
+from tora2_jax import bundle, checkpoint, conditioning, stored_settings
 from tora2_jax.checkpoint import CheckpointError
-from tora2_jax.config import ModelConfig, to_dict
+from tora2_jax.config import ModelConfig
 from tora2_jax.networks import misfits
 
 FOLDER = "tora2"
@@ -62,7 +62,7 @@ def write(folder: Path, model: ModelConfig, places: Mapping[str, Path]) -> None:
             continue
         arrays = dict(checkpoint.read_component(path))
         checkpoint.save_component(target, arrays, checkpoint.component_metadata(path), dtype=None)
-    folders.write_json(own / "config.json", {"model": to_dict(model)})
+    folders.write_json(own / "config.json", stored_settings.of_model(model))
 
 
 def read(

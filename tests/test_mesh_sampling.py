@@ -12,7 +12,7 @@ from tests import sharded_step
 from tests.parity import BLOCK_TOLERANCE, PIPELINE_TOLERANCE, relative_error
 from tests.test_sampling import TOY, options, write_request
 from tora2_jax import bundle, checkpoint, conditioning, networks, parallel, sampling
-from tora2_jax.config import ModelConfig, to_dict
+from tora2_jax.config import ModelConfig
 from tora2_jax.models import tora2
 from tora2_jax.models.layers import flat_variables
 
@@ -44,7 +44,7 @@ def write_bundle(folder: Path, model: ModelConfig) -> None:
             for stored, path in own.items()
         }
         checkpoint.save_component(folder / f"{name}.safetensors", values, {}, np.float32)
-    checkpoint.save_config(folder, to_dict(model))
+    checkpoint.save_config(folder, model)
     shutil.copytree(TOY / "tokenizer", folder / "tokenizer")
 
 

@@ -142,7 +142,7 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path, content):
 
 
 def test_a_bundle_without_weights_names_every_missing_component(tmp_path):
-    checkpoint.save_config(tmp_path, config.to_dict(bundle.load_config(TOY)))
+    checkpoint.save_config(tmp_path, bundle.load_config(TOY))
     with pytest.raises(CheckpointError) as caught:
         bundle.load_bundle(tmp_path)
     for name in ("transformer", "text", "vae", "motion_vae", "dino", "face", "object"):

@@ -25,11 +25,12 @@ from tora2_jax import (
     optim,
     run_checkpoints,
     run_folder,
+    stored_settings,
     train,
     train_export,
     train_state,
 )
-from tora2_jax.config import from_dict, to_dict
+from tora2_jax.config import to_dict
 from tora2_jax.data.loader import ENDLESS
 from tora2_jax.train_config import MeshConfig, OptimConfig, TrainConfig, differences
 
@@ -184,7 +185,7 @@ def test_a_killed_run_continues_bit_for_bit(tmp_path):
     assert process.returncode == -signal.SIGKILL
     assert list((killed / "metrics").glob("events*"))
 
-    config = from_dict(TrainConfig, json.loads((killed / "config.json").read_text()))
+    config = stored_settings.read_run(killed / "config.json")
     assert config.optim.learning_rate == 0.5
     assert config.optim.betas == (0.5, 0.75)
     assert config.world.seed == 7

@@ -5,12 +5,11 @@ folder `NAME/`. A training directory serves as well: its last checkpoint, with t
 and the tokenizer that its config names.
 """
 
-import json
 from pathlib import Path
 
 import jax.numpy as jnp
 
-from tora2_jax import checkpoint, conditioning, config
+from tora2_jax import checkpoint, conditioning, config, stored_settings
 from tora2_jax.addresses import address_problem
 from tora2_jax.checkpoint import CheckpointError
 from tora2_jax.models import tora2
@@ -35,9 +34,8 @@ def load_config(directory: Path) -> config.ModelConfig:
     if not path.is_file():
         raise CheckpointError(f"checkpoint: {directory} has no config.json; is it a checkpoint?")
     try:
-        data = json.loads(path.read_text())
-        return config.from_dict(config.ModelConfig, data["model"])
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        return stored_settings.read_model(path)
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"checkpoint: {path} is not a model config: {error}") from error
 
 
@@ -115,8 +113,8 @@ def _is_workdir(directory: Path) -> bool:
 def _load_run(directory: Path) -> TrainConfig:
     """The config of a training run that a pipeline can use."""
     try:
-        run = config.from_dict(TrainConfig, json.loads((directory / "config.json").read_text()))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        run = stored_settings.read_run(directory / "config.json")
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"checkpoint: {directory}/config.json: {error}") from error
     if run.stage not in diffusion.TRAINED:
         raise CheckpointError(

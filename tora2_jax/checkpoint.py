@@ -17,8 +17,9 @@ import numpy as np
 from flax import nnx
 from safetensors import SafetensorError, safe_open
 
-from tora2_jax import run_weights, weight_folder
+from tora2_jax import run_weights, stored_settings, weight_folder
 from tora2_jax.addresses import address_problem
+from tora2_jax.config import ModelConfig
 from tora2_jax.models.layers import flat_variables, update_variables
 from tora2_jax.precision import resting_dtype
 from tora2_jax.unusable_file import why_unusable
@@ -56,9 +57,9 @@ def _stored(name: str, value: Any, dtype: Any) -> np.ndarray:
     return np.asarray(array.astype(dtype), order="C")
 
 
-def save_config(directory: str | Path, model: Mapping[str, Any]) -> None:
-    """Writes a model config (`to_dict`) where `bundle.load_config` looks for it."""
-    text = json.dumps({"model": dict(model)}, indent=1)
+def save_config(directory: str | Path, model: ModelConfig) -> None:
+    """Writes a model config where `bundle.load_config` looks for it."""
+    text = json.dumps(stored_settings.of_model(model), indent=1)
     write_text(Path(directory) / "config.json", f"{text}\n")
 
 

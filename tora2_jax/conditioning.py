@@ -42,7 +42,7 @@ class EntityInput(NamedTuple):
     span: tuple[int, int]  # characters of its word in the caption
     appearance: PreparedEntity
     track: Float[np.ndarray, "f 2"]  # (x, y), continuous pixels
-    visible: Bool[np.ndarray, "f"]  # all False: no trajectory
+    visible: Bool[np.ndarray, " f"]  # all False: no trajectory
 
 
 class Tokens(NamedTuple):
@@ -240,7 +240,7 @@ def request_inputs(
 
 def request_track(
     entity: EntityRequest, request: Request, model: ModelConfig
-) -> tuple[Float[np.ndarray, "f 2"], Bool[np.ndarray, "f"]]:
+) -> tuple[Float[np.ndarray, "f 2"], Bool[np.ndarray, " f"]]:
     """Where a request wants an entity, in pixels per frame; nowhere visible without a path."""
     request = with_defaults(request, model)
     if entity.points is None:
@@ -387,7 +387,7 @@ def keep_references(conditions: Conditions, keep: Bool[Array, "b e"]) -> Conditi
     )
 
 
-def keep_trajectories(conditions: Conditions, keep: Bool[Array, "b"]) -> Conditions:
+def keep_trajectories(conditions: Conditions, keep: Bool[Array, " b"]) -> Conditions:
     """Withhold all trajectories of the samples that are not kept."""
 
     def kept(values: Array | None) -> Array | None:

@@ -59,7 +59,7 @@ def timesteps(config: DiffusionConfig, num_inference_steps: int) -> np.ndarray:
 
 
 def add_noise(
-    clean: Float[Array, "b ..."], noise: Float[Array, "b ..."], alpha: Float[Array, "b"]
+    clean: Float[Array, "b ..."], noise: Float[Array, "b ..."], alpha: Float[Array, " b"]
 ) -> Float[Array, "b ..."]:
     """sqrt(alpha-bar) * clean + sqrt(1 - alpha-bar) * noise."""
     alpha = alpha.reshape(-1, *[1] * (clean.ndim - 1))
@@ -67,7 +67,7 @@ def add_noise(
 
 
 def velocity(
-    clean: Float[Array, "b ..."], noise: Float[Array, "b ..."], alpha: Float[Array, "b"]
+    clean: Float[Array, "b ..."], noise: Float[Array, "b ..."], alpha: Float[Array, " b"]
 ) -> Float[Array, "b ..."]:
     """The training target v = sqrt(alpha-bar) * noise - sqrt(1 - alpha-bar) * clean.
 
@@ -84,13 +84,13 @@ class StepCoefficients(NamedTuple):
     `signal` and `residual` give x0 = signal * x - residual * v.
     """
 
-    timestep: Int[np.ndarray, "steps"]
-    signal: Float[np.ndarray, "steps"]
-    residual: Float[np.ndarray, "steps"]
-    sample: Float[np.ndarray, "steps"]
-    clean: Float[np.ndarray, "steps"]
-    previous: Float[np.ndarray, "steps"]
-    noise: Float[np.ndarray, "steps"]
+    timestep: Int[np.ndarray, " steps"]
+    signal: Float[np.ndarray, " steps"]
+    residual: Float[np.ndarray, " steps"]
+    sample: Float[np.ndarray, " steps"]
+    clean: Float[np.ndarray, " steps"]
+    previous: Float[np.ndarray, " steps"]
+    noise: Float[np.ndarray, " steps"]
 
 
 def step_coefficients(
@@ -153,8 +153,8 @@ def _exp_minus_h(alpha: float, alpha_next: float) -> float:
 
 
 def dynamic_guidance(
-    guidance: float, times: Int[np.ndarray, "steps"], num_inference_steps: int
-) -> Float[np.ndarray, "steps"]:
+    guidance: float, times: Int[np.ndarray, " steps"], num_inference_steps: int
+) -> Float[np.ndarray, " steps"]:
     """CogVideoX's guidance scale of every step.
 
     It takes the *training* timestep for the step index, as diffusers and SAT do; the argument of

@@ -44,7 +44,7 @@ class ReferenceFeatures(NamedTuple):
 
     dino: Float[np.ndarray, "dino_tokens dino_width"]
     prior_tokens: Float[np.ndarray, "k f"] | None = None  # None: no prior, as if no face was found
-    prior_vector: Float[np.ndarray, "f_vector"] | None = None
+    prior_vector: Float[np.ndarray, " f_vector"] | None = None
     kind: Kind | None = None  # what the prior is of; None: for the request to say
 
 

@@ -15,7 +15,7 @@ class NotFiniteError(ValueError):
     """A number is not finite; says where that began, and why if that is known."""
 
 
-def finite_rows(array: jax.Array | np.ndarray) -> Bool[jax.Array, "b"]:
+def finite_rows(array: jax.Array | np.ndarray) -> Bool[jax.Array, " b"]:
     """Whether all that an array `[b, ...]` holds of each sample is finite."""
     return jnp.isfinite(array).all(tuple(range(1, array.ndim)))
 

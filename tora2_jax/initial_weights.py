@@ -1,6 +1,5 @@
 """Weights that a run starts from, read straight to where they lie on the mesh."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tora2_jax import weight_folder
+from tora2_jax import run_weights, weight_folder
 from tora2_jax.checkpoint import (
     CheckpointError,
     component_metadata,
@@ -27,7 +26,10 @@ def metadata_of(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if (path / "checkpoints").is_dir():
-        return json.loads((path / "config.json").read_text())
+        try:
+            return run_weights.settings(path)
+        except ValueError as error:
+            raise CheckpointError(str(error)) from error
     return component_metadata(path)
 
 

@@ -5,11 +5,11 @@ import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 from tora2_jax import processes
 from tora2_jax.config import to_dict
 from tora2_jax.lease import Lease, LeaseError
+from tora2_jax.stored_settings import current, of_run
 from tora2_jax.train_config import TrainConfig, TrainError, differences
 from tora2_jax.whole_file import write_text
 
@@ -55,7 +55,7 @@ def claim(workdir: Path, config: TrainConfig) -> None:
         TrainError, OSError: see `hold`; also if an earlier run had another config.
     """
     path = workdir / "config.json"
-    text = json.dumps(to_dict(config), indent=2) + "\n"
+    text = json.dumps(of_run(config), indent=2) + "\n"
     started = not processes.is_first()
     try:
         with _refused_folder(workdir):
@@ -63,7 +63,7 @@ def claim(workdir: Path, config: TrainConfig) -> None:
             if started and not path.exists():
                 raise TrainError(f"{path} is missing; put it back, or use another folder")
             stored = path.read_text() if started else text
-            changed = differences(_parsed(stored), _parsed(text))
+            changed = differences(current(json.loads(stored)), to_dict(config))
             if not changed and processes.is_first():
                 (workdir / "metrics").mkdir(parents=True, exist_ok=True)
                 if not started or stored != text:
@@ -88,10 +88,3 @@ def _why_no_more_steps(changed: list[str], config: TrainConfig, workdir: Path) -
         "train on, start a run in another folder from these weights: "
         f"--config.weights.NAME={workdir / 'trained'} for every component NAME there."
     )
-
-
-def _parsed(text: str) -> dict[str, Any]:
-    content = json.loads(text)
-    if not isinstance(content, dict):
-        raise ValueError("it is no JSON object")
-    return content

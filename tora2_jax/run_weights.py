@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from tora2_jax import array_items
+from tora2_jax import array_items, stored_settings
 
 FROZEN = "frozen"  # folder beside the checkpoints of a run
 _CONTENT = "_CHECKPOINT_METADATA"  # orbax's list of what a checkpoint holds
@@ -27,7 +27,7 @@ def load(workdir: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     steps = sorted((int(path.name) for path in root.iterdir() if path.name.isdigit()), reverse=True)
     if not steps:
         raise ValueError(f"{workdir} has no finished checkpoint yet")
-    settings, variables, faults = _settings(workdir), None, []
+    config, variables, faults = settings(workdir), None, []
     for step in steps:
         try:
             variables = _step(root / str(step))
@@ -41,18 +41,20 @@ def load(workdir: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         raise ValueError(f"{workdir}: no checkpoint can be read:\n  " + "\n  ".join(faults))
     for item in sorted((root / FROZEN).iterdir()) if (root / FROZEN).is_dir() else []:
         variables |= _flat(array_items.read_all(item))
-    return variables, settings
+    return variables, config
 
 
-def _settings(workdir: Path) -> dict[str, Any]:
+def settings(workdir: Path) -> dict[str, Any]:
+    """The run's config.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
     path = workdir / "config.json"
     try:
-        found = json.loads(path.read_text())
+        return stored_settings.read(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is damaged: it is no JSON object")
-    return found
 
 
 def _step(folder: Path) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tora2_jax import checkpoint, processes
-from tora2_jax.config import to_dict
+from tora2_jax.config import ModelConfig, from_dict, to_dict
 from tora2_jax.train_config import TrainConfig, TrainError
 from tora2_jax.train_state import TrainState
 
@@ -48,7 +48,7 @@ def export(config: TrainConfig, stage: ModuleType, graph: nnx.GraphDef, state: T
         else:
             deque(arrays, maxlen=0)  # takes part in sending them
     if processes.is_first() and not config.export.endswith(".safetensors"):
-        checkpoint.save_config(config.export, metadata["model"])
+        checkpoint.save_config(config.export, from_dict(ModelConfig, metadata["model"]))
     processes.wait_for_all()
 
 

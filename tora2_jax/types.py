@@ -27,7 +27,7 @@ class EntityRecord(NamedTuple):
     kind: Kind
     images: tuple[UInt8[np.ndarray, "height width 4"], ...]  # references: RGBA, alpha is the mask
     track: Float[np.ndarray, "f 2"]  # centre, (x, y) in pixels of the clip
-    visible: Bool[np.ndarray, "f"]  # whether the centre is inside the frame and seen
+    visible: Bool[np.ndarray, " f"]  # whether the centre is inside the frame and seen
     mask: Bool[np.ndarray, "f height width"] | None  # its visible pixels; None: not known
     has_trajectory: bool = True  # False: the path is withheld from the model
 
@@ -112,7 +112,7 @@ class BoundConditions(NamedTuple):
 
     text: Float[Array, "b l c"]  # projected to the width of the stream
     motion_maps: Float[Array, "k b t h w u"] | None
-    has_motion: Bool[Array, "b"] | None  # some entity has a trajectory
+    has_motion: Bool[Array, " b"] | None  # some entity has a trajectory
     keys_values: KeysValues | None  # of every cross-attention
     key_mask: Bool[Array, "b j"] | None
     image_latents: Float[Array, "b t_lat h_lat w_lat latent"] | None = None

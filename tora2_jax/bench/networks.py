@@ -146,7 +146,7 @@ def peak_centres(heat: Float[Array, "b y x words"]) -> Float[Array, "b words 2"]
 
 @nnx.jit
 def _locate(
-    localiser: Localiser, frames: UInt8[Array, "f height width 3"], index: Int[Array, "e"]
+    localiser: Localiser, frames: UInt8[Array, "f height width 3"], index: Int[Array, " e"]
 ) -> tuple[Float[Array, "e f 2"], Float[Array, "e f"]]:
     heat, shown = localiser(frames.astype(jnp.float32) / 255.0)
     centres = peak_centres(heat[..., index])
@@ -200,7 +200,7 @@ def _unit(x: Float[Array, "b d"]) -> Float[Array, "b d"]:
 def crops_around(
     frames: Float[Array, "n height width 3"],
     centres: Float[Array, "n 2"],
-    side: Float[Array, "n"] | float = CROP_SIDE,
+    side: Float[Array, " n"] | float = CROP_SIDE,
 ) -> Float[Array, "n side side 3"]:
     """Squares of `side` pixels around (x, y), resampled for the judge; outside is grey."""
     scale = jnp.broadcast_to(JUDGE_SIDE / jnp.asarray(side, jnp.float32), centres.shape[:1])

@@ -37,7 +37,7 @@ class Annotation(NamedTuple):
 
     asked: EntityRequest  # word, kind and references of its own, as in a request
     track: Float[np.ndarray, "file_frames 2"] | None  # (x, y); None: not known
-    visible: Bool[np.ndarray, "file_frames"]
+    visible: Bool[np.ndarray, " file_frames"]
     masks: dict[int, Path]  # by frame
     boxes: dict[int, Box]  # by frame; empty if there are masks
 

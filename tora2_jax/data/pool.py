@@ -244,7 +244,7 @@ def _refuse_not_finite(
 class _Progress(NamedTuple):
     """What is written of a pool."""
 
-    done: Bool[np.ndarray, "size"]
+    done: Bool[np.ndarray, " size"]
     replaced: dict[str, int]
 
 

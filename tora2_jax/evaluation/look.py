@@ -27,13 +27,13 @@ class Bench(NamedTuple):
 class Seen(NamedTuple):
     """What the bench sees in one video of one request."""
 
-    own_error: Float[np.ndarray, "e"]  # canvas pixels to the entity's own path
-    other_error: Float[np.ndarray, "e"]  # the same to the path of another entity of the video
-    distance: Float[np.ndarray, "e"]  # median over the frames that show it; NaN without such
-    identified: Float[np.ndarray, "e"]  # 1 where its own reference wins among eight, else 0
-    found: Float[np.ndarray, "e"]  # share of the path's frames that show the entity
+    own_error: Float[np.ndarray, " e"]  # canvas pixels to the entity's own path
+    other_error: Float[np.ndarray, " e"]  # the same to the path of another entity of the video
+    distance: Float[np.ndarray, " e"]  # median over the frames that show it; NaN without such
+    identified: Float[np.ndarray, " e"]  # 1 where its own reference wins among eight, else 0
+    found: Float[np.ndarray, " e"]  # share of the path's frames that show the entity
     # 1 where the judge prefers the reference given to the one before the exchange, else 0.
-    preferred: Float[np.ndarray, "e"]
+    preferred: Float[np.ndarray, " e"]
 
 
 def load_bench(localiser: str | Path, judge: str | Path) -> Bench:
@@ -103,7 +103,7 @@ def _median_distance(
     places: Float[np.ndarray, "e f 2"],
     counted: Bool[np.ndarray, "e f"],
     paths: Float[np.ndarray, "e f 2"],
-) -> Float[np.ndarray, "e"]:
+) -> Float[np.ndarray, " e"]:
     gaps = np.linalg.norm(places - paths, axis=-1)
     return np.array(
         [
@@ -128,7 +128,7 @@ def look_at_entity(
     video: UInt8[np.ndarray, "f height width 3"],
     word: str,
     track: Float[np.ndarray, "f 2"],
-    visible: Bool[np.ndarray, "f"],
+    visible: Bool[np.ndarray, " f"],
     image: UInt8[np.ndarray, "height width 4"],
     style: Style = "patterned",
 ) -> EntityReport:
@@ -157,5 +157,5 @@ def told(seen: EntityReport) -> str:
 
 def _share(
     present: Bool[np.ndarray, "e f"], visible: Bool[np.ndarray, "e f"]
-) -> Float[np.ndarray, "e"]:
+) -> Float[np.ndarray, " e"]:
     return (present & visible).sum(-1) / np.maximum(visible.sum(-1), 1)

@@ -15,7 +15,7 @@ _CELLS = 4  # per side, whose mean colors are compared
 
 def own_looks(
     record: Record, video: UInt8[np.ndarray, "f height width 3"]
-) -> Float[np.ndarray, "e"]:
+) -> Float[np.ndarray, " e"]:
     """1 for each of two entities that is itself in at least half of its visible frames, else 0.
 
     In a frame, what lies around an entity's path has to be closer to what the true clip shows there
@@ -29,7 +29,7 @@ def own_looks(
     right = np.zeros(2)
     for row, (entity, other) in enumerate(zip(record.entities, record.entities[::-1], strict=True)):
         frames = np.flatnonzero(entity.visible)
-        same: Bool[np.ndarray, n] = np.zeros(len(frames), bool)
+        same: Bool[np.ndarray, " n"] = np.zeros(len(frames), bool)
         for place, frame in enumerate(frames):
             own = _looks(record.video[frame], entity.track[frame])
             choices = [own, _looks(record.video[frame], other.track[frame])]

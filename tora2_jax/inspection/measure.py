@@ -149,7 +149,7 @@ def look_at_blocks(
 def forward(
     model: Tora2,
     latents: Float[Array, "b t_lat h_lat w_lat latent"],
-    timestep: Float[Array, "b"],
+    timestep: Float[Array, " b"],
     bound: BoundConditions,
     entities: int,
 ) -> tuple[Float[Array, "b t_lat h_lat w_lat latent"], Influence]:
@@ -242,7 +242,7 @@ def _binding_view(config, binding: Binding | None, index: int) -> BindingView | 
 
 
 def summary(
-    attention: Float[np.ndarray, "n n"], mask: Bool[np.ndarray, "n"], counts: tuple[int, int, int]
+    attention: Float[np.ndarray, "n n"], mask: Bool[np.ndarray, " n"], counts: tuple[int, int, int]
 ) -> Float[np.ndarray, "3 3"]:
     """How much of its attention a modality gives to each, mean over its tokens that are there."""
     parts = modality_slices(counts)

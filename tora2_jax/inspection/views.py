@@ -31,10 +31,10 @@ class PathView(NamedTuple):
     """Where the entity is to be."""
 
     track: Float[np.ndarray, "f 2"]  # (x, y) in pixels
-    visible: Bool[np.ndarray, "f"]
+    visible: Bool[np.ndarray, " f"]
     splat: Float[np.ndarray, "t h w"]
     path: Float[np.ndarray, "t 4"]
-    on: Bool[np.ndarray, "t"]
+    on: Bool[np.ndarray, " t"]
     token_frame: np.ndarray  # of each pixel frame, `[f]`
 
 
@@ -42,7 +42,7 @@ class BindingView(NamedTuple):
     """The gated self-attention of one entity; ratios are norms of the change over the norm."""
 
     attention: Float[np.ndarray, "n n"]  # mean over heads; a row tells what its token looks at
-    mask: Bool[np.ndarray, "n"]  # which tokens there are
+    mask: Bool[np.ndarray, " n"]  # which tokens there are
     counts: tuple[int, int, int]  # q, t, s
     summary: Float[np.ndarray, "3 3"]  # mean over the rows of a modality that are there; NaN: none
     gate_p: Float[np.ndarray, "q d"]  # factors of the gates
@@ -65,9 +65,9 @@ class BlocksView(NamedTuple):
     timestep: int
     blocks: tuple[int, ...]  # which of the DiT's blocks
     shares: Float[np.ndarray, "x e"]  # of the attention, every entity's, mean over video tokens
-    share_here: Float[np.ndarray, "x"]  # this entity's, weighted by its splat; NaN without a path
-    added: Float[np.ndarray, "x"]  # what it adds over the stream, mean of |added| / |token|
-    added_here: Float[np.ndarray, "x"]
+    share_here: Float[np.ndarray, " x"]  # this entity's, weighted by its splat; NaN without a path
+    added: Float[np.ndarray, " x"]  # what it adds over the stream, mean of |added| / |token|
+    added_here: Float[np.ndarray, " x"]
     where: Float[np.ndarray, "t h w"]  # its share, mean over blocks
 
 
@@ -80,8 +80,8 @@ class EntityView(NamedTuple):
     prepared: PreparedEntity
     references: tuple[Reference, ...]  # the pictures themselves
     names: tuple[str, ...]  # of the files
-    reference_mask: Bool[np.ndarray, "r"]  # after the pictures come those that feature files bring
-    prior_mask: Bool[np.ndarray, "r"]  # which of them have prior tokens
+    reference_mask: Bool[np.ndarray, " r"]  # after the pictures come those that feature files bring
+    prior_mask: Bool[np.ndarray, " r"]  # which of them have prior tokens
     word_tokens: WordView
     path: PathView
     still: bool
@@ -95,7 +95,7 @@ class Retrieval(NamedTuple):
 
     before: Float[np.ndarray, "e e"]
     after: Float[np.ndarray, "e e"]
-    takes_part: Bool[np.ndarray, "e"]  # has both; the rows and columns of others mean nothing
+    takes_part: Bool[np.ndarray, " e"]  # has both; the rows and columns of others mean nothing
 
 
 class Zeros(NamedTuple):

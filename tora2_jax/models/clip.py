@@ -140,7 +140,7 @@ class TextTower(nnx.Module):
         x, _ = scan(lambda block, carry, _: (block(carry, causal), None), self.blocks, x)
         return self.norm_after(x)
 
-    def end(self, token_ids: Int[Array, "b l"]) -> Int[Array, "b"]:
+    def end(self, token_ids: Int[Array, "b l"]) -> Int[Array, " b"]:
         """Where each caption ends: its first end token, or its first largest id (`LEGACY_END`).
 
         Both are transformers' rules, and the same for CLIP's own tokenizer, in which the end token

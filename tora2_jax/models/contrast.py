@@ -26,7 +26,7 @@ def contrastive_loss(
     return loss, {"contrast_accuracy": retrieval_accuracy(embeddings)}
 
 
-def diagonal(table: Float[Array, "n n"]) -> Float[Array, "n"]:
+def diagonal(table: Float[Array, "n n"]) -> Float[Array, " n"]:
     """`jnp.diagonal`, whose gradient has a branch with exchanges between devices in it.
 
     On CPU nothing orders the exchanges of a branch among the others: devices can wait for each

@@ -254,7 +254,7 @@ class MotionGuidanceFuser(nnx.Module):
         tokens: Float[Array, "b n c"],
         gamma: Float[Array, "b n c"],
         beta: Float[Array, "b n c"],
-        select: Bool[Array, "b"],
+        select: Bool[Array, " b"],
         layout: Layout,
     ) -> Float[Array, "b n c"]:
         """The fused stream; text and samples that are not selected pass bit by bit."""
@@ -267,7 +267,7 @@ class MotionGuidanceFuser(nnx.Module):
         self,
         tokens: Float[Array, "b n c"],
         motion_map: Float[Array, "b t h w u"],
-        select: Bool[Array, "b"],
+        select: Bool[Array, " b"],
         layout: Layout,
     ) -> Float[Array, "b n c"]:
         """Fuses this layer's map into the stream's video tokens where `select` says so."""

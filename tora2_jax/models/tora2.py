@@ -105,7 +105,7 @@ class Tora2(nnx.Module):
     def __call__(
         self,
         latents: Float[Array, "b t_lat h_lat w_lat latent"],
-        timestep: Float[Array, "b"],
+        timestep: Float[Array, " b"],
         bound: BoundConditions,
         observe: Callable | None = None,
     ) -> Float[Array, "b t_lat h_lat w_lat latent"] | tuple[Array, Any]:

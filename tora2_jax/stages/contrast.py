@@ -12,8 +12,8 @@ TEMPERATURE = 0.1
 def contrast(
     first: Float[Array, "b d"],
     second: Float[Array, "b d"],
-    word: Int[Array, "b"],
-    usable: Bool[Array, "b"],
+    word: Int[Array, " b"],
+    usable: Bool[Array, " b"],
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Symmetric InfoNCE over the batch and over each word; also the accuracy within words."""
     logits = first @ second.T / TEMPERATURE
@@ -32,6 +32,6 @@ def normalised(x: Float[Array, "..."], axis: int = -1) -> Float[Array, "..."]:
     return x * jax.lax.rsqrt(jnp.sum(x**2, axis=axis, keepdims=True) + 1e-6)
 
 
-def masked_mean(values: Float[Array, "b"], mask: Bool[Array, "b"]) -> Float[Array, ""]:
+def masked_mean(values: Float[Array, " b"], mask: Bool[Array, " b"]) -> Float[Array, ""]:
     """Mean of the values that count; 0 if none does."""
     return jnp.where(mask, values, 0.0).sum() / jnp.maximum(mask.sum(), 1)

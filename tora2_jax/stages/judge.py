@@ -140,7 +140,7 @@ def judge_entity(
     model: Judge,
     video: np.ndarray,
     centres: Float[np.ndarray, "f 2"],
-    present: Bool[np.ndarray, "f"],
+    present: Bool[np.ndarray, " f"],
     references: Float[np.ndarray, "candidates side side 3"],
 ) -> Float[np.ndarray, "candidates"] | None:
     """Cosine of every candidate with an entity, averaged over the frames that show it.

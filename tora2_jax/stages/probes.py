@@ -23,7 +23,7 @@ class Probe(NamedTuple):
     shape_r2: float  # mean share of the variance of the shapes' numbers; NaN without objects
 
 
-def targets(entity: Entity) -> Float[np.ndarray, "values"]:
+def targets(entity: Entity) -> Float[np.ndarray, " values"]:
     """Colors in [0, 255], then the shape's numbers (objects only) in [0, 1]."""
     colors = entity.colours[list(COLORS[entity.kind])].ravel()
     return np.concatenate([colors, entity.shape[:SHAPES] if entity.kind == "object" else []])
