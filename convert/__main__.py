@@ -107,8 +107,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--config",
         required=True,
-        help="file of configs/, or FILE:ARGUMENT as in training; or config.json of a run, which "
-        "has the flags that it was started with",
+        help="file of configs/, or FILE:ARGUMENT as in training, which is Python and is run; or "
+        "config.json of a run, which has the flags that it was started with and is only read",
     )
     command.set_defaults(run=_bundle)
     for command in commands.choices.values():

@@ -117,6 +117,20 @@ def test_latents_that_are_given_have_to_be_finite(pipeline, requests):  # noqa: 
         pipeline.generate(requests[0], settings=SHORT, initial_latents=latents)
 
 
+def test_latents_that_are_given_are_left_as_they_are(pipeline, requests):  # noqa: F811
+    """As an array of JAX, too, which a step that takes its memory would delete."""
+    shape = pipeline.latent_shape(1, 9, 32, 32)
+    latents = jax.random.normal(jax.random.key(0), shape, jnp.float32)
+    before = np.array(latents)
+    samples = [
+        pipeline.generate(requests[0], settings=SHORT, initial_latents=latents).latents
+        for _ in range(2)
+    ]
+    assert not latents.is_deleted()
+    np.testing.assert_array_equal(latents, before)
+    np.testing.assert_array_equal(*samples)
+
+
 def test_progress_is_told_of_steps_that_are_done(pipeline, requests, monkeypatch):  # noqa: F811
     """A step is told only after the device has its result, and the next one has been started."""
     step, events = pipeline._step, []

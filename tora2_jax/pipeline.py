@@ -208,7 +208,7 @@ class Tora2Pipeline:
         start = initial_latents
         if start is None:
             start = self._noise(keys, 0, shape)
-        start = jnp.asarray(start, jnp.float32)
+        start = jnp.array(start, jnp.float32)  # a copy: the first step takes its memory
         self._refuse_not_finite({"initial latents": start}, "as they are given")
         latents = self._sample(start, bound, weights, keys, settings, listeners)
         discarded = shape[1] - self.config.latent_grid(frames, height, width)[0]

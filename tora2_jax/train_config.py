@@ -144,7 +144,8 @@ class ClipFolderConfig:
     # Sets of paths or references (and of noise on a first frame) per clip; each is encoded once.
     draws: int = 1
     skip_frames: int = 3  # at each end of a clip, as far as it is longer than needed
-    estimator: str = "tora2_jax.optical_flow:DISFlow"  # MODULE:NAME of a FlowEstimator
+    # MODULE:NAME of a FlowEstimator; training imports and runs it, sampling never does.
+    estimator: str = "tora2_jax.optical_flow:DISFlow"
     max_paths: int = 16
     grid: int = 32  # pixels between the places where a path may begin
     # I2V: the first frame gets noise of standard deviation exp(N(mean, deviation)).

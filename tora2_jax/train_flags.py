@@ -15,7 +15,12 @@ def define_config() -> None:
     """Defines `--config FILE` and `--config.FIELD=VALUE`."""
     # The choices are checked with the rest of the config (train_config.problems).
     config_flags.register_flag_parser_for_type(Literal, flags.ArgumentParser())
-    config_flags.DEFINE_config_file("config", None, "A file of configs/, or FILE:ARGUMENT.")
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "A file of configs/, or FILE:ARGUMENT. It is a Python program and is run: read it before "
+        "you use one of somebody else's.",
+    )
 
 
 def run(main: Callable[[list[str]], int], arguments: Sequence[str], description: str) -> None:
