@@ -2,12 +2,14 @@
 
     python scripts/evaluate.py world --checkpoint DIR [--requests 200] [--seed 0] [--output F.json]
     python scripts/evaluate.py one-word --checkpoint DIR [--requests 50]
+    python scripts/evaluate.py conditions --checkpoint DIR [--requests 200]
     python scripts/evaluate.py gate --vae FILE [--localiser FILE] [--judge FILE]
 
 `world` tells how well generated entities follow their paths and keep their identities in the toy
 world; `one-word` whether two entities that one word names are each at its own place with its own
-looks; `gate` whether the two networks that measure this work on videos that went through the VAE
-(exit status 1 if not).
+looks; `conditions` how much references and paths lower the loss over entities, by timestep and by
+the way in which references reach the video; `gate` whether the two networks that measure this work
+on videos that went through the VAE (exit status 1 if not).
 """
 
 import argparse
@@ -20,7 +22,7 @@ from tora2_jax.addresses import local_path
 from tora2_jax.checkpoint import CheckpointError
 from tora2_jax.compile_cache import keep_compiled_programs
 from tora2_jax.config import ModelConfig, from_dict
-from tora2_jax.evaluation import gate, look, report, requests, world
+from tora2_jax.evaluation import conditions, gate, look, report, requests, world
 from tora2_jax.pipeline import Tora2Pipeline
 from tora2_jax.stop import exit_code
 from tora2_jax.whole_file import write_text
@@ -50,6 +52,12 @@ def arguments() -> argparse.Namespace:
         command.add_argument("--batch-size", type=int, default=defaults.batch_size)
         command.add_argument("--steps", type=int, default=defaults.steps)
         command.add_argument("--guidance", type=float, default=defaults.guidance)
+    parts = commands.add_parser("conditions", help="what references and paths contribute")
+    parts.add_argument("--checkpoint", required=True)
+    parts.add_argument("--requests", type=int, default=200)
+    parts.add_argument("--seed", type=int, default=0)
+    parts.add_argument("--batch-size", type=int, default=16)
+    parts.add_argument("--output", type=local_path, help="write the numbers to this JSON file")
     gate = commands.add_parser("gate", parents=[common], help="reliability through a VAE")
     gate.add_argument("--vae", type=local_path, required=True)
     gate.add_argument("--clips", type=int, default=64)
@@ -91,6 +99,22 @@ def run_one_word(options: argparse.Namespace) -> int:
     return 0
 
 
+def run_conditions(options: argparse.Namespace) -> int:
+    """Prints what references and paths contribute to the loss over entities."""
+    wrong = [name for name in ("requests", "batch_size") if getattr(options, name) < 1]
+    if wrong:
+        raise ValueError(f"{', '.join(wrong)} must be at least 1")
+    pipeline = _pipeline(options)
+    size = min(options.batch_size, options.requests)
+    with feedback.bar("measuring", options.requests, "clip") as bar:
+        measured = conditions.measure_conditions(
+            pipeline, options.requests, options.seed, size, bar.update
+        )
+    print(conditions.table(measured))
+    _write(options.output, measured)
+    return 0
+
+
 def run_gate(options: argparse.Namespace) -> int:
     """Prints whether the bench's networks can be trusted on videos of a VAE."""
     model = from_dict(ModelConfig, checkpoint.component_metadata(options.vae)["model"])
@@ -120,7 +144,12 @@ def _write(path: Path | None, numbers: dict) -> None:
 def main() -> int:
     """Runs the command; problems with files and values are told in one line each."""
     options = arguments()
-    commands = {"world": run_world, "one-word": run_one_word, "gate": run_gate}
+    commands = {
+        "world": run_world,
+        "one-word": run_one_word,
+        "conditions": run_conditions,
+        "gate": run_gate,
+    }
     keep_compiled_programs()
     try:
         return commands[options.command](options)

@@ -15,7 +15,7 @@ from PIL import Image
 from tests.parity import relative_error
 from tests.random_conditions import masked, tiny_model
 from tora2_jax import conditioning, config
-from tora2_jax.inspection import command, measure
+from tora2_jax.inspection import command, measure, steps
 from tora2_jax.inspection.diagnosis import diagnose
 from tora2_jax.inspection.numbers import as_data
 from tora2_jax.inspection.picture import draw_entity
@@ -177,10 +177,13 @@ def has(lines: dict[str, str], level: str, *parts: str) -> bool:
 
 
 def test_every_cross_attention_is_seen(whole):
-    blocks = whole.entities[0].blocks
-    assert blocks.blocks == (0, 2) and blocks.timestep == 499
-    np.testing.assert_allclose(blocks.shares.sum(1), 1, atol=1e-5)
-    assert (blocks.added > 0).all() and blocks.shares[:, 3].max() == 0
+    kite, *_, meadow = whole.entities
+    assert [view.timestep for view in kite.blocks] == [999, 899, 699, 499, 199]
+    for blocks in kite.blocks:
+        assert blocks.blocks == (0, 2)
+        np.testing.assert_allclose(blocks.shares.sum(1), 1, atol=1e-5)
+        assert (blocks.added > 0).all() and blocks.shares[:, 3].max() == 0
+    assert meadow.effect is None  # it has no references
 
 
 @LONG
@@ -190,7 +193,7 @@ def test_observing_changes_nothing(whole):
     _, bound = measure.look_at_entities(pipeline.model, conditions)
     latents = jax.random.normal(jax.random.key(0), pipeline.latent_shape(1, 9, 32, 32))
     given = (pipeline.model, latents, jnp.full(1, 500.0), bound)
-    velocity, influence = measure.forward(*given, 4)
+    velocity, influence = steps.observed(*given, 4)
     assert influence.share.shape == influence.added.shape == (2, 1, 12, 4)
     plain = nnx.jit(lambda model, *given: model(*given))(*given)
     assert relative_error(velocity, plain) < 1e-6
@@ -232,7 +235,7 @@ def test_an_untrained_model_says_that_it_is(folder):
     lines = texts(inspection, 0)
     assert has(lines, "problem", "contribution to the stream is 0: W_o is zero (untrained)")
     assert has(lines, "problem", "W_out is zero") and has(lines, "problem", "fusers'")
-    assert not inspection.entities[0].blocks.added.any()
+    assert not any(view.added.any() for view in inspection.entities[0].blocks)
     assert inspection.entities[0].change.map == 0
 
 
@@ -261,7 +264,7 @@ def test_every_entity_is_drawn_and_its_numbers_are_json(whole, tmp_path):
         assert picture.dtype == np.uint8 and 900 < picture.shape[1] < 1600
     data = json.loads(json.dumps(as_data(whole), allow_nan=False))
     kite = data["entities"][0]
-    assert kite["cross_attention"]["blocks"] == [0, 2] and kite["references"][0]["prior"]
+    assert kite["cross_attention"][0]["blocks"] == [0, 2] and kite["references"][0]["prior"]
     assert data["entities"][2]["binding"]["attention_between_modalities"][1] == [None] * 3
     assert len(kite["binding"]["gate_p_mean"]) == 3
 
@@ -291,10 +294,8 @@ def test_references_without_pixels_are_told(whole):
 def test_an_entity_that_others_drown_is_told(whole):
     entity = whole.entities[0]
     shares = np.array([[0.05, 0.5, 0.45, 0], [0.01, 0.9, 0.09, 0]])
-    lines = {
-        note.text: note.level
-        for note in diagnose(whole, entity._replace(blocks=entity.blocks._replace(shares=shares)))
-    }
+    drowned = entity._replace(blocks=tuple(view._replace(shares=shares) for view in entity.blocks))
+    lines = {note.text: note.level for note in diagnose(whole, drowned)}
     assert has(lines, "problem", "drowned: it gets 3 % of the attention", "33 %")
 
 

@@ -6,8 +6,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool
 
 from tora2_jax import conditioning
+from tora2_jax.models.tora2 import Tora2
 from tora2_jax.sample_settings import SampleSettings
 from tora2_jax.types import BoundConditions, Conditions
 
@@ -63,3 +65,25 @@ def concatenate(bound: list[BoundConditions]) -> BoundConditions:
         return jax.tree.map(lambda *arrays: jnp.concatenate(arrays, axis), *parts)
 
     return BoundConditions(*(join(name) for name in BoundConditions._fields))
+
+
+def closed_ways(
+    model: Tora2, conditions: Conditions, keep: Bool[Array, "b e"]
+) -> dict[str, BoundConditions]:
+    """What the transformer is given when references that are not kept do not get in by a way.
+
+    References reach a video by two ways: the cross-attentions read their tokens, and binding lets
+    them change the motion map.
+
+    Returns:
+        The conditions by the way that is closed: `none`, `cross_attention`, `motion_map`, `both`.
+    """
+    open_ways = model.bind(conditions).conditions
+    closed = model.bind(conditioning.keep_references(conditions, keep)).conditions
+    attention = {"keys_values": closed.keys_values, "key_mask": closed.key_mask}
+    return {
+        "none": open_ways,
+        "cross_attention": open_ways._replace(**attention),
+        "motion_map": open_ways._replace(motion_maps=closed.motion_maps),
+        "both": closed,
+    }

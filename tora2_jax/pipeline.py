@@ -20,6 +20,7 @@ from tora2_jax.models import vae_tiling
 from tora2_jax.models.layers import flat_variables
 from tora2_jax.models.t5 import T5Encoder
 from tora2_jax.models.tora2 import Tora2
+from tora2_jax.models.vae import CausalVAE
 from tora2_jax.models.vae_tiling import VAEMemory
 from tora2_jax.request import Request, RequestError, for_each, load_requests, request_names
 from tora2_jax.request_notes import request_notes
@@ -228,6 +229,11 @@ class Tora2Pipeline:
     def model(self) -> Tora2:
         """The network, with its weights."""
         return nnx.merge(*self._model)
+
+    @property
+    def vae(self) -> CausalVAE:
+        """The network of videos, with its weights."""
+        return self._vae
 
     def conditions(self, inputs: Inputs) -> Conditions:
         """What the network is given for a batch of inputs, beside noise and timestep."""

@@ -13,7 +13,7 @@ Level = Literal["problem", "note", "fine"]
 _OFTEN = 0.5  # of a fair share of the attention: below, the others drown the entity
 _ELSEWHERE = 0.95  # of the attention everywhere: below, it is looked at off its path
 _FAINT = 1e-3  # change over value: below, it is as good as nothing
-_WEAK = 0.02  # of the stream: below, little of its looks can arrive
+_WEAK = 0.05  # of the velocity where it is: below, little of its looks can arrive
 _CLOSED = 0.05  # mean of a gate's factors
 _SMALL_PICTURE = 0.5  # of the side that DINO reads
 _NEAR = 0.5  # overlap of two splats from which entities are in one place
@@ -153,9 +153,10 @@ def _binding(inspection: Inspection, entity: EntityView) -> Iterator[tuple[Level
 
 
 def _blocks(inspection: Inspection, entity: EntityView) -> Iterator[tuple[Level, str]]:
-    blocks = entity.blocks
+    blocks = entity.strongest
     if blocks is None or not entity.reference_mask.any():
         return
+    yield from _effect(entity)
     if inspection.zeros.cross_attention:
         text = "contribution to the stream is 0: W_o is zero (untrained)"
         yield "problem", text
@@ -168,9 +169,8 @@ def _blocks(inspection: Inspection, entity: EntityView) -> Iterator[tuple[Level,
         )
     else:
         block = blocks.blocks[int(blocks.added.argmax())]
-        weak = strongest < _WEAK
-        text = f"adds at most {_percent(strongest)} to the stream (block {block})"
-        yield "note" if weak else "fine", text + ": little of its looks can arrive" * weak
+        text = f"adds at most {_percent(strongest)} to the stream"
+        yield "fine", f"{text} (block {block}, timestep {blocks.timestep})"
     rivals = sum(bool(other.reference_mask.any()) for other in inspection.entities)
     share, fair = float(blocks.shares[:, entity.index].mean()), 1 / rivals
     if share < _OFTEN * fair:
@@ -181,6 +181,22 @@ def _blocks(inspection: Inspection, entity: EntityView) -> Iterator[tuple[Level,
         level = "fine" if here > _ELSEWHERE * share else "note"
         text = f"on its path it gets {_percent(here)} of the attention, everywhere "
         yield level, text + _percent(share)
+
+
+def _effect(entity: EntityView) -> Iterator[tuple[Level, str]]:
+    """By both ways in, at the timestep at which they change most."""
+    effect = entity.effect
+    if effect is None:
+        return
+    most = int(effect.both.argmax())
+    both = float(effect.both[most])
+    level = "problem" if both < _FAINT else "note" if both < _WEAK else "fine"
+    text = (
+        f"its references change the prediction where it is by at most {_percent(both)} (timestep "
+        f"{effect.timesteps[most]}; cross-attention {_percent(effect.cross_attention[most])}, "
+        f"motion map {_percent(effect.motion_map[most])})"
+    )
+    yield level, text + ": little of its looks can arrive" * (level != "fine")
 
 
 def _retrieval(inspection: Inspection, entity: EntityView) -> Iterator[tuple[Level, str]]:

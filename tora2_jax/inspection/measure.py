@@ -5,7 +5,6 @@ one-hot rows as values; what an entity adds in a cross-attention, from that atte
 values of all others at zero.
 """
 
-import functools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,10 +16,12 @@ from jaxtyping import Array, Bool, Float
 
 from tora2_jax import conditioning, diffusion, reference_inputs, trajectory
 from tora2_jax import text as text_room
+from tora2_jax.inspection.steps import WAYS, Passing, look_at_steps
 from tora2_jax.inspection.views import (
     BindingView,
     BlocksView,
     ChangeView,
+    EffectView,
     EntityView,
     Inspection,
     PathView,
@@ -30,14 +31,13 @@ from tora2_jax.inspection.views import (
     modality_slices,
 )
 from tora2_jax.models.binding import BindingDetails, BoundEntities, GatedBinding
-from tora2_jax.models.cross_attention import Influence
 from tora2_jax.models.layers import flat_variables
 from tora2_jax.models.tora2 import Encoded, Tora2
 from tora2_jax.pipeline import Tora2Pipeline
 from tora2_jax.request import Request
 from tora2_jax.types import BoundConditions, Conditions, ContrastEmbeddings, Inputs
 
-STEPS = 2  # of DDIM, for the timestep that is looked at: the middle one of them
+STEPS = 10  # of DDIM, some of which are looked at
 _SMALL = 1e-12
 
 
@@ -52,18 +52,11 @@ class Binding(NamedTuple):
     contrast: tuple[ContrastEmbeddings, ContrastEmbeddings] | None
 
 
-class Passing(NamedTuple):
-    """The cross-attentions of one forward pass."""
-
-    timestep: int
-    influence: Influence  # with a leading axis x
-
-
 class Looked(NamedTuple):
     """All that is taken from the model; what it has no part for is None."""
 
     binding: Binding | None
-    passing: Passing | None
+    passings: list[Passing]
     zeros: Zeros
 
 
@@ -78,21 +71,23 @@ def inspect(
         name: of the request, for titles.
         checkpoint: its name, for titles.
         seed: of the noise that the cross-attentions are looked at with.
-        steps: DDIM steps (without guidance) of which the middle one is looked at.
+        steps: DDIM steps (without guidance), some of which are looked at.
 
     Raises:
         RequestError: the request does not fit the model.
     """
     (request,), inputs = pipeline.prepare([request], names=[name])
     model = pipeline.model
-    binding, bound = look_at_entities(model, pipeline.conditions(inputs))
-    passing = None
+    conditions = pipeline.conditions(inputs)
+    binding, bound = look_at_entities(model, conditions)
+    passings = []
     if bound.keys_values is not None:
         shape = pipeline.latent_shape(*inputs.flow_video.shape[:4])
         table = diffusion.step_coefficients(pipeline.config.diffusion, steps, "ddim")
         noise = diffusion.step_noise(jax.random.key(seed), 0, shape[1:])[None]
-        passing = look_at_blocks(model, bound, noise, table, pipeline.config.max_entities)
-    looked = Looked(jax.device_get(binding), passing, untrained(model))
+        places = [_place(inputs, index) for index in range(len(request.entities))]
+        passings = look_at_steps(model, conditions, bound, noise, table, places)
+    looked = Looked(jax.device_get(binding), passings, untrained(model))
     return assemble(pipeline, request, inputs, looked, name, checkpoint)
 
 
@@ -127,40 +122,6 @@ def look_at_binding(model: Tora2, conditions: Conditions) -> Binding:
     return Binding(encoded, bound, details, change, contrast)
 
 
-def look_at_blocks(
-    model: Tora2,
-    bound: BoundConditions,
-    noise: Float[Array, "1 t_lat h_lat w_lat latent"],
-    table: diffusion.StepCoefficients,
-    entities: int,
-) -> Passing:
-    """The cross-attentions at the middle step of `table` (DDIM), from noise, without guidance."""
-    state, middle = diffusion.SamplerState(noise, jnp.zeros_like(noise)), len(table.timestep) // 2
-    for index in range(middle + 1):
-        row = diffusion.StepCoefficients(*(np.float32(values[index]) for values in table))
-        velocity, influence = forward(
-            model, state.latents, jnp.full(1, row.timestep, jnp.float32), bound, entities
-        )
-        state = diffusion.sampler_step(state, velocity.astype(jnp.float32), row, 0.0)
-    return Passing(int(table.timestep[middle]), jax.device_get(influence))
-
-
-@functools.partial(nnx.jit, static_argnums=4)
-def forward(
-    model: Tora2,
-    latents: Float[Array, "b t_lat h_lat w_lat latent"],
-    timestep: Float[Array, " b"],
-    bound: BoundConditions,
-    entities: int,
-) -> tuple[Float[Array, "b t_lat h_lat w_lat latent"], Influence]:
-    """The velocity, and the influence in every cross-attention along a leading axis x."""
-
-    def observe(cross, video, keys_values, key_mask):
-        return cross.influence(video, keys_values, key_mask, entities)
-
-    return model(latents, timestep, bound, observe)
-
-
 def assemble(
     pipeline: Tora2Pipeline,
     request: Request,
@@ -170,7 +131,7 @@ def assemble(
     checkpoint: str,
 ) -> Inspection:
     """Arrays of all entities -> one view per entity."""
-    config, (binding, passing, zeros) = pipeline.config, looked
+    config, (binding, passings, zeros) = pipeline.config, looked
     prepared = reference_inputs.prepare_request(config, request, pipeline.detector)
     views = []
     for index, entity in enumerate(request.entities):
@@ -190,7 +151,11 @@ def assemble(
                 still=entity.points is not None and trajectory.is_still(entity.points),
                 change=None if binding is None else _change(binding, path, index),
                 binding=_binding_view(config, binding, index),
-                blocks=_blocks_view(config, passing, path, index, len(request.entities)),
+                blocks=tuple(
+                    _blocks_view(config, passing, path, index, len(request.entities))
+                    for passing in passings
+                ),
+                effect=_effect(passings, index),
             )
         )
     retrieval = _retrieval(binding, len(views))
@@ -274,11 +239,7 @@ def _ratio(change: float, whole: float) -> float:
     return float(change / whole) if whole > _SMALL else float("nan")
 
 
-def _blocks_view(
-    config, passing: Passing | None, path: PathView, index: int, count: int
-) -> BlocksView | None:
-    if passing is None:
-        return None
+def _blocks_view(config, passing: Passing, path: PathView, index: int, count: int) -> BlocksView:
     share, added = (np.asarray(part[:, 0], np.float32) for part in passing.influence)
     weights = path.splat.reshape(-1)
     own, total = share[..., index], weights.sum()
@@ -294,6 +255,23 @@ def _blocks_view(
         added=added[..., index].mean(1),
         added_here=added_here,
         where=own.mean(0).reshape(path.splat.shape),
+    )
+
+
+def _place(inputs: Inputs, index: int) -> Float[np.ndarray, "t h w"] | None:
+    """Where an entity with references is: all over the video, if it has no path."""
+    if not inputs.reference_mask[0, index].any():
+        return None
+    splat = np.asarray(inputs.splat[0, index], np.float32)
+    return splat if splat.any() else np.ones_like(splat)
+
+
+def _effect(passings: list[Passing], index: int) -> EffectView | None:
+    if not passings or np.isnan(passings[0].effect["both"][index]):
+        return None
+    return EffectView(
+        tuple(passing.timestep for passing in passings),
+        *(np.array([passing.effect[way][index] for passing in passings]) for way in WAYS),
     )
 
 

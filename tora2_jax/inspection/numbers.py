@@ -8,7 +8,6 @@ from tora2_jax.inspection.diagnosis import diagnose
 from tora2_jax.inspection.views import (
     MODALITIES,
     BindingView,
-    BlocksView,
     EntityView,
     Inspection,
     modality_slices,
@@ -58,7 +57,8 @@ def _entity(inspection: Inspection, entity: EntityView) -> dict[str, Any]:
         },
         "binding": _binding(entity.binding),
         "change": entity.change and entity.change._asdict(),
-        "cross_attention": _blocks(entity.blocks),
+        "cross_attention": [view._asdict() for view in entity.blocks],
+        "effect_of_references": entity.effect and entity.effect._asdict(),
     }
 
 
@@ -74,10 +74,6 @@ def _binding(view: BindingView | None) -> dict[str, Any] | None:
         "gate_p_mean": np.where(view.mask[p], view.gate_p.mean(-1), np.nan),
         "gate_m_mean": np.where(view.mask[m], view.gate_m.mean(-1), np.nan),
     }
-
-
-def _blocks(view: BlocksView | None) -> dict[str, Any] | None:
-    return view and view._asdict()
 
 
 def _plain(value: Any) -> Any:

@@ -150,7 +150,7 @@ def _changes(change: ChangeView) -> Image.Image:
 
 def blocks(inspection: Inspection, entity: EntityView) -> list[Image.Image]:
     """Who is looked at in each DiT block, what this entity adds there, and where."""
-    view = entity.blocks
+    view = entity.strongest
     if view is None:
         reason = f"{inspection.model.name} has no personalization part, so no cross-attention"
         return [drawing.panel("cross-attention", "", drawing.nothing(420, 60, reason))]
@@ -158,7 +158,36 @@ def blocks(inspection: Inspection, entity: EntityView) -> list[Image.Image]:
     size = (max(240, 12 * len(labels)), 110)
     shares = _shares(inspection, view, labels, size)
     added = _added(inspection, entity, view, labels, size)
-    return [shares, added, _where(entity, view)]
+    return [*_effect(entity), shares, added, _where(entity, view)]
+
+
+def _effect(entity: EntityView) -> list[Image.Image]:
+    """What its references change, by timestep and way in."""
+    view = entity.effect
+    if view is None:
+        return []
+    ways = {
+        "both": view.both,
+        "cross-attention": view.cross_attention,
+        "motion map": view.motion_map,
+    }
+    most = max(max(values.max() for values in ways.values()), 1e-3)
+    labels = [str(time) for time in view.timesteps]
+    color = entity_color(entity.index)
+    charts = [
+        drawing.captioned(
+            drawing.bars(values[None], labels, [color], most=most, size=(150, 90), unit="{:.2g}"),
+            title,
+        )
+        for title, values in ways.items()
+    ]
+    explanation = (
+        f"By timestep: how far the predicted velocity moves where {entity.word} is, over its size, "
+        "when its references are kept from both ways in or from one. Looks are chosen at large "
+        "timesteps; at small ones the picture is there already."
+    )
+    content = drawing.beside(charts, 16)
+    return [drawing.panel("references: what they change", explanation, content)]
 
 
 def _shares(inspection: Inspection, view: BlocksView, labels, size) -> Image.Image:

@@ -71,6 +71,18 @@ class BlocksView(NamedTuple):
     where: Float[np.ndarray, "t h w"]  # its share, mean over blocks
 
 
+class EffectView(NamedTuple):
+    """What an entity's references change: |change of the velocity| / |velocity| where it is.
+
+    Each by timestep, when they are kept from one of the ways in, or from both.
+    """
+
+    timesteps: tuple[int, ...]
+    cross_attention: Float[np.ndarray, " k"]
+    motion_map: Float[np.ndarray, " k"]
+    both: Float[np.ndarray, " k"]
+
+
 class EntityView(NamedTuple):
     """One entity; what the model has no part for is None."""
 
@@ -87,7 +99,13 @@ class EntityView(NamedTuple):
     still: bool
     change: ChangeView | None
     binding: BindingView | None
-    blocks: BlocksView | None
+    blocks: tuple[BlocksView, ...]  # by timestep; empty: there is no cross-attention
+    effect: EffectView | None  # None: it has no references
+
+    @property
+    def strongest(self) -> BlocksView | None:
+        """The timestep at which its references add most."""
+        return max(self.blocks, key=lambda view: view.added.mean(), default=None)
 
 
 class Retrieval(NamedTuple):
