@@ -2,12 +2,14 @@
 
     python scripts/evaluate.py world --checkpoint DIR [--requests 200] [--seed 0] [--output F.json]
     python scripts/evaluate.py one-word --checkpoint DIR [--requests 50]
+    python scripts/evaluate.py base --checkpoint DIR [--requests 90] [--pictures DIR]
     python scripts/evaluate.py conditions --checkpoint DIR [--requests 200]
     python scripts/evaluate.py gate --vae FILE [--localiser FILE] [--judge FILE]
 
 `world` tells how well generated entities follow their paths and keep their identities in the toy
 world; `one-word` whether two entities that one word names are each at its own place with its own
-looks; `conditions` how much references and paths lower the loss over entities, by timestep and by
+looks; `base` whether a base draws what captions say, the rule by which it may be frozen;
+`conditions` how much references and paths lower the loss over entities, by timestep and by
 the way in which references reach the video; `gate` whether the two networks that measure this work
 on videos that went through the VAE (exit status 1 if not).
 """
@@ -22,10 +24,13 @@ from tora2_jax.addresses import local_path
 from tora2_jax.checkpoint import CheckpointError
 from tora2_jax.compile_cache import keep_compiled_programs
 from tora2_jax.config import ModelConfig, from_dict
-from tora2_jax.evaluation import conditions, gate, look, report, requests, world
-from tora2_jax.pipeline import Tora2Pipeline
+from tora2_jax.evaluation import base, conditions, gate, look, report, requests, world
+from tora2_jax.pipeline import SampleSettings, Tora2Pipeline
 from tora2_jax.stop import exit_code
+from tora2_jax.video import write_image
 from tora2_jax.whole_file import write_text
+
+_BOLD_LOCALISER = "checkpoints/bold_bench/localiser.safetensors"
 
 
 def arguments() -> argparse.Namespace:
@@ -52,6 +57,16 @@ def arguments() -> argparse.Namespace:
         command.add_argument("--batch-size", type=int, default=defaults.batch_size)
         command.add_argument("--steps", type=int, default=defaults.steps)
         command.add_argument("--guidance", type=float, default=defaults.guidance)
+    base = commands.add_parser("base", help="does a base draw what its captions say?")
+    base.add_argument("--checkpoint", required=True)
+    base.add_argument("--localiser", type=local_path, default=_BOLD_LOCALISER)
+    base.add_argument("--requests", type=int, default=90, help="of either kind of caption")
+    base.add_argument("--seed", type=int, default=0)
+    base.add_argument("--batch-size", type=int, default=30)
+    base.add_argument("--steps", type=int, default=20)
+    base.add_argument("--guidance", type=float, default=4.0)
+    base.add_argument("--pictures", type=local_path, help="folder for a sheet of all drawings")
+    base.add_argument("--output", type=local_path, help="write the numbers to this JSON file")
     parts = commands.add_parser("conditions", help="what references and paths contribute")
     parts.add_argument("--checkpoint", required=True)
     parts.add_argument("--requests", type=int, default=200)
@@ -97,6 +112,30 @@ def run_one_word(options: argparse.Namespace) -> int:
         print(f"{name}: {100 * value['mean']:.1f} ± {100 * value['error']:.1f} % of entities")
     _write(options.output, measured)
     return 0
+
+
+def run_base(options: argparse.Namespace) -> int:
+    """Prints what a base draws of its captions; exit status 1 if it may not be frozen yet."""
+    settings = _settings(options)
+    localiser = look.load_localiser(options.localiser)
+    pipeline = _pipeline(options)
+    drawn: list = []
+    with feedback.bar("drawing", 2 * settings.requests, "caption") as bar:
+        measured = base.measure_base(
+            pipeline,
+            localiser,
+            settings.requests,
+            seed=settings.seed,
+            settings=SampleSettings(steps=settings.steps, guidance=settings.guidance),
+            batch_size=settings.batch_size,
+            done=bar.update,
+            keep=lambda caption, video: drawn.append((caption, video)),
+        )
+    print(base.table(measured))
+    if options.pictures is not None:
+        write_image(options.pictures / "base.png", base.sheet(drawn))
+    _write(options.output, measured)
+    return 0 if base.may_be_frozen(measured) else 1
 
 
 def run_conditions(options: argparse.Namespace) -> int:
@@ -147,6 +186,7 @@ def main() -> int:
     commands = {
         "world": run_world,
         "one-word": run_one_word,
+        "base": run_base,
         "conditions": run_conditions,
         "gate": run_gate,
     }

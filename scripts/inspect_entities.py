@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--steps",
         type=int,
         default=command.Options._field_defaults["steps"],
-        help="DDIM steps; cross-attention is looked at in the middle one (more: slower, truer)",
+        help="DDIM steps, of which up to five are looked at (more: slower, truer)",
     )
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="float32")
     parser.add_argument(

@@ -56,6 +56,13 @@ def load_bench(localiser: str | Path, judge: str | Path) -> Bench:
     return bench
 
 
+def load_localiser(path: str | Path) -> Localiser:
+    """The localizer alone; raises CheckpointError if the file is missing or does not fit."""
+    localiser = Localiser(rngs=nnx.Rngs(0))
+    checkpoint.merge(localiser, checkpoint.load_component(path)[0])
+    return localiser
+
+
 def look(
     bench: Bench,
     record: Record,
