@@ -8,6 +8,7 @@ setup(
     description="Tora2 in JAX: video diffusion with a word, images and a path per entity",
     license="Apache-2.0",
     python_requires=">=3.11",
+    package_dir={"": "."},  # lets an editable install add the folder to the path, without a warning
     packages=find_packages(include=["tora2_jax", "tora2_jax.*", "convert", "convert.*"]),
     install_requires=[
         "jax>=0.10.2,<0.12",

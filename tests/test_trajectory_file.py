@@ -173,3 +173,27 @@ def test_fractions_are_paths_on_a_canvas_of_one(tmp_path):
     assert len(error.value.problems) == 1
     assert load_points(file, (1, 1)).position[2].tolist() == [200 / 256, 131.25 / 256]
     assert parse_points([[0, 0]]).visible.all()  # the same place on every canvas
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "is a Git LFS"),
+        ("<!DOCTYPE html><title>404</title>", "is a web page"),
+    ],
+)
+def test_files_that_stand_for_others_are_recognized(tmp_path, content, told):
+    for name, load in (("path.txt", load_points), ("request.json", load_request)):
+        path = tmp_path / name
+        path.write_text(content)
+        with pytest.raises((TrajectoryError, RequestError), match=rf"{name}: {told}"):
+            load(path)
+
+
+def test_a_file_of_many_faulty_paths_is_told_in_twenty_lines(tmp_path):
+    path = tmp_path / "paths.json"
+    path.write_text(json.dumps([[[1, 2], [9999, 3]]] * 100))
+    with pytest.raises(TrajectoryError) as error:
+        load_paths(path)
+    assert len(error.value.problems) == 21
+    assert error.value.problems[-1] == f"{path}: and 80 more problems."

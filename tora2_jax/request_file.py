@@ -14,6 +14,7 @@ from tora2_jax.references import Box
 from tora2_jax.text import find_word
 from tora2_jax.trajectory import DEFAULT_CANVAS, Points, TrajectoryError, parse_points
 from tora2_jax.trajectory_file import load_points, paths_of, split_number
+from tora2_jax.unusable_file import why_unusable
 
 RequestedKind = Literal["human", "object", "auto"]
 Fit = Literal["stretch", "crop", "pad"]  # how a picture of another shape becomes the first frame
@@ -74,7 +75,8 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_Object, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise RequestError([f"{path}: is not valid JSON ({error})"]) from error
+        reason = why_unusable(path) if text else None
+        raise RequestError([f"{path}: {reason or f'is not valid JSON ({error})'}"]) from error
 
 
 class _Object(dict):

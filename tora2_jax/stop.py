@@ -73,6 +73,6 @@ class StopSignals:
             sys.stderr.write(f"\n{name}: the run saves and stops; once more to stop at once\n")
 
     def _end(self, reason: str) -> None:
-        sys.stderr.write(f"\n{reason}: stopped; run again to go on from the last checkpoint\n")
+        sys.stderr.write(f"\n{reason}: stopped; the same command goes on from what is saved\n")
         sys.stderr.flush()
         os._exit(self._code)

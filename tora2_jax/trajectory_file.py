@@ -24,7 +24,9 @@ import numpy as np
 from tora2_jax import limits
 from tora2_jax.error_text import first_line
 from tora2_jax.trajectory import DEFAULT_CANVAS, Points, TrajectoryError, parse_points
+from tora2_jax.unusable_file import why_unusable
 
+_TOLD = 20  # problems of one file
 _LITERAL_CHARACTERS = 2**20  # Python's parser takes 200 times as much memory
 _NUMPY, _ARCHIVE = b"\x93NUMPY", b"PK\x03\x04"
 _JSON = re.compile(r"[\"']?\s*[\[{]")  # a list, or a text that holds one
@@ -86,7 +88,8 @@ def load_paths(
         except TrajectoryError as error:
             problems += [f"{name}: {problem}" for problem in error.problems]
     if problems:
-        raise TrajectoryError(problems)
+        more = [f"{path}: and {len(problems) - _TOLD} more problems."] * (len(problems) > _TOLD)
+        raise TrajectoryError(problems[:_TOLD] + more)
     return found
 
 
@@ -114,6 +117,8 @@ def read_paths(path: Path) -> list[Any]:
     """
     try:
         data = limits.read_bytes(path, limits.PATH_BYTES)
+        if data and (reason := why_unusable(path)):
+            raise TrajectoryError([f"{reason}."])
         if data.startswith(_NUMPY):
             return _array_paths(path, limits.read_array(io.BytesIO(data), limits.PATH_BYTES))
         if data.startswith(_ARCHIVE):
