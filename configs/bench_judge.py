@@ -8,8 +8,8 @@ Shipped as `checkpoints/bench/judge.safetensors`, whose metadata holds the numbe
 """
 
 from tora2_jax.config import toy
-from tora2_jax.train_config import OptimConfig, TrainConfig
-from tora2_jax.world.config import WorldConfig
+from tora2_jax.config.train import OptimConfig, TrainConfig
+from tora2_jax.config.world import WorldConfig
 
 
 def get_config() -> TrainConfig:

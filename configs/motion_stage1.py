@@ -11,15 +11,15 @@ Settings and their sources: docs/motion_training.md.
 from dataclasses import replace
 from pathlib import Path
 
-from tora2_jax.bundle import load_config
 from tora2_jax.config import ModelConfig, MotionConfig, cogvideox_5b
-from tora2_jax.train_config import (
+from tora2_jax.config.train import (
     ClipFolderConfig,
     DropoutConfig,
     OptimConfig,
     TrainConfig,
     WeightsConfig,
 )
+from tora2_jax.weights.bundle import load_config
 
 BASE = "checkpoints/cogvideox_5b"  # from `python -m convert cogvideox`
 CLIPS = "data/clips"

@@ -5,7 +5,7 @@ Base, clips, hardware: as configs/motion_stage1.py. Settings: docs/motion_traini
 """
 
 from configs import motion_stage1
-from tora2_jax.train_config import TrainConfig
+from tora2_jax.config.train import TrainConfig
 
 
 def get_config(base: str = motion_stage1.BASE) -> TrainConfig:

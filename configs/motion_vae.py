@@ -8,7 +8,7 @@ Settings: docs/motion_training.md.
 """
 
 from configs import motion_stage1
-from tora2_jax.train_config import ClipFolderConfig, OptimConfig, TrainConfig, WeightsConfig
+from tora2_jax.config.train import ClipFolderConfig, OptimConfig, TrainConfig, WeightsConfig
 
 
 def get_config(base: str = motion_stage1.BASE) -> TrainConfig:

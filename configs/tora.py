@@ -5,8 +5,8 @@ Another base: --config configs/tora.py:checkpoints/cogvideox_2b
 """
 
 from configs import motion_stage1, motion_stage2
-from tora2_jax import checkpoint
-from tora2_jax.train_config import TrainConfig
+from tora2_jax.config.train import TrainConfig
+from tora2_jax.weights import checkpoint
 
 
 def get_config(base: str = motion_stage1.BASE) -> TrainConfig:

@@ -16,10 +16,8 @@ does not name its own.
 from dataclasses import replace
 from pathlib import Path
 
-from tora2_jax import checkpoint
-from tora2_jax.bundle import load_config
 from tora2_jax.config import ModelConfig, MotionConfig, PersonalizationConfig, cogvideox_5b
-from tora2_jax.train_config import (
+from tora2_jax.config.train import (
     ClipFolderConfig,
     EntityClipConfig,
     MeshConfig,
@@ -28,7 +26,9 @@ from tora2_jax.train_config import (
     TrainConfig,
     WeightsConfig,
 )
-from tora2_jax.weight_settings import stored_settings
+from tora2_jax.weights import checkpoint
+from tora2_jax.weights.bundle import load_config
+from tora2_jax.weights.settings import stored_settings
 
 BASE = "checkpoints/tora_5b"  # from `python -m convert tora`
 ENCODERS = {"dino": "dinov2", "face": "arcface", "object": "reid"}  # folders beside the base

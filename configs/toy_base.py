@@ -6,8 +6,8 @@ Hardware: two CPU cores, about 48 minutes, and 6 to encode the pool. Expected: s
 
 from configs.toy_vae import FOLDER
 from tora2_jax.config import toy
-from tora2_jax.train_config import DropoutConfig, OptimConfig, TrainConfig, WeightsConfig
-from tora2_jax.world.config import WorldConfig
+from tora2_jax.config.train import DropoutConfig, OptimConfig, TrainConfig, WeightsConfig
+from tora2_jax.config.world import WorldConfig
 
 FIRST_BASE = "workdirs/base/trained"  # where the second part starts
 STACKED = r".*\.(blocks|layers|cross_attention)\."  # the leading axis of these counts layers

@@ -6,7 +6,7 @@ Hardware: two CPU cores, about 4 minutes. Expected: see docs/toy.md.
 
 from configs.toy_base import FIRST_BASE
 from configs.toy_base import get_config as first_part
-from tora2_jax.train_config import TrainConfig
+from tora2_jax.config.train import TrainConfig
 
 
 def get_config() -> TrainConfig:

@@ -7,8 +7,8 @@ Shipped as `checkpoints/toy/dino.safetensors`, whose metadata holds the numbers.
 """
 
 from tora2_jax.config import toy
-from tora2_jax.train_config import OptimConfig, TrainConfig
-from tora2_jax.world.config import WorldConfig
+from tora2_jax.config.train import OptimConfig, TrainConfig
+from tora2_jax.config.world import WorldConfig
 
 
 def get_config() -> TrainConfig:

@@ -6,7 +6,7 @@ Hardware: two CPU cores, about 18 minutes. Expected: see docs/toy.md.
 
 from configs.toy import get_config as first_part
 from configs.toy_vae import FOLDER
-from tora2_jax.train_config import TrainConfig
+from tora2_jax.config.train import TrainConfig
 
 
 def get_config() -> TrainConfig:

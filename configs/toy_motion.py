@@ -6,7 +6,7 @@ Hardware: two CPU cores, about 9 minutes. Expected: see docs/toy.md.
 
 from configs.toy_base import STACKED, diffusion_config
 from configs.toy_vae import FOLDER
-from tora2_jax.train_config import DropoutConfig, OptimConfig, TrainConfig
+from tora2_jax.config.train import DropoutConfig, OptimConfig, TrainConfig
 
 
 def get_config() -> TrainConfig:

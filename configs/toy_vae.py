@@ -7,7 +7,7 @@ Hardware: two CPU cores, about 14 minutes. Expected: see docs/toy.md.
 """
 
 from tora2_jax.config import toy
-from tora2_jax.train_config import OptimConfig, TrainConfig
+from tora2_jax.config.train import OptimConfig, TrainConfig
 
 FIRST_VAE = "workdirs/vae/trained/vae.safetensors"  # where the second part starts
 FOLDER = "checkpoints/toy"  # what the chain makes, and what the later stages start from

@@ -6,7 +6,7 @@ Hardware: two CPU cores, about 28 minutes. Expected: see docs/toy.md.
 
 from configs.toy_vae import FIRST_VAE
 from configs.toy_vae import get_config as first_part
-from tora2_jax.train_config import TrainConfig
+from tora2_jax.config.train import TrainConfig
 
 
 def get_config() -> TrainConfig:

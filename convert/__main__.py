@@ -25,11 +25,12 @@ from pathlib import Path
 
 from convert.engine import ConversionError
 from convert.folders import FolderError
-from tora2_jax import feedback, stored_settings
-from tora2_jax.addresses import local_path
-from tora2_jax.checkpoint import CheckpointError
-from tora2_jax.stop import exit_code
-from tora2_jax.train_config import TrainConfig
+from tora2_jax.config import stored
+from tora2_jax.config.train import TrainConfig
+from tora2_jax.system import feedback
+from tora2_jax.system.addresses import local_path
+from tora2_jax.system.stop import exit_code
+from tora2_jax.weights.checkpoint import CheckpointError
 
 # Encoders by command: the module whose `convert_encoder(source, destination)` does it and returns
 # what the user should know, and what SRC is.
@@ -266,7 +267,7 @@ def _config(given: str) -> TrainConfig:
 
 def _run_config(path: Path) -> TrainConfig:
     try:
-        return stored_settings.read_run(path)
+        return stored.read_run(path)
     except (OSError, ValueError) as error:
         raise ConversionError(f"--config: {path} is not the config of a run: {error}") from error
 

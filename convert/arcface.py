@@ -17,8 +17,8 @@ from convert.object_encoder import batch_norm, block_rules
 from convert.recognition_files import block_counts, first_names, read_tensors
 from convert.weight_places import SourceError
 from tora2_jax.config import ArcFaceConfig
-from tora2_jax.models.arcface import ArcFace, map_size
-from tora2_jax.models.layers import shape_rngs
+from tora2_jax.models.encoders.arcface import ArcFace, map_size
+from tora2_jax.models.layers.basic import shape_rngs
 
 _MARK = "layer1.0.prelu.weight"  # other residual networks have no such
 _CONVOLUTIONS = {r"conv1": "conv_in", r"conv2": "conv_out", r"downsample\.0": "shortcut"}

@@ -14,7 +14,7 @@ import numpy as np
 
 from convert.onnx_graph import Graph, Node, UnexpectedNode
 from convert.weight_places import SourceError
-from tora2_jax.models.batch_norm import EPSILON
+from tora2_jax.models.layers.batch_norm import EPSILON
 
 _HALVES = (127.5, 0.5)  # half of the largest colour, for files that normalise colours themselves
 _ARITHMETIC = ("Sub", "Add", "Mul", "Div")

@@ -6,13 +6,15 @@ from pathlib import Path
 
 from convert import folders
 from convert.engine import ConversionError
-from tora2_jax import checkpoint, conditioning, stored_settings
+from tora2_jax import conditioning
 from tora2_jax.config import ModelConfig, to_dict
-from tora2_jax.networks import misfits
-from tora2_jax.stages.diffusion import TRAINED
+from tora2_jax.config import stored as stored_settings
+from tora2_jax.config.train import TrainConfig, TrainError
 from tora2_jax.text import load_tokenizer
-from tora2_jax.train_config import TrainConfig, TrainError
-from tora2_jax.train_export import export_paths
+from tora2_jax.train.run.export import export_paths
+from tora2_jax.train.stages.diffusion import TRAINED
+from tora2_jax.weights import checkpoint
+from tora2_jax.weights.networks import misfits
 
 
 def make_bundle(config: TrainConfig, destination: str | Path) -> None:

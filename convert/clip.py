@@ -10,10 +10,10 @@ from convert import encoders, folders, tokenizers
 from convert.dinov2 import patch_kernel
 from convert.engine import LINEAR, Rule, ignored
 from convert.setting_table import Part
-from tora2_jax import encoder_presets
-from tora2_jax.encoder_presets import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
-from tora2_jax.models.clip import CLIP, CLIP_MEAN, CLIP_STD
-from tora2_jax.models.layers import shape_rngs
+from tora2_jax.config import encoders as encoder_presets
+from tora2_jax.config.encoders import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
+from tora2_jax.models.encoders.clip import CLIP, CLIP_MEAN, CLIP_STD
+from tora2_jax.models.layers.basic import shape_rngs
 
 _PREPROCESSOR = "preprocessor_config.json"
 

@@ -1,4 +1,4 @@
-"""Diffusers' AutoencoderKLCogVideoX <-> `tora2_jax.models.vae.CausalVAE`."""
+"""Diffusers' AutoencoderKLCogVideoX <-> `tora2_jax.models.vae.vae.CausalVAE`."""
 
 from convert.engine import CONV2D, CONV3D, COPY, Rule
 from tora2_jax.config import VAEConfig

@@ -12,13 +12,13 @@ from flax import nnx
 
 from convert import cogvideox_transformer, cogvideox_vae, t5, tora_transformer
 from convert.engine import Rule
-from tora2_jax import checkpoint
 from tora2_jax.config import ModelConfig
 from tora2_jax.models import tora2
 from tora2_jax.models.dit import CogVideoXTransformer
-from tora2_jax.models.layers import flat_variables, shape_rngs
-from tora2_jax.models.t5 import T5Encoder
-from tora2_jax.models.vae import CausalVAE
+from tora2_jax.models.encoders.t5 import T5Encoder
+from tora2_jax.models.layers.basic import flat_variables, shape_rngs
+from tora2_jax.models.vae.vae import CausalVAE
+from tora2_jax.weights import checkpoint
 
 
 def _nothing(model: ModelConfig) -> dict[str, np.ndarray]:

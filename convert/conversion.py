@@ -22,9 +22,10 @@ from convert.finite import NonFiniteError
 from convert.tensor_files import TensorFiles
 from convert.tokenizers import t5_problems
 from convert.weight_places import SourceError
-from tora2_jax import bundle, checkpoint, stored_settings, weight_folder
-from tora2_jax.checkpoint import CheckpointError
-from tora2_jax.config import DiffusionConfig, ModelConfig, to_dict
+from tora2_jax.config import DiffusionConfig, ModelConfig, stored, to_dict
+from tora2_jax.weights import bundle, checkpoint
+from tora2_jax.weights import folder as weight_folder
+from tora2_jax.weights.checkpoint import CheckpointError
 
 _PARTS = {part.folder: part for part in diffusers_config.PARTS}
 # What tells CogVideoX 2B, 5B and 1.5 apart; I2V and T2V of one kind share VAE and schedule.
@@ -84,7 +85,7 @@ def write(destination: str | Path, wanted: Plan) -> None:
             else:
                 shutil.copytree(path, folder / name)
         folders.copy_tokenizer(wanted.tokenizer, folder / "tokenizer")
-        folders.write_json(folder / "config.json", stored_settings.of_model(wanted.model))
+        folders.write_json(folder / "config.json", stored.of_model(wanted.model))
 
 
 def _write(folder: Path, job: Job, model: ModelConfig) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 from convert import encoders
 from convert.engine import LINEAR, Part, Rule, Transform, ignored
 from convert.setting_table import Part as SettingPart
-from tora2_jax import encoder_presets
 from tora2_jax.config import DINOv2Config
-from tora2_jax.models.dinov2 import DINOv2
-from tora2_jax.models.layers import shape_rngs
+from tora2_jax.config import encoders as encoder_presets
+from tora2_jax.models.encoders.dinov2 import DINOv2
+from tora2_jax.models.layers.basic import shape_rngs
 
 _ADVICE = "take the folder of the same model that transformers loads"
 FREE = ("image_size",)  # positions are interpolated, so any will do

@@ -39,9 +39,9 @@ from convert.finite import NonFiniteError
 from convert.lora_files import is_lora
 from convert.tensor_files import TensorFiles
 from convert.weight_places import SourceError
-from tora2_jax import weight_folder
 from tora2_jax.config import to_dict
-from tora2_jax.models.layers import flat_variables
+from tora2_jax.models.layers.basic import flat_variables
+from tora2_jax.weights import folder as weight_folder
 
 CONFIG = "config.json"
 # Types of Hugging Face's models (`model_type`) -> the command that converts them.

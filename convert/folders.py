@@ -9,8 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tora2_jax.addresses import address_problem
-from tora2_jax.unusable_file import why_unusable
+from tora2_jax.system.addresses import address_problem
+from tora2_jax.system.unusable_file import why_unusable
 
 _MARGIN = 1.05  # of the disk space that weights take, for indices and metadata
 TOKENIZER_FILES = (

@@ -11,7 +11,7 @@ from convert import folders
 from convert.engine import disassemble, listing
 from convert.export import write_tensors
 from convert.lora import Base, read_base
-from tora2_jax import checkpoint
+from tora2_jax.weights import checkpoint
 
 RANK = 64
 _STEM = "pytorch_lora_weights"  # as diffusers calls it

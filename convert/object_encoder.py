@@ -16,8 +16,8 @@ from convert.engine import CONV2D, Rule, ignored
 from convert.recognition_files import block_counts, first_names, read_tensors
 from convert.weight_places import SourceError
 from tora2_jax.config import ObjectEncoderConfig
-from tora2_jax.models.layers import shape_rngs
-from tora2_jax.models.object_encoder import IMAGENET_MEAN, IMAGENET_STD, ObjectEncoder
+from tora2_jax.models.encoders.object_encoder import IMAGENET_MEAN, IMAGENET_STD, ObjectEncoder
+from tora2_jax.models.layers.basic import shape_rngs
 
 _PERSON = {"image_size": 256, "image_width": 128}  # what networks for people are trained on
 _NECK = r"heads\.(?:bottleneck\.0|bnneck)"

@@ -8,8 +8,8 @@ import onnx
 from onnx import numpy_helper
 
 from convert.weight_places import SourceError
-from tora2_jax.error_text import first_line
-from tora2_jax.unusable_file import why_unusable
+from tora2_jax.errors import first_line
+from tora2_jax.system.unusable_file import why_unusable
 
 _TRANSPARENT = {"Identity", "Dropout"}  # Dropout does nothing outside of training
 _RESHAPING = {"Identity", "Unsqueeze", "Squeeze"}  # of weights, by exporters that do not fold them

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from convert import diffusers_config, folders
-from tora2_jax import bundle, checkpoint, conditioning, stored_settings
-from tora2_jax.checkpoint import CheckpointError
-from tora2_jax.config import ModelConfig
-from tora2_jax.networks import misfits
+from tora2_jax import conditioning
+from tora2_jax.config import ModelConfig, stored
+from tora2_jax.weights import bundle, checkpoint
+from tora2_jax.weights.checkpoint import CheckpointError
+from tora2_jax.weights.networks import misfits
 
 FOLDER = "tora2"
 _ENCODERS = ("dino", "face", "object")  # PyTorch programs have them in files of their own
@@ -62,7 +63,7 @@ def write(folder: Path, model: ModelConfig, places: Mapping[str, Path]) -> None:
             continue
         arrays = dict(checkpoint.read_component(path))
         checkpoint.save_component(target, arrays, checkpoint.component_metadata(path), dtype=None)
-    folders.write_json(own / "config.json", stored_settings.of_model(model))
+    folders.write_json(own / "config.json", stored.of_model(model))
 
 
 def read(

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from convert.weight_places import SourceError
-from tora2_jax.error_text import first_line
+from tora2_jax.errors import first_line
 
 # Entries under which training programs put the tensors beside what else they keep.
 WRAPPERS = ("state_dict_backbone", "state_dict", "module", "model", "net")

@@ -7,7 +7,7 @@ from convert.components import COMPONENTS, TORA
 from convert.engine import listing
 from convert.tensor_files import TensorFiles
 from convert.tokenizers import t5_problems
-from tora2_jax import checkpoint
+from tora2_jax.weights import checkpoint
 
 FROM_BASE = ("vae", "text")
 

@@ -9,8 +9,8 @@ from convert.diffusers_config import TEXT
 from convert.engine import LINEAR, Rule, ignored
 from convert.tokenizers import t5_problems
 from tora2_jax.config import T5Config
-from tora2_jax.models.layers import shape_rngs
-from tora2_jax.models.t5 import T5Encoder
+from tora2_jax.models.encoders.t5 import T5Encoder
+from tora2_jax.models.layers.basic import shape_rngs
 
 _BLOCK = r"encoder\.block\.(?P<layer>\d+)\.layer\."
 

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from convert import pickles, quantized, weight_places
 from convert.weight_places import SourceError
-from tora2_jax.unusable_file import why_unusable
+from tora2_jax.system.unusable_file import why_unusable
 
 _DTYPES = {
     "F64": np.dtype(np.float64),

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from tora2_jax.encoder_presets import CLIPTextConfig
-from tora2_jax.image_text import load_clip_tokenizer
-from tora2_jax.models.clip import LEGACY_END
+from tora2_jax.config.encoders import CLIPTextConfig
+from tora2_jax.evaluation.clip import load_clip_tokenizer
+from tora2_jax.models.encoders.clip import LEGACY_END
 from tora2_jax.text import load_tokenizer
 
 

@@ -9,7 +9,7 @@ from convert.engine import ConversionError, listing, plan
 from convert.tensor_files import TensorFiles
 from convert.tokenizers import t5_problems
 from convert.weight_places import SourceError
-from tora2_jax import checkpoint
+from tora2_jax.weights import checkpoint
 
 _FOLDERS = ("fuser", "traj_extractor")  # also what the names begin with in diffusers
 _FROM_BASE = ("transformer", "vae", "text")

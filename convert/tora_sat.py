@@ -12,7 +12,7 @@ from dataclasses import replace
 from convert import cogvideox_transformer, tora_transformer
 from convert.engine import LINEAR, Part, Rule, Spec, Transform, ignored
 from tora2_jax.config import ModelConfig
-from tora2_jax.models import positions
+from tora2_jax.models.layers import positions
 
 FILE = "mp_rank_00_model_states.pt"
 NETWORK = "model.diffusion_model."

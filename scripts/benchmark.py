@@ -20,12 +20,12 @@ from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
-from tora2_jax.addresses import local_path
 from tora2_jax.config import VAEConfig
-from tora2_jax.error_text import first_line
-from tora2_jax.models.layers import shape_rngs
-from tora2_jax.models.vae import CausalVAE, first_chunk
-from tora2_jax.models.vae_tiling import DEFAULT_TILES, VAEMemory, run_chunk, run_whole
+from tora2_jax.errors import first_line
+from tora2_jax.models.layers.basic import shape_rngs
+from tora2_jax.models.vae.tiling import DEFAULT_TILES, VAEMemory, run_chunk, run_whole
+from tora2_jax.models.vae.vae import CausalVAE, first_chunk
+from tora2_jax.system.addresses import local_path
 
 ROW = "{:9} {:9} {:8} {:13} {:>10} {:>8} {:>12} {:>7}"
 HEADINGS = ("network", "dtype", "memory", "program", "arguments", "outputs", "temporaries", "total")

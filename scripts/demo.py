@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tora2_jax import conditioning, pipeline, sampling, video
+from tora2_jax import conditioning
 from tora2_jax.evaluation import look
 from tora2_jax.evaluation.requests import style_of
-from tora2_jax.image_file import load_image
-from tora2_jax.stop import exit_code
+from tora2_jax.media import video
+from tora2_jax.media.image_file import load_image
+from tora2_jax.sampling import command, pipeline
+from tora2_jax.system.stop import exit_code
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / "checkpoints" / "bench"
@@ -21,7 +23,7 @@ BENCH = ROOT / "checkpoints" / "bench"
 
 def main() -> int:
     """Sample the example request, draw it, and let the toy bench look at it."""
-    options = sampling.Options(
+    options = command.Options(
         checkpoint=ROOT / "checkpoints" / "toy",
         request=ROOT / "examples" / "request.json",
         output=Path("out/demo.mp4"),
@@ -29,22 +31,22 @@ def main() -> int:
     )
     try:
         start = time.monotonic()
-        job = sampling.prepare(options)
-        sample = sampling.sample(options, job)
+        job = command.prepare(options)
+        sample = command.sample(options, job)
         seconds = time.monotonic() - start
-        sampling.write(options, job, sample)
-    except sampling.SamplingError as error:
+        command.write(options, job, sample)
+    except command.SamplingError as error:
         print(error, file=sys.stderr)
         return 2
     frames = pipeline.to_uint8(sample.video[0])
-    shown = sampling.draw_overlay(frames, job.requests[0], job.model.config)
+    shown = command.draw_overlay(frames, job.requests[0], job.model.config)
     video.write_image("out/demo.png", video.contact_sheet(shown, columns=3, count=6))
     report(job, frames)
     print(f"sampled in {seconds:.0f} s; wrote out/demo.mp4 and out/demo.png")
     return 0
 
 
-def report(job: sampling.Job, frames: np.ndarray) -> None:
+def report(job: command.Job, frames: np.ndarray) -> None:
     """Print of each entity where it is found and which reference it looks like."""
     bench = look.load_bench(BENCH / "localiser.safetensors", BENCH / "judge.safetensors")
     wanted, model = job.requests[0], job.model.config

@@ -7,14 +7,16 @@ import argparse
 import json
 import sys
 
-from tora2_jax import bundle, feedback, reference_encoding
-from tora2_jax.addresses import local_path
-from tora2_jax.checkpoint import CheckpointError
-from tora2_jax.compile_cache import keep_compiled_programs
-from tora2_jax.faces import FaceModelError, InsightFaceDetector
-from tora2_jax.feature_files import FORMATS
+from tora2_jax.conditioning import feature_writer
+from tora2_jax.references.faces import FaceModelError, InsightFaceDetector
+from tora2_jax.references.feature_files import FORMATS
 from tora2_jax.request import RequestError, load_request
-from tora2_jax.stop import exit_code
+from tora2_jax.system import feedback
+from tora2_jax.system.addresses import local_path
+from tora2_jax.system.compile_cache import keep_compiled_programs
+from tora2_jax.system.stop import exit_code
+from tora2_jax.weights import bundle
+from tora2_jax.weights.checkpoint import CheckpointError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,10 +51,8 @@ def _write(options: argparse.Namespace) -> None:
         model, networks = bundle.load_reference_encoders(options.checkpoint)
     request = load_request(options.request, model, tokenizer)
     with feedback.working("encoding"):
-        references = reference_encoding.encode_request(
-            networks, model, tokenizer, request, detector
-        )
-    names = reference_encoding.write_features(options.output, references, f".{options.format}")
+        references = feature_writer.encode_request(networks, model, tokenizer, request, detector)
+    names = feature_writer.write_features(options.output, references, f".{options.format}")
     for entity, own in zip(request.entities, names, strict=True):
         if own:
             print(f'"word": "{entity.word}", "features": {json.dumps(own)}')

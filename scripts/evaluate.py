@@ -19,16 +19,17 @@ import json
 import sys
 from pathlib import Path
 
-from tora2_jax import checkpoint, feedback
-from tora2_jax.addresses import local_path
-from tora2_jax.checkpoint import CheckpointError
-from tora2_jax.compile_cache import keep_compiled_programs
 from tora2_jax.config import ModelConfig, from_dict
 from tora2_jax.evaluation import base, conditions, gate, look, report, requests, world
-from tora2_jax.pipeline import SampleSettings, Tora2Pipeline
-from tora2_jax.stop import exit_code
-from tora2_jax.video import write_image
-from tora2_jax.whole_file import write_text
+from tora2_jax.media.video import write_image
+from tora2_jax.sampling.pipeline import SampleSettings, Tora2Pipeline
+from tora2_jax.system import feedback
+from tora2_jax.system.addresses import local_path
+from tora2_jax.system.compile_cache import keep_compiled_programs
+from tora2_jax.system.files import write_text
+from tora2_jax.system.stop import exit_code
+from tora2_jax.weights import checkpoint
+from tora2_jax.weights.checkpoint import CheckpointError
 
 _BOLD_LOCALISER = "checkpoints/bold_bench/localiser.safetensors"
 

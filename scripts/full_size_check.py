@@ -23,11 +23,13 @@ from convert import diffusers_config, export
 from convert.components import COMPONENTS, Component, target
 from convert.engine import plan_export
 from convert.tensor_files import TensorFiles
-from tora2_jax import checkpoint, config, weight_folder
-from tora2_jax.addresses import local_path
+from tora2_jax import config
 from tora2_jax.models import dit
-from tora2_jax.models.layers import assign_variables, flat_variables, rotary_tables
-from tora2_jax.stop import exit_code
+from tora2_jax.models.layers.basic import assign_variables, flat_variables, rotary_tables
+from tora2_jax.system.addresses import local_path
+from tora2_jax.system.stop import exit_code
+from tora2_jax.weights import checkpoint
+from tora2_jax.weights import folder as weight_folder
 
 TOKENIZER = Path(__file__).resolve().parent.parent / "checkpoints" / "toy" / "tokenizer"
 GRID = (2, 3, 4)  # tokens of the block's input

@@ -8,10 +8,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from tora2_jax.addresses import local_path
 from tora2_jax.inspection import command
-from tora2_jax.sampling import SamplingError
-from tora2_jax.stop import exit_code
+from tora2_jax.sampling.command import SamplingError
+from tora2_jax.system.addresses import local_path
+from tora2_jax.system.stop import exit_code
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -24,10 +24,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from configs import toy_face  # noqa: E402
-from tora2_jax import train, train_state  # noqa: E402
-from tora2_jax.addresses import local_path  # noqa: E402
-from tora2_jax.run_checkpoints import Checkpoints  # noqa: E402
-from tora2_jax.train_config import OptimConfig, TrainConfig  # noqa: E402
+from tora2_jax.config.train import OptimConfig, TrainConfig  # noqa: E402
+from tora2_jax.system.addresses import local_path  # noqa: E402
+from tora2_jax.train import loop  # noqa: E402
+from tora2_jax.train import state as train_state  # noqa: E402
+from tora2_jax.train.run.checkpoints import Checkpoints  # noqa: E402
 
 KINDS = ("starting", "training", "saving", "stop", "stop, then kill")
 ITEMS = ("trainable", "statistics", "optimizer", "average")
@@ -138,8 +139,8 @@ def uninterrupted(steps: int, folder: Path) -> dict[int, str]:
     """Digests of every step of a run that nobody kills."""
     config = get_config()
     config.steps, config.checkpoint_every = steps, 1
-    train.Checkpoints = Recorder
-    train.train(config, folder / "uninterrupted")
+    loop.Checkpoints = Recorder
+    loop.train(config, folder / "uninterrupted")
     return Recorder.digests
 
 

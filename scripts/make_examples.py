@@ -7,8 +7,8 @@ import argparse
 
 import numpy as np
 
-from tora2_jax import video
-from tora2_jax.addresses import local_path
+from tora2_jax.media import video
+from tora2_jax.system.addresses import local_path
 from tora2_jax.world import clips as world
 
 IDENTITIES = {"man": (990_001, 3), "kite": (990_001, 5)}

@@ -14,14 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
-from tora2_jax import conditioning, pipeline, sampling
-from tora2_jax.addresses import local_path
+from tora2_jax import conditioning
 from tora2_jax.evaluation import look
 from tora2_jax.evaluation.requests import style_of
-from tora2_jax.image_file import load_image
 from tora2_jax.media.animation import request_row, stacked, write_animation
-from tora2_jax.stop import exit_code
-from tora2_jax.whole_file import write_text
+from tora2_jax.media.image_file import load_image
+from tora2_jax.sampling import command, pipeline
+from tora2_jax.system.addresses import local_path
+from tora2_jax.system.files import write_text
+from tora2_jax.system.stop import exit_code
 
 _PAGE = """# Gallery
 
@@ -51,7 +52,7 @@ def main() -> int:
     options = arguments()
     rows, told, prompts = [], [], []
     for path in options.requests:
-        settings = sampling.Options(
+        settings = command.Options(
             checkpoint=options.checkpoint,
             request=path,
             output=options.output.with_suffix(".mp4"),  # none is written
@@ -59,9 +60,9 @@ def main() -> int:
             seed=options.seed,
         )
         try:
-            job = sampling.prepare(settings)
-            frames = pipeline.to_uint8(sampling.sample(settings, job).video[0])
-        except sampling.SamplingError as error:
+            job = command.prepare(settings)
+            frames = pipeline.to_uint8(command.sample(settings, job).video[0])
+        except command.SamplingError as error:
             print(error, file=sys.stderr)
             return 2
         rows.append(_row(job, frames))
@@ -80,7 +81,7 @@ def main() -> int:
     return 0
 
 
-def _row(job: sampling.Job, frames: np.ndarray) -> np.ndarray:
+def _row(job: command.Job, frames: np.ndarray) -> np.ndarray:
     wanted = job.requests[0]
     pairs = [
         conditioning.request_track(entity, wanted, job.model.config) for entity in wanted.entities
@@ -94,7 +95,7 @@ def _row(job: sampling.Job, frames: np.ndarray) -> np.ndarray:
     )
 
 
-def _measured(job: sampling.Job, frames: np.ndarray, folder: Path) -> list[str]:
+def _measured(job: command.Job, frames: np.ndarray, folder: Path) -> list[str]:
     bench = look.load_bench(folder / "localiser.safetensors", folder / "judge.safetensors")
     wanted, model = job.requests[0], job.model.config
     lines = []

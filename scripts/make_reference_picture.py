@@ -16,10 +16,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 from skimage import data
 
-from tora2_jax.addresses import local_path
+from tora2_jax.conditioning.references import PreparedEntity, prepare_request
 from tora2_jax.config import ModelConfig
-from tora2_jax.reference_inputs import PreparedEntity, prepare_request
 from tora2_jax.request import Request, load_request
+from tora2_jax.system.addresses import local_path
 
 LANDMARKS = [[202.9, 100.9], [246.6, 102.9], [225.4, 126.2], [204.6, 140.4], [242.9, 141.6]]
 OUTLINE = [(38, 0), (33, 95), (8, 140), (0, 180), (0, 299), (300, 299), (330, 250), (347, 200),

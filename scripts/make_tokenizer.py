@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from tora2_jax.addresses import local_path
+from tora2_jax.system.addresses import local_path
 
 SPECIAL = ("<pad>", "</s>", "<unk>")  # T5's ids 0, 1 and 2
 SPACE = "▁"

@@ -8,15 +8,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from tora2_jax import sampling
-from tora2_jax.stop import exit_code
+from tora2_jax.sampling import command
+from tora2_jax.system.stop import exit_code
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse, sample, print; exit code 2 and one message for anything that the user can mend."""
     try:
-        written = sampling.run(sampling.Options(**vars(_parser().parse_args(arguments))))
-    except sampling.SamplingError as error:
+        written = command.run(command.Options(**vars(_parser().parse_args(arguments))))
+    except command.SamplingError as error:
         print(error, file=sys.stderr)
         return 2
     print("\n".join(f"wrote {path}" for path in written))
@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Make videos from request files.")
-    parser.set_defaults(**sampling.Options._field_defaults)
+    parser.set_defaults(**command.Options._field_defaults)
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder with the model")
     parser.add_argument(
         "--request",

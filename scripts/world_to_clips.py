@@ -8,11 +8,11 @@ import sys
 
 from tqdm import tqdm
 
-from tora2_jax.addresses import local_path
+from tora2_jax.config.world import WorldConfig
 from tora2_jax.data.record_files import write_record
-from tora2_jax.stop import exit_code
+from tora2_jax.system.addresses import local_path
+from tora2_jax.system.stop import exit_code
 from tora2_jax.world.clips import render_clip
-from tora2_jax.world.config import WorldConfig
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -12,8 +12,8 @@ from flax import nnx
 
 from convert.__main__ import main
 from tests.parity import randomise
-from tora2_jax import checkpoint
-from tora2_jax.models.layers import assign_variables
+from tora2_jax.models.layers.basic import assign_variables
+from tora2_jax.weights import checkpoint
 
 
 def save(twin, folder: Path, kind: str = "safetensors", dtype=torch.float32) -> Path:

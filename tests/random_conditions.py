@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from tora2_jax import config as configs
-from tora2_jax.models.layers import assign_variables, flat_variables
+from tora2_jax.models.layers.basic import assign_variables, flat_variables
 from tora2_jax.types import Conditions
 
 BATCH, ENTITIES, GRID = 2, 3, (3, 4, 5)

@@ -10,9 +10,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tora2_jax import config as settings
-from tora2_jax import parallel, train_state
-from tora2_jax.stages import diffusion
-from tora2_jax.train_config import MeshConfig, OptimConfig, TrainConfig
+from tora2_jax import parallel
+from tora2_jax.config.train import MeshConfig, OptimConfig, TrainConfig
+from tora2_jax.train import state as train_state
+from tora2_jax.train.stages import diffusion
 
 LAYERS = 2
 

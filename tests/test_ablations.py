@@ -12,12 +12,15 @@ from PIL import Image
 
 from convert.bundle import make_bundle
 from convert.engine import ConversionError
-from tora2_jax import bundle, checkpoint, sampling, train, train_state
 from tora2_jax.config import to_dict
-from tora2_jax.models.layers import flat_variables
+from tora2_jax.config.train import differences
+from tora2_jax.models.layers.basic import flat_variables
 from tora2_jax.models.tora2 import COMPONENTS, Tora2
-from tora2_jax.stages import diffusion
-from tora2_jax.train_config import differences
+from tora2_jax.sampling import command
+from tora2_jax.train import loop
+from tora2_jax.train import state as train_state
+from tora2_jax.train.stages import diffusion
+from tora2_jax.weights import bundle, checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = {"full": "configs.toy"} | {
@@ -164,17 +167,17 @@ def small(name: str, folder: Path):
 def test_every_run_trains_and_samples(name, folder, monkeypatch):
     monkeypatch.chdir(ROOT)  # the configs name what they start from relative to it
     config, workdir = small(name, folder), folder / name
-    train.train(config, workdir)
+    loop.train(config, workdir)
     rows = [json.loads(row) for row in (workdir / "metrics/losses.jsonl").read_text().splitlines()]
     assert len(rows) == 3 and np.isfinite([row["loss"] for row in rows]).all()
     assert len(list((folder / "cache").iterdir())) == 1  # all runs read the same encoded clips
-    options = sampling.Options(
+    options = command.Options(
         checkpoint=workdir,
         request=folder / ("alone.json" if name in ALONE else "full.json"),
         output=workdir / "video.mp4",
         steps=2,
     )
-    assert all(path.is_file() for path in sampling.run(options))
+    assert all(path.is_file() for path in command.run(options))
 
 
 @pytest.mark.long

@@ -8,11 +8,13 @@ import pytest
 from convert import __main__ as convert
 from convert.folders import FolderError, new_folder
 from scripts import encode_references, inspect_entities, make_gallery, sample
-from tora2_jax import checkpoint, train, trajectory_command
-from tora2_jax.addresses import address_problem
-from tora2_jax.pipeline import Tora2Pipeline
-from tora2_jax.train_config import ClipFolderConfig, TrainConfig
-from tora2_jax.whole_file import write_text
+from tora2_jax.config.train import ClipFolderConfig, TrainConfig
+from tora2_jax.sampling.pipeline import Tora2Pipeline
+from tora2_jax.system.addresses import address_problem
+from tora2_jax.system.files import write_text
+from tora2_jax.train import loop
+from tora2_jax.trajectory import command
+from tora2_jax.weights import checkpoint
 
 RUN = "gs://bucket/run"
 
@@ -53,8 +55,8 @@ def test_a_training_names_all_its_addresses_at_once():
     )
     config.clips, config.weights.vae = ClipFolderConfig(folder="s3://b/clips"), "hf://org/model"
     config.model.personalization = None
-    with pytest.raises(train.TrainError) as error:
-        train.train(config, RUN)
+    with pytest.raises(loop.TrainError) as error:
+        loop.train(config, RUN)
     found = [line.split(" is an address")[0] for line in str(error.value).splitlines()]
     assert found == [
         "--workdir: gs://bucket/run",
@@ -83,7 +85,7 @@ def test_sampling_names_all_its_addresses_at_once(capsys):
         (convert.main, ["cogvideox", "--src", "here", "--dst", RUN]),
         (inspect_entities.main, ["a.json", "--checkpoint", RUN]),
         (encode_references.main, ["--checkpoint", "c", "--request", "r", "--output", RUN]),
-        (trajectory_command.main, ["a.txt", "--plot", "gs://b/a.png"]),
+        (command.main, ["a.txt", "--plot", "gs://b/a.png"]),
         (make_gallery.arguments, ["page", "a.json", "--output", "gs://b/page.md"]),
     ],
 )

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from scripts import make_gallery
-from tora2_jax import sampling
 from tora2_jax.evaluation.look import EntityReport, told
 from tora2_jax.media.animation import request_row, stacked, write_animation
-from tora2_jax.video import VideoError
+from tora2_jax.media.video import VideoError
+from tora2_jax.sampling import command as sampling
 
 
 def _row(frames=3, words=("man",)):

@@ -10,8 +10,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tora2_jax.bench import measure
-from tora2_jax.bench.networks import (
+from tora2_jax.config import toy
+from tora2_jax.config.train import TrainConfig
+from tora2_jax.config.world import WorldConfig
+from tora2_jax.evaluation import gate, look, report, requests
+from tora2_jax.evaluation import world as evaluate
+from tora2_jax.evaluation.bench import measure
+from tora2_jax.evaluation.bench.networks import (
     ABSENT,
     JUDGE_SIDE,
     NAMES,
@@ -26,20 +31,15 @@ from tora2_jax.bench.networks import (
     peak_centres,
     white_square,
 )
-from tora2_jax.checkpoint import CheckpointError, stored_names
-from tora2_jax.config import toy
-from tora2_jax.evaluation import gate, look, report, requests
-from tora2_jax.evaluation import world as evaluate
 from tora2_jax.evaluation.own_looks import own_looks
-from tora2_jax.models.layers import assign_variables, flat_variables
-from tora2_jax.models.vae import CausalVAE
-from tora2_jax.pipeline import Sample
-from tora2_jax.stages import judge, localiser, recognition
-from tora2_jax.stages.contrast import contrast, normalised
-from tora2_jax.train_config import TrainConfig
+from tora2_jax.models.layers.basic import assign_variables, flat_variables
+from tora2_jax.models.vae.vae import CausalVAE
+from tora2_jax.sampling.pipeline import Sample
+from tora2_jax.train.stages import judge, localiser, recognition
+from tora2_jax.train.stages.contrast import contrast, normalised
 from tora2_jax.types import PriorFeatures
+from tora2_jax.weights.checkpoint import CheckpointError, stored_names
 from tora2_jax.world.clips import render_clip
-from tora2_jax.world.config import WorldConfig
 from tora2_jax.world.model import toy_bold
 
 

@@ -25,7 +25,7 @@ from tests.random_conditions import (
 from tora2_jax.models import binding
 from tora2_jax.models.binding import Binder
 from tora2_jax.models.contrast import contrastive_loss
-from tora2_jax.models.layers import flat_variables
+from tora2_jax.models.layers.basic import flat_variables
 from tora2_jax.types import ContrastEmbeddings
 
 QUERIES = 3

@@ -8,11 +8,13 @@ import pytest
 from flax import nnx
 
 from scripts.toy_checkpoint import CHAINS
-from tora2_jax import checkpoint, text
+from tora2_jax import text
 from tora2_jax.config import to_dict
+from tora2_jax.config.world import WorldConfig
 from tora2_jax.evaluation.requests import world_requests
-from tora2_jax.models.vae import CausalVAE
-from tora2_jax.train_state import abstract_step, find_stage, mesh_of
+from tora2_jax.models.vae.vae import CausalVAE
+from tora2_jax.train.state import abstract_step, find_stage, mesh_of
+from tora2_jax.weights import checkpoint
 from tora2_jax.world.captions import (
     COLORS,
     NEUTRAL,
@@ -22,7 +24,6 @@ from tora2_jax.world.captions import (
     whereabouts,
 )
 from tora2_jax.world.clips import render_clip
-from tora2_jax.world.config import WorldConfig
 from tora2_jax.world.entities import WORDS, sample_entity
 from tora2_jax.world.model import toy_bold
 

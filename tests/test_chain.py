@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from scripts.toy_checkpoint import SHIPPED, STAGES
-from tora2_jax import bundle, checkpoint, sampling, train
 from tora2_jax.config import to_dict
 from tora2_jax.data import pool
+from tora2_jax.sampling import command
+from tora2_jax.train import loop
+from tora2_jax.weights import bundle, checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 TOY = ROOT / "checkpoints" / "toy"
@@ -42,7 +44,7 @@ def small(name: str, folder: Path):
 @pytest.mark.long
 def test_base_motion_and_joint_stage_end_in_a_checkpoint_that_samples(tmp_path):
     for name in ("toy_base", "toy_base_fine", "toy_motion", "toy", "toy_fine"):
-        train.train(small(name, tmp_path), tmp_path / name)
+        loop.train(small(name, tmp_path), tmp_path / name)
     clips = pool.Pool(next((tmp_path / "cache").iterdir()))
     assert len(clips) == 16
     assert all(np.isfinite(value).all() for value in clips[3].values())
@@ -58,10 +60,10 @@ def test_base_motion_and_joint_stage_end_in_a_checkpoint_that_samples(tmp_path):
     assert bundle.load_config(made).vae.scaling_factor != 0.7  # the measured one
 
     for folder in (made, tmp_path / "toy_fine"):
-        options = sampling.Options(
+        options = command.Options(
             checkpoint=folder,
             request=ROOT / "examples" / "request.json",
             output=tmp_path / "video.mp4",
             steps=2,
         )
-        assert all(path.is_file() for path in sampling.run(options))
+        assert all(path.is_file() for path in command.run(options))

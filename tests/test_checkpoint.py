@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tora2_jax import checkpoint, run_checkpoints, weight_folder
-from tora2_jax.models.layers import flat_variables
-from tora2_jax.precision import resting_dtype
-from tora2_jax.whole_file import write_text, written_whole
+from tora2_jax.models.layers.basic import flat_variables
+from tora2_jax.system.files import write_text, written_whole
+from tora2_jax.train.run import checkpoints
+from tora2_jax.weights import checkpoint
+from tora2_jax.weights import folder as weight_folder
+from tora2_jax.weights.precision import resting_dtype
 
 
 class _Model(nnx.Module):
@@ -160,11 +162,11 @@ def test_stored_names_leave_out_the_prefix():
 
 
 def test_only_the_last_checkpoints_are_kept(tmp_path):
-    saved = run_checkpoints.Checkpoints(tmp_path, keep=2)
+    saved = checkpoints.Checkpoints(tmp_path, keep=2)
     for step in (1, 2, 3):
         saved.save(step, {"trainable": {"a.kernel": jnp.full(3, step, jnp.float32)}, "average": {}})
     saved.close()
-    saved = run_checkpoints.Checkpoints(tmp_path, keep=2)
+    saved = checkpoints.Checkpoints(tmp_path, keep=2)
     assert saved.latest() == 3
     target = {"trainable": {"a.kernel": jnp.zeros(3)}, "average": {}}
     restored = saved.restore(3, target)

@@ -16,12 +16,12 @@ from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 from convert import clip as table
 from tests import encoder_twins
 from tests.parity import BLOCK_TOLERANCE, insensitive, relative_error
-from tora2_jax import encoder_presets, image_text
-from tora2_jax.checkpoint import CheckpointError
-from tora2_jax.config import from_dict
-from tora2_jax.encoder_presets import CLIPConfig
-from tora2_jax.models.clip import CLIP, CLIP_MEAN, CLIP_STD
-from tora2_jax.models.layers import flat_variables
+from tora2_jax.config import encoders, from_dict
+from tora2_jax.config.encoders import CLIPConfig
+from tora2_jax.evaluation import clip
+from tora2_jax.models.encoders.clip import CLIP, CLIP_MEAN, CLIP_STD
+from tora2_jax.models.layers.basic import flat_variables
+from tora2_jax.weights.checkpoint import CheckpointError
 
 END, LENGTH, SIDE = 63, 10, 30
 CAPTIONS = ("A cat, a dog.", "a dog and a cat and a cow and a hen.")  # the second is cut
@@ -120,7 +120,7 @@ def test_vision_tower_equals_transformers(case):
 def test_text_tower_equals_transformers(case):
     reference, tokenizer, _, arrays, config = case
     captions = [*CAPTIONS, "Zebra, cat"]
-    token_ids = image_text.tokenize(tokenizer, captions, LENGTH)
+    token_ids = clip.tokenize(tokenizer, captions, LENGTH)
     theirs = tokenizer(captions, padding="max_length", truncation=True, max_length=LENGTH)
     assert token_ids.tolist() == theirs.input_ids and token_ids.shape == (3, LENGTH)
     # Where the two rules for the end of a caption differ.
@@ -145,10 +145,10 @@ def test_text_tower_equals_transformers(case):
 def test_a_converted_folder_compares_pictures_with_captions(case):
     """Pictures and captions to logits, all from the folder, against transformers' whole model."""
     reference, tokenizer, folder, arrays, _ = case
-    model, own_tokenizer = image_text.load_clip(folder)
+    model, own_tokenizer = clip.load_clip(folder)
     pictures = np.random.default_rng(1).integers(0, 256, (2, 40, 50, 3), np.uint8)
-    images = np.stack([image_text.preprocess(picture, SIDE) for picture in pictures])
-    token_ids = image_text.tokenize(own_tokenizer, CAPTIONS, LENGTH)
+    images = np.stack([clip.preprocess(picture, SIDE) for picture in pictures])
+    token_ids = clip.tokenize(own_tokenizer, CAPTIONS, LENGTH)
 
     @nnx.jit
     def logits(model):
@@ -186,13 +186,11 @@ def test_pictures_are_prepared_as_by_transformers():
                     picture.info["transparency"] = 7
                 expected = processor(images=picture, return_tensors="np").pixel_values[0]
                 expected = expected.transpose(1, 2, 0) * np.array(CLIP_STD) + np.array(CLIP_MEAN)
-                actual = image_text.preprocess(picture, side)
+                actual = clip.preprocess(picture, side)
                 assert actual.dtype == np.float32 and actual.shape == (side, side, 3)
                 assert np.array_equal(np.round(actual * 255), np.round(expected * 255)), size
     array = generator.integers(0, 256, (30, 40, 3), np.uint8)
-    assert np.array_equal(
-        image_text.preprocess(array, 24), image_text.preprocess(Image.fromarray(array), 24)
-    )
+    assert np.array_equal(clip.preprocess(array, 24), clip.preprocess(Image.fromarray(array), 24))
 
 
 @pytest.mark.parametrize("doubled", [None, {}, {"hidden_size": 48, "num_attention_heads": 12}])
@@ -278,13 +276,13 @@ def test_other_models_are_refused(tmp_path, capsys):
 
 def test_folders_without_clip_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="convert clip"):
-        image_text.load_clip(tmp_path)
+        clip.load_clip(tmp_path)
     (tmp_path / "clip").mkdir()
     with pytest.raises(CheckpointError, match="cannot be read"):
-        image_text.load_clip(tmp_path)
+        clip.load_clip(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(ValueError, match="cannot be read"):
-        image_text.load_clip_tokenizer(tmp_path)
+        clip.load_clip_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -297,7 +295,7 @@ def test_folders_without_clip_are_refused(tmp_path):
     ],
 )
 def test_presets_have_the_published_parameters(name, count):
-    config = encoder_presets.CLIP[name]()
+    config = encoders.CLIP[name]()
     arrays = flat_variables(nnx.eval_shape(lambda: CLIP(config, rngs=nnx.Rngs(0))))
     assert sum(int(np.prod(value.shape)) for value in arrays.values()) == count
 

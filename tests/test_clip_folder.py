@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tora2_jax import optical_flow
 from tora2_jax.config import (
     ModelConfig,
     TransformerConfig,
@@ -18,10 +17,11 @@ from tora2_jax.config import (
     cogvideox_5b_i2v,
     to_dict,
 )
+from tora2_jax.config.train import ClipFolderConfig, TrainConfig, TrainError
 from tora2_jax.data import clip_folder, clip_look, pool
+from tora2_jax.media.video import write_video
 from tora2_jax.text import load_tokenizer
-from tora2_jax.train_config import ClipFolderConfig, TrainConfig, TrainError
-from tora2_jax.video import write_video
+from tora2_jax.trajectory import optical_flow
 
 TOY = Path(__file__).resolve().parent.parent / "checkpoints" / "toy"
 

@@ -28,12 +28,12 @@ from tests import (
     tiny_detector,
     tora_twins,
 )
-from tora2_jax import bundle, checkpoint
 from tora2_jax.config import to_dict
 from tora2_jax.data.pool import Pool
 from tora2_jax.data.record_files import write_record
+from tora2_jax.media.video import read_video, write_image
 from tora2_jax.types import EntityRecord, Record
-from tora2_jax.video import read_video, write_image
+from tora2_jax.weights import bundle, checkpoint
 
 # Programs are compiled fast, and run slowly.
 XLA_FLAGS = (

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests import cogvideox_twins as twins
 from tests.parity import PIPELINE_TOLERANCE, relative_error
-from tora2_jax import sampling
+from tora2_jax.sampling import command
 from tora2_jax.text import load_tokenizer
 
 
@@ -86,8 +86,8 @@ def test_prompt_to_frames_equals_diffusers(name, tmp_path, monkeypatch):
     latents = _latents(twin)
     np.savez(tmp_path / "noise.npz", latents=latents)
     files = {"save_latents": tmp_path / "latents.npz", "save_frames": tmp_path / "frames.npy"}
-    sampling.run(
-        sampling.Options(
+    command.run(
+        command.Options(
             checkpoint=converted,
             request=_requests(tmp_path, images),
             output=tmp_path / "out.mp4",

@@ -4,10 +4,10 @@ import importlib
 
 import pytest
 
-from tora2_jax import checkpoint
 from tora2_jax.config import DINOv2Config, ObjectEncoderConfig, to_dict
-from tora2_jax.train_config import problems
-from tora2_jax.train_state import find_stage
+from tora2_jax.config.train import problems
+from tora2_jax.train.state import find_stage
+from tora2_jax.weights import checkpoint
 
 
 @pytest.mark.parametrize("name", ["motion_stage1", "motion_stage2", "motion_vae", "tora2_5b"])

@@ -14,7 +14,7 @@ from tests.parity import relative_error
 from tests.random_conditions import crowded_conditions, quick_jit, random_module, tiny_model
 from tora2_jax.models.binding import Binder
 from tora2_jax.models.contrast import contrastive_loss
-from tora2_jax.models.layers import flat_variables
+from tora2_jax.models.layers.basic import flat_variables
 from tora2_jax.types import ContrastEmbeddings
 
 TEMPERATURE = 0.07

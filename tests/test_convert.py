@@ -21,17 +21,14 @@ from convert.folders import FolderError
 from convert.tensor_files import SourceError, TensorFiles
 from tests import cogvideox_twins as twins
 from tests.parity import BLOCK_TOLERANCE, relative_error
-from tora2_jax import (
-    bundle,
-    checkpoint,
-    train_config,
-    train_state,
-    types,
-    weight_folder,
-)
 from tora2_jax import config as config_room
-from tora2_jax.models.layers import flat_variables
+from tora2_jax import types
+from tora2_jax.config import train
+from tora2_jax.models.layers.basic import flat_variables
 from tora2_jax.text import load_tokenizer
+from tora2_jax.train import state as train_state
+from tora2_jax.weights import bundle, checkpoint
+from tora2_jax.weights import folder as weight_folder
 
 
 @pytest.fixture(scope="module")
@@ -132,19 +129,17 @@ def test_training_starts_from_a_converted_folder(half):
     ours = state.frozen["tora2.transformer.blocks.feed_forward.project.kernel"][1]
     np.testing.assert_array_equal(ours, tensor.T.astype(np.float32))
     config.model.transformer.norm_eps = 1e-3
-    with pytest.raises(
-        train_config.TrainError, match=r"norm_eps is 0\.001; the weights want 1e-05"
-    ):
+    with pytest.raises(train.TrainError, match=r"norm_eps is 0\.001; the weights want 1e-05"):
         train_state.init_state(config, stage)
 
 
 def _train_config(converted):
     model = bundle.load_config(converted)
     model.motion = config_room.MotionConfig(width=8, norm_groups=4)
-    weights = train_config.WeightsConfig(
+    weights = train.WeightsConfig(
         transformer=str(converted), text=str(converted), vae=str(converted)
     )
-    return train_config.TrainConfig(
+    return train.TrainConfig(
         stage="motion", model=model, weights=weights, tokenizer=str(converted / "tokenizer")
     )
 

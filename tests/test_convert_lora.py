@@ -18,10 +18,10 @@ from convert.components import COMPONENTS
 from convert.engine import export
 from tests import cogvideox_twins as twins
 from tests.parity import BLOCK_TOLERANCE, relative_error
-from tora2_jax import bundle, checkpoint
-from tora2_jax.models import layers
 from tora2_jax.models.dit import Shared
-from tora2_jax.models.stream import Layout
+from tora2_jax.models.layers import basic
+from tora2_jax.models.layers.stream import Layout
+from tora2_jax.weights import bundle, checkpoint
 
 NAME, TARGETS = "cogvideox_5b", ["to_q", "to_k", "to_v", "to_out.0", "ff.net.2", "proj"]
 TENSOR_TOLERANCE = 1e-6
@@ -135,10 +135,10 @@ def assert_block_equal(folder, transformer):
         for shape in ((2, twins.TEXT_LENGTH, 32), (2, 18, 32), (2, 12))
     )
     layout = Layout.of(twins.TEXT_LENGTH, (3, 2, 3))
-    tables = layers.rotary_tables((np.zeros(3), np.zeros(2), np.zeros(3)), 16)
+    tables = basic.rotary_tables((np.zeros(3), np.zeros(2), np.zeros(3)), 16)
     cosines, sines = map(layout.place_video, tables)
     shared = Shared(layout, embedding, (cosines.at[: twins.TEXT_LENGTH].set(1), sines), None, None)
-    block = layers.map_arrays(lambda x: x[1], blocks)
+    block = basic.map_arrays(lambda x: x[1], blocks)
     stream = np.concatenate([text, video], axis=1)
     actual = nnx.jit(lambda block, stream: block(stream, shared))(block, stream)
     with torch.no_grad():

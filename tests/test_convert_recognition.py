@@ -19,12 +19,13 @@ from tests import recognition_twins as twins
 from tests import weights_rule
 from tests.encoder_twins import compiled
 from tests.parity import BLOCK_TOLERANCE, insensitive, relative_error
-from tora2_jax import checkpoint, conditioning
+from tora2_jax import conditioning
 from tora2_jax.config import ArcFaceConfig, ModelConfig, ObjectEncoderConfig, from_dict
-from tora2_jax.models.arcface import ArcFace
-from tora2_jax.models.layers import flat_variables
-from tora2_jax.models.object_encoder import ObjectEncoder
-from tora2_jax.weight_settings import setting_differences
+from tora2_jax.models.encoders.arcface import ArcFace
+from tora2_jax.models.encoders.object_encoder import ObjectEncoder
+from tora2_jax.models.layers.basic import flat_variables
+from tora2_jax.weights import checkpoint
+from tora2_jax.weights.settings import setting_differences
 
 GOLDEN = Path(__file__).parent / "golden"
 IMAGES = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)

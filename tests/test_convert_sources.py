@@ -14,8 +14,8 @@ from convert.tensor_files import SourceError, TensorFiles
 from tests import cogvideox_twins as twins
 from tests import tora_twins
 from tests.parity import numpy_state
-from tora2_jax import bundle, checkpoint
 from tora2_jax.config import PRESETS
+from tora2_jax.weights import bundle, checkpoint
 
 T2V = "cogvideox_5b"
 

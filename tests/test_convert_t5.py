@@ -11,11 +11,11 @@ import transformers
 from tests import encoder_twins
 from tests.cogvideox_twins import write_tokenizer
 from tests.parity import BLOCK_TOLERANCE, insensitive, relative_error
-from tora2_jax import checkpoint
 from tora2_jax.config import T5Config, from_dict, toy
-from tora2_jax.models.t5 import T5Encoder
+from tora2_jax.models.encoders.t5 import T5Encoder
 from tora2_jax.text import load_tokenizer
-from tora2_jax.weight_settings import setting_differences
+from tora2_jax.weights import checkpoint
+from tora2_jax.weights.settings import setting_differences
 
 SETTINGS = dict(
     vocab_size=200, d_model=24, d_kv=8, d_ff=40, num_layers=2, num_heads=3,

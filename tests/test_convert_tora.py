@@ -18,10 +18,10 @@ from scripts import sample
 from tests import cogvideox_twins as twins
 from tests import tora_twins
 from tests.parity import relative_error
-from tora2_jax import bundle, checkpoint
 from tora2_jax.config import PRESETS, DiffusionConfig, MotionConfig
-from tora2_jax.models import vae_tiling
-from tora2_jax.pipeline import Tora2Pipeline
+from tora2_jax.models.vae import tiling
+from tora2_jax.sampling.pipeline import Tora2Pipeline
+from tora2_jax.weights import bundle, checkpoint
 
 T2V, I2V, LATER = "cogvideox_5b", "cogvideox_5b_i2v", "cogvideox_1_5_5b"
 
@@ -337,7 +337,7 @@ def undecoded(monkeypatch):
     def decode(vae, latents, memory, tiles, progress):
         return np.zeros((len(latents), 9, twins.HEIGHT, twins.WIDTH, 3), np.float32)
 
-    monkeypatch.setattr(vae_tiling, "decode_latents", decode)
+    monkeypatch.setattr(tiling, "decode_latents", decode)
 
 
 @pytest.fixture

@@ -15,13 +15,13 @@ from convert import dinov2 as table
 from convert.engine import convert as convert_tensors
 from tests import encoder_twins
 from tests.parity import BLOCK_TOLERANCE, insensitive, numpy_state, relative_error
-from tora2_jax import checkpoint, encoder_presets
-from tora2_jax.config import DINOv2Config, from_dict, toy
-from tora2_jax.models.dinov2 import DINOv2, bicubic_matrix
-from tora2_jax.models.layers import flat_variables
-from tora2_jax.models.object_encoder import IMAGENET_MEAN, IMAGENET_STD
-from tora2_jax.networks import misfits
-from tora2_jax.weight_settings import setting_differences
+from tora2_jax.config import DINOv2Config, encoders, from_dict, toy
+from tora2_jax.models.encoders.dinov2 import DINOv2, bicubic_matrix
+from tora2_jax.models.encoders.object_encoder import IMAGENET_MEAN, IMAGENET_STD
+from tora2_jax.models.layers.basic import flat_variables
+from tora2_jax.weights import checkpoint
+from tora2_jax.weights.networks import misfits
+from tora2_jax.weights.settings import setting_differences
 
 # 45 is no multiple of 7: six patches and a rest.
 SETTINGS = dict(
@@ -212,9 +212,9 @@ def test_presets_have_the_published_parameters(name, count):
         arrays = flat_variables(nnx.eval_shape(lambda: DINOv2(config, rngs=nnx.Rngs(0))))
         return sum(int(np.prod(value.shape)) for value in arrays.values())
 
-    config = encoder_presets.DINOV2[name]()
+    config = encoders.DINOV2[name]()
     assert parameters(config) == count
-    with_registers = encoder_presets.DINOV2[f"{name}_registers"]()
+    with_registers = encoders.DINOV2[f"{name}_registers"]()
     assert parameters(with_registers) == count + 4 * config.width
 
 

@@ -14,9 +14,9 @@ from convert.cogvideox_transformer import rules
 from convert.engine import convert, export
 from tests.parity import BLOCK_TOLERANCE, insensitive, numpy_state, randomise, relative_error
 from tora2_jax.config import PRESETS, MotionConfig, PersonalizationConfig, TransformerConfig
-from tora2_jax.models import layers
 from tora2_jax.models.dit import CogVideoXTransformer, Shared
-from tora2_jax.models.stream import Layout
+from tora2_jax.models.layers import basic
+from tora2_jax.models.layers.stream import Layout
 
 PUBLISHED = {
     "cogvideox_2b": 1_693_783_872,
@@ -125,7 +125,7 @@ def _is_new(name):
 def _make(config, twin, new=None, **parts):
     """Our model with the twin's weights; what CogVideoX lacks is `new`, or random throughout."""
     model = nnx.eval_shape(lambda: CogVideoXTransformer(config, rngs=nnx.Rngs(0), **parts))
-    target = layers.flat_variables(model)
+    target = basic.flat_variables(model)
     generator = np.random.default_rng(3)
     if new is None:
         new = {
@@ -134,7 +134,7 @@ def _make(config, twin, new=None, **parts):
             if _is_new(name)
         }
     base = {name: x for name, x in target.items() if not _is_new(name)}
-    layers.assign_variables(model, {**new, **convert(rules(config), numpy_state(twin), base)})
+    basic.assign_variables(model, {**new, **convert(rules(config), numpy_state(twin), base)})
     return model
 
 
@@ -181,7 +181,7 @@ def test_every_block_equals_diffusers():
         generator.normal(size=shape).astype(np.float32)
         for shape in ((2, TEXT, 32), (2, 18, 32), (2, 12))
     )
-    tables = layers.rotary_tables((np.arange(3), np.arange(2), np.arange(3)), config.head_dim)
+    tables = basic.rotary_tables((np.arange(3), np.arange(2), np.arange(3)), config.head_dim)
     layout = Layout.of(TEXT, (3, 2, 3))
     cosines, sines = map(layout.place_video, tables)
     cosines = cosines.at[:TEXT].set(1)
@@ -189,7 +189,7 @@ def test_every_block_equals_diffusers():
     stream = np.concatenate([text, video], axis=1)
     rotary = _rotary(config, twin, np.zeros((1, 3, ROWS, COLUMNS, 1)))
     for index, block in enumerate(twin.transformer_blocks):
-        ours = layers.map_arrays(lambda x, i=index: x[i], model.blocks)
+        ours = basic.map_arrays(lambda x, i=index: x[i], model.blocks)
         actual = nnx.jit(lambda block, stream: block(stream, shared))(ours, stream)
         with torch.no_grad():
             video_out, text_out = block(*map(torch.from_numpy, (video, text, embedding)), rotary)
@@ -203,10 +203,10 @@ def test_the_check_notices_every_tensor(name):
     twin = _random_twin(config)
     inputs = _inputs(config)
     model = _make(config, twin)
-    arrays = {path: np.asarray(x) for path, x in layers.flat_variables(model).items()}
+    arrays = {path: np.asarray(x) for path, x in basic.flat_variables(model).items()}
 
     def forward(arrays):
-        layers.assign_variables(model, arrays)
+        basic.assign_variables(model, arrays)
         return _run(model, *inputs)
 
     expected = _reference(config, twin, *inputs)
@@ -217,7 +217,7 @@ def test_the_check_notices_every_tensor(name):
 def test_full_size_has_the_published_tensors(name):
     config = PRESETS[name]().transformer
     model = nnx.eval_shape(lambda: CogVideoXTransformer(config, rngs=nnx.Rngs(0)))
-    buffers = layers.flat_variables(model)
+    buffers = basic.flat_variables(model)
     parameters = sum(x.get_value().size for _, x in nnx.to_flat_state(nnx.state(model, nnx.Param)))
     assert parameters == PUBLISHED[name]
     positions = buffers.get("positions")
@@ -235,7 +235,7 @@ def test_full_size_has_the_published_tensors(name):
     small = dataclasses.replace(config, num_layers=2)
     small_model = nnx.eval_shape(lambda: CogVideoXTransformer(small, rngs=nnx.Rngs(0)))
     assert len(tensors) - len(two) == 24 * (config.num_layers - 2)
-    convert(rules(small), two, layers.flat_variables(small_model))
+    convert(rules(small), two, basic.flat_variables(small_model))
 
 
 def _layer_above(name: str, last: int) -> bool:
@@ -248,7 +248,7 @@ def test_weights_go_back_to_diffusers(name):
     config = _tiny(name)
     twin = _random_twin(config)
     state = numpy_state(twin)
-    arrays = layers.flat_variables(_make(config, twin))
+    arrays = basic.flat_variables(_make(config, twin))
     back = export(rules(config), {path: np.asarray(x) for path, x in arrays.items()})
     assert set(back) == set(state)
     for key, value in back.items():
@@ -289,7 +289,7 @@ def test_new_paths_change_nothing_at_the_start_and_nothing_where_absent():
     plain = _run(_make(config, twin), *inputs)
     parts = {"motion": MOTION, "personalization": PERSONALIZATION}
     fresh = nnx.jit(lambda: CogVideoXTransformer(config, rngs=nnx.Rngs(0), **parts))()
-    new = {name: x for name, x in layers.flat_variables(fresh).items() if _is_new(name)}
+    new = {name: x for name, x in basic.flat_variables(fresh).items() if _is_new(name)}
     model = _make(config, twin, new, **parts)
     conditions = _conditions(config.num_layers)
     np.testing.assert_allclose(_run(model, *inputs, **conditions), plain, atol=1e-6)
@@ -316,10 +316,10 @@ def test_a_step_reads_nothing_of_what_is_done_once_per_request():
 
     before = step(model)
     once = re.compile(r"text_projection\.|cross_attention\.(key_token_norm|key|value|key_norm)\.")
-    arrays = layers.flat_variables(model)
+    arrays = basic.flat_variables(model)
     spoiled = {path: x * jnp.nan for path, x in arrays.items() if once.match(path)}
     assert len(spoiled) == 8
-    layers.update_variables(model, spoiled)
+    basic.update_variables(model, spoiled)
     np.testing.assert_array_equal(step(model), before)
 
 
@@ -349,10 +349,10 @@ def test_groups_of_blocks_equal_a_loop(order, every):
         )
         observed = []
         for index in range(3):
-            block = layers.map_arrays(lambda x, i=index: x[i], model.blocks)
+            block = basic.map_arrays(lambda x, i=index: x[i], model.blocks)
             personalize = None
             if index % every == 0:
-                cross = layers.map_arrays(lambda x, i=index // every: x[i], model.cross_attention)
+                cross = basic.map_arrays(lambda x, i=index // every: x[i], model.cross_attention)
                 known = cross.keys_values(tokens, mask)
 
                 def personalize(stream, cross=cross, known=known):

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tora2_jax import diffusion, train_state
-from tora2_jax.bench import networks
+from tora2_jax import diffusion
 from tora2_jax.config import toy
-from tora2_jax.models.layers import flat_variables
-from tora2_jax.stages import diffusion as stage
-from tora2_jax.train_config import TrainConfig
+from tora2_jax.config.train import TrainConfig
+from tora2_jax.evaluation.bench import networks
+from tora2_jax.models.layers.basic import flat_variables
+from tora2_jax.train import state
+from tora2_jax.train.stages import diffusion as stage
 
 ROOT = Path(__file__).resolve().parent.parent
 # Function of jax.random -> position of the type among its arguments.
@@ -58,7 +59,7 @@ def test_faults_of_the_benchs_pictures_are_the_same_with_64_bit_types():
 def test_initial_weights_are_the_same_with_64_bit_types(name):
     config = TrainConfig(stage=name, model=toy())
     config.model.transformer.num_layers = 1
-    module = train_state.find_stage(config)
+    module = state.find_stage(config)
 
     def draw() -> dict[str, jax.Array]:
         model = module.build(config, nnx.Rngs(0))

@@ -7,9 +7,9 @@ import pytest
 from flax import nnx
 
 from tora2_jax.config import ArcFaceConfig, ObjectEncoderConfig
-from tora2_jax.models.arcface import ArcFace
-from tora2_jax.models.batch_norm import BatchNorm
-from tora2_jax.models.object_encoder import ObjectEncoder
+from tora2_jax.models.encoders.arcface import ArcFace
+from tora2_jax.models.encoders.object_encoder import ObjectEncoder
+from tora2_jax.models.layers.batch_norm import BatchNorm
 
 torch = pytest.importorskip("torch")
 

@@ -9,16 +9,10 @@ import pytest
 
 from tests.random_conditions import random_module, tiny_model
 from tests.test_chain import TOY
-from tora2_jax import checkpoint, conditioning, train
+from tora2_jax import conditioning
 from tora2_jax.conditioning import FrozenNetworks
 from tora2_jax.config import ModelConfig, to_dict, toy
-from tora2_jax.data import clip_folder, pool
-from tora2_jax.data.entity_clips import EntityClips, EntityExamples, frame_tiers
-from tora2_jax.data.record_files import write_record
-from tora2_jax.models.layers import flat_variables
-from tora2_jax.stages import diffusion
-from tora2_jax.text import load_tokenizer
-from tora2_jax.train_config import (
+from tora2_jax.config.train import (
     ClipFolderConfig,
     EntityClipConfig,
     ReferenceGuardConfig,
@@ -26,10 +20,18 @@ from tora2_jax.train_config import (
     TrainError,
     WeightsConfig,
 )
+from tora2_jax.config.world import WorldConfig
+from tora2_jax.data import clip_folder, pool
+from tora2_jax.data.entity_clips import EntityClips, EntityExamples, frame_tiers
+from tora2_jax.data.record_files import write_record
+from tora2_jax.media.video import write_image, write_video
+from tora2_jax.models.layers.basic import flat_variables
+from tora2_jax.text import load_tokenizer
+from tora2_jax.train import loop
+from tora2_jax.train.stages import diffusion
 from tora2_jax.types import EntityRecord, Record
-from tora2_jax.video import write_image, write_video
+from tora2_jax.weights import checkpoint
 from tora2_jax.world.clips import render_clip
-from tora2_jax.world.config import WorldConfig
 
 WORLD = WorldConfig(seed=5, height=64, width=64, frames=9, references=2, min_entities=2)
 PLAIN = ReferenceGuardConfig(
@@ -369,7 +371,7 @@ def test_the_joint_stage_trains_on_annotated_clips(tmp_path):
     settings.mesh.data = 1
     settings.cache_dir, settings.export = str(tmp_path / "cache"), str(tmp_path / "made")
     settings.tokenizer = str(TOY / "tokenizer")
-    state = train.train(settings, tmp_path / "work")
+    state = loop.train(settings, tmp_path / "work")
     assert int(state.step) == 2 and all(np.isfinite(v).all() for v in state.trainable.values())
     assert (tmp_path / "made" / "personalization.safetensors").is_file()
     rows = pool.Pool(next((tmp_path / "cache").glob("pool-*")))

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from tora2_jax.config import toy
+from tora2_jax.config.sample import SampleSettings
+from tora2_jax.config.world import WorldConfig
 from tora2_jax.evaluation import base, look
-from tora2_jax.sample_settings import SampleSettings
 from tora2_jax.text import load_tokenizer
 from tora2_jax.world.captions import COLORS, NEUTRAL, color_name
 from tora2_jax.world.clips import render_clip, sample_entity
-from tora2_jax.world.config import WorldConfig
 from tora2_jax.world.entities import KINDS
 
 ROOT = Path(__file__).resolve().parent.parent

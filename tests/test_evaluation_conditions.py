@@ -16,9 +16,9 @@ from tests.test_inspection import PROMPT, entities, folder, pipeline_of, tiny  #
 from tora2_jax import diffusion
 from tora2_jax.config import toy
 from tora2_jax.evaluation import conditions as measured
-from tora2_jax.guidance import closed_ways
-from tora2_jax.pipeline import Tora2Pipeline
 from tora2_jax.request import parse_request
+from tora2_jax.sampling.guidance import closed_ways
+from tora2_jax.sampling.pipeline import Tora2Pipeline
 
 ROOT = Path(__file__).resolve().parent.parent
 

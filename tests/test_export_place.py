@@ -8,7 +8,9 @@ import pytest
 
 from scripts import toy_checkpoint
 from tests.test_train import _config
-from tora2_jax import checkpoint, train, train_state
+from tora2_jax.train import loop
+from tora2_jax.train import state as train_state
+from tora2_jax.weights import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted(
@@ -30,7 +32,7 @@ def test_no_config_names_a_place_for_its_result(name):
 
 def test_the_result_goes_to_the_folder_of_the_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    state = train.train(_config(steps=2), "run")
+    state = loop.train(_config(steps=2), "run")
     exported, metadata = checkpoint.load_component("run/trained/motion.safetensors")
     assert exported["1.kernel"].shape == state.trainable["head.1.kernel"].shape
     assert metadata["stage"] == "base"
@@ -39,9 +41,9 @@ def test_the_result_goes_to_the_folder_of_the_run(tmp_path, monkeypatch):
 
 
 def test_a_result_goes_where_a_person_says_or_nowhere(tmp_path):
-    train.train(_config(steps=1, export=str(tmp_path / "named")), tmp_path / "one")
+    loop.train(_config(steps=1, export=str(tmp_path / "named")), tmp_path / "one")
     assert (tmp_path / "named" / "motion.safetensors").is_file()
-    train.train(_config(steps=1, export=""), tmp_path / "two")
+    loop.train(_config(steps=1, export=""), tmp_path / "two")
     for run in ("one", "two"):
         assert not (tmp_path / run / "trained").exists()
 

@@ -6,7 +6,7 @@ import pytest
 from insightface.utils import face_align
 
 from tests.tiny_detector import LANDMARKS, save
-from tora2_jax.faces import (
+from tora2_jax.references.faces import (
     FACE_TEMPLATE,
     Face,
     FaceChoiceError,

@@ -11,19 +11,21 @@ from PIL import Image
 
 from scripts import encode_references as script
 from tests.random_conditions import tiny_model
-from tora2_jax import bundle, conditioning, reference_encoding
+from tora2_jax import conditioning
+from tora2_jax.conditioning import feature_writer
+from tora2_jax.conditioning.stored_features import with_stored
 from tora2_jax.config import PersonalizationConfig, StoredPriorConfig, toy
-from tora2_jax.feature_files import (
+from tora2_jax.models.encoders.prior import PriorSizes, prior_configs, prior_sizes
+from tora2_jax.models.layers.basic import flat_variables
+from tora2_jax.models.personalization import AppearanceExtractor
+from tora2_jax.references.feature_files import (
     FeatureFileError,
     ReferenceFeatures,
     load_features,
     save_features,
 )
-from tora2_jax.models.layers import flat_variables
-from tora2_jax.models.personalization import AppearanceExtractor
-from tora2_jax.models.prior import PriorSizes, prior_configs, prior_sizes
 from tora2_jax.request import Request, RequestError, load_request, parse_request, validate
-from tora2_jax.stored_features import with_stored
+from tora2_jax.weights import bundle
 
 TOY = Path(__file__).resolve().parent.parent / "checkpoints" / "toy"
 SIZE = {"height": 32, "width": 32, "frames": 9}
@@ -96,7 +98,7 @@ def test_features_of_a_request_stand_for_its_images(tmp_path, capsys):
     kite |= {"images": [], "features": files[2:], "kind": "auto"}
     mixed = parse_request({**data, "entities": [man, kite]}, tmp_path, model, tokenizer)
     assert mixed.entities[1].kind == "object"  # its file says so
-    again = reference_encoding.encode_request(networks, model, tokenizer, mixed)
+    again = feature_writer.encode_request(networks, model, tokenizer, mixed)
     for a, b in zip(written, [*again[0], *again[1]], strict=True):
         assert same(a, b)
     images = load_request(tmp_path / "request.json", model, tokenizer)

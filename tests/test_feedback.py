@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tora2_jax import compile_cache, feedback
+from tora2_jax.system import compile_cache, feedback
 
 
 @pytest.fixture(autouse=True)

@@ -18,10 +18,10 @@ from PIL import Image
 from convert.cogvideox_vae import rules
 from convert.engine import convert
 from tests.parity import BLOCK_TOLERANCE, numpy_state, randomise, relative_error
+from tora2_jax.conditioning.first_frame import encode_first_frame, first_frame
 from tora2_jax.config import ModelConfig, TransformerConfig, VAEConfig
-from tora2_jax.first_frame import encode_first_frame, first_frame
-from tora2_jax.models.layers import assign_variables, flat_variables
-from tora2_jax.models.vae import CausalVAE
+from tora2_jax.models.layers.basic import assign_variables, flat_variables
+from tora2_jax.models.vae.vae import CausalVAE
 from tora2_jax.request import Request
 
 SIDE = 16  # pixels

@@ -19,12 +19,12 @@ from tora2_jax.inspection import command, measure, steps
 from tora2_jax.inspection.diagnosis import diagnose
 from tora2_jax.inspection.numbers import as_data
 from tora2_jax.inspection.picture import draw_entity
-from tora2_jax.models.layers import assign_variables, flat_variables
-from tora2_jax.models.t5 import T5Encoder
+from tora2_jax.models.encoders.t5 import T5Encoder
+from tora2_jax.models.layers.basic import assign_variables, flat_variables
 from tora2_jax.models.tora2 import Tora2
-from tora2_jax.pipeline import Tora2Pipeline
 from tora2_jax.request import parse_request
-from tora2_jax.sampling import SamplingError
+from tora2_jax.sampling.command import SamplingError
+from tora2_jax.sampling.pipeline import Tora2Pipeline
 from tora2_jax.text import load_tokenizer
 from tora2_jax.types import Conditions, Inputs
 

@@ -13,10 +13,10 @@ from PIL import Image
 from tests.test_clip_folder import model
 from tests.test_entity_clips import config, numbered
 from tests.videos import gray, write
+from tora2_jax.config.train import ClipFolderConfig
 from tora2_jax.data import clip_look, kept_findings
 from tora2_jax.data.kept_findings import KeptFindings
-from tora2_jax.train_config import ClipFolderConfig
-from tora2_jax.video import VideoError, VideoReadError, write_image
+from tora2_jax.media.video import VideoError, VideoReadError, write_image
 
 NAMES = ["a", "b", "c", "d"]
 

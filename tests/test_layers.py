@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tora2_jax.models import attention as attention_module
-from tora2_jax.models import layers
-from tora2_jax.models.attention import attention
 from tora2_jax.models.cross_attention import PersonalizationCrossAttention
+from tora2_jax.models.layers import attention as attention_module
+from tora2_jax.models.layers import basic
+from tora2_jax.models.layers.attention import attention
 
 LAYERS = 3
 
 
 class _Layer(nnx.Module):
     def __init__(self, rngs):
-        self.norm = layers.LayerNorm(4, rngs=rngs)
-        self.linear = layers.Linear(4, 4, rngs=rngs)
+        self.norm = basic.LayerNorm(4, rngs=rngs)
+        self.linear = basic.Linear(4, 4, rngs=rngs)
 
     def __call__(self, x):
         return x + jnp.tanh(self.linear(self.norm(x)))
@@ -25,7 +25,7 @@ class _Layer(nnx.Module):
 
 @pytest.fixture
 def blocks():
-    return nnx.jit(lambda: layers.stack(_Layer, LAYERS, nnx.Rngs(0)))()
+    return nnx.jit(lambda: basic.stack(_Layer, LAYERS, nnx.Rngs(0)))()
 
 
 @pytest.mark.parametrize("unroll", [False, True])
@@ -39,13 +39,13 @@ def test_scan_equals_a_python_loop_in_values_and_gradients(blocks, rematerialize
             carry = block(carry) + offset
             return carry, carry.mean()
 
-        carry, means = layers.scan(step, blocks, x, offsets, rematerialize, unroll)
+        carry, means = basic.scan(step, blocks, x, offsets, rematerialize, unroll)
         return (carry**2).sum() + means.sum()
 
     def looped(blocks):
         carry, total = x, 0.0
         for index in range(LAYERS):
-            carry = layers.map_arrays(lambda a, i=index: a[i], blocks)(carry) + offsets[index]
+            carry = basic.map_arrays(lambda a, i=index: a[i], blocks)(carry) + offsets[index]
             total = total + carry.mean()
         return (carry**2).sum() + total
 
@@ -60,31 +60,31 @@ def test_scan_equals_a_python_loop_in_values_and_gradients(blocks, rematerialize
 
 
 def test_layers_of_a_stack_differ(blocks):
-    kernel = layers.flat_variables(blocks)["linear.kernel"]
+    kernel = basic.flat_variables(blocks)["linear.kernel"]
     assert kernel.shape == (LAYERS, 4, 4)
     assert not np.allclose(kernel[0], kernel[1])
 
 
 def test_variables_travel_by_name(blocks):
-    arrays = layers.flat_variables(blocks)
-    abstract = nnx.eval_shape(lambda: layers.stack(_Layer, LAYERS, nnx.Rngs(0)))
-    assert set(layers.flat_variables(abstract)) == set(arrays)
-    layers.assign_variables(abstract, arrays)
-    for name, value in layers.flat_variables(abstract).items():
+    arrays = basic.flat_variables(blocks)
+    abstract = nnx.eval_shape(lambda: basic.stack(_Layer, LAYERS, nnx.Rngs(0)))
+    assert set(basic.flat_variables(abstract)) == set(arrays)
+    basic.assign_variables(abstract, arrays)
+    for name, value in basic.flat_variables(abstract).items():
         np.testing.assert_array_equal(value, arrays[name])
 
 
 def test_every_array_that_does_not_fit_is_named(blocks):
-    arrays = layers.flat_variables(blocks)
+    arrays = basic.flat_variables(blocks)
     del arrays["norm.bias"]
     arrays["linear.kernel"] = jnp.zeros((4, 4))
     arrays["other"] = jnp.zeros(1)
     with pytest.raises(ValueError, match=r"(?s)missing: norm.bias.*linear.kernel.*unknown: other"):
-        layers.assign_variables(blocks, arrays)
+        basic.assign_variables(blocks, arrays)
 
 
 def test_half_precision_norms_keep_float32_statistics():
-    norm = layers.LayerNorm(512, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
+    norm = basic.LayerNorm(512, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
     x = jnp.asarray(100 + _normal(4, 512), jnp.bfloat16)
     exact = np.asarray(x, np.float64)
     exact = (exact - exact.mean(-1, keepdims=True)) / exact.std(-1, keepdims=True)
@@ -94,9 +94,9 @@ def test_half_precision_norms_keep_float32_statistics():
 
 def test_patches_go_there_and_back():
     latents = _normal(2, 4, 6, 8, 3)
-    tokens = layers.patchify(latents, (2, 3, 4))
+    tokens = basic.patchify(latents, (2, 3, 4))
     assert tokens.shape == (2, 24, 24)
-    np.testing.assert_array_equal(layers.unpatchify(tokens, (2, 3, 4), 2, 2), latents)
+    np.testing.assert_array_equal(basic.unpatchify(tokens, (2, 3, 4), 2, 2), latents)
 
 
 def _normal(*shape, seed=0):
@@ -210,12 +210,12 @@ def test_absent_keys_reach_neither_output_nor_gradients(cross_attention):
 
 def test_streams_for_shapes_give_the_shapes_of_others():
     def make(rngs):
-        stacked = layers.stack(lambda own: nnx.Linear(3, 5, rngs=own), 4, rngs)
+        stacked = basic.stack(lambda own: nnx.Linear(3, 5, rngs=own), 4, rngs)
         return nnx.List([stacked, nnx.Conv(2, 6, (3,), rngs=rngs)])
 
     ours, theirs = (
-        layers.flat_variables(nnx.eval_shape(lambda rngs=rngs: make(rngs())))
-        for rngs in (layers.shape_rngs, lambda: nnx.Rngs(0))
+        basic.flat_variables(nnx.eval_shape(lambda rngs=rngs: make(rngs())))
+        for rngs in (basic.shape_rngs, lambda: nnx.Rngs(0))
     )
     assert {path: (x.shape, x.dtype) for path, x in ours.items()} == {
         path: (x.shape, x.dtype) for path, x in theirs.items()

@@ -12,14 +12,17 @@ import numpy as np
 import pytest
 
 from tests import test_train
-from tora2_jax import config, lease, run_checkpoints, train, train_state
+from tora2_jax import config
 from tora2_jax.data import pool
-from tora2_jax.lease import Lease, LeaseError
+from tora2_jax.system import lease
+from tora2_jax.system.lease import Lease, LeaseError
+from tora2_jax.train import loop, state
+from tora2_jax.train.run import checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent
 HOLD = """
 import sys, time
-from tora2_jax.lease import Lease
+from tora2_jax.system.lease import Lease
 with Lease(sys.argv[1]):
     print("held", flush=True)
     time.sleep(600)
@@ -28,7 +31,7 @@ with Lease(sys.argv[1]):
 
 @pytest.fixture
 def _stage(monkeypatch):
-    monkeypatch.setitem(train_state.STAGES, "base", "tests.test_train")
+    monkeypatch.setitem(state.STAGES, "base", "tests.test_train")
 
 
 @pytest.fixture
@@ -156,7 +159,7 @@ def test_a_second_start_leaves_a_live_run_alone(tmp_path):
 
 
 def test_a_run_whose_folder_was_taken_ends_and_saves_nothing(tmp_path, _quick, _stage, monkeypatch):
-    save = run_checkpoints.Checkpoints.save
+    save = checkpoints.Checkpoints.save
 
     def save_and_stand_still(self, step, items):
         save(self, step, items)
@@ -164,9 +167,9 @@ def test_a_run_whose_folder_was_taken_ends_and_saves_nothing(tmp_path, _quick, _
             write(tmp_path)
             time.sleep(0.5)
 
-    monkeypatch.setattr(run_checkpoints.Checkpoints, "save", save_and_stand_still)
-    with pytest.raises(train.TrainError, match="taken over by process 7 on far"):
-        train.train(test_train._config(steps=8, checkpoint_every=2), tmp_path)
+    monkeypatch.setattr(checkpoints.Checkpoints, "save", save_and_stand_still)
+    with pytest.raises(loop.TrainError, match="taken over by process 7 on far"):
+        loop.train(test_train._config(steps=8, checkpoint_every=2), tmp_path)
     assert max(int(path.name) for path in (tmp_path / "checkpoints").glob("[0-9]*")) == 4
 
 

@@ -10,11 +10,13 @@ import pytest
 from PIL import Image
 
 from scripts import sample
-from tora2_jax import bundle, limits, sampling
 from tora2_jax.config import cogvideox_5b_i2v, toy
-from tora2_jax.feature_files import FeatureFileError, load_features
-from tora2_jax.image_file import count_pixels, load_image, load_mask
+from tora2_jax.media.image_file import count_pixels, load_image, load_mask
+from tora2_jax.references.feature_files import FeatureFileError, load_features
 from tora2_jax.request import RequestError, load_request, parse_request
+from tora2_jax.sampling import command as sampling
+from tora2_jax.system import limits
+from tora2_jax.weights import bundle
 
 TOY = Path(__file__).resolve().parent.parent / "checkpoints" / "toy"
 
@@ -60,7 +62,9 @@ def test_the_pictures_of_a_request_are_measured_together(tmp_path, monkeypatch):
     Image.new("L", (30, 20), 255).save(tmp_path / "a.png")
     monkeypatch.setattr(limits, "REQUEST_PIXELS", 3 * 600)
     read = []
-    monkeypatch.setattr("tora2_jax.reference_fields._check_visible", lambda *_: read.append(1))
+    monkeypatch.setattr(
+        "tora2_jax.request.reference_fields._check_visible", lambda *_: read.append(1)
+    )
     entity = {"kind": "object", "images": ["a.png"] * 2, "masks": ["a.png"] * 2}
     told = problems_of(tmp_path, entity)
     assert told == ["entities[0].masks[1]: with it the pictures have more than 0 million pixels"]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from absl import flags
 
+from tora2_jax.config.train import TrainError
 from tora2_jax.data.loader import (
     ENDLESS,
     ExampleError,
@@ -15,7 +16,6 @@ from tora2_jax.data.loader import (
     identified,
     positions,
 )
-from tora2_jax.train_config import TrainError
 
 
 class _Numbers:

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tora2_jax import limits, trajectory_command
 from tora2_jax.config import toy
-from tora2_jax.feature_files import FeatureFileError, load_features
-from tora2_jax.image_file import count_pixels, load_image
+from tora2_jax.media.image_file import count_pixels, load_image
+from tora2_jax.references.feature_files import FeatureFileError, load_features
 from tora2_jax.request import RequestError, load_request, parse_request
-from tora2_jax.trajectory import TrajectoryError
-from tora2_jax.trajectory_file import load_points
+from tora2_jax.system import limits
+from tora2_jax.trajectory import command
+from tora2_jax.trajectory.files import load_points
+from tora2_jax.trajectory.points import TrajectoryError
 
 
 def problems_of(folder, **fields):
@@ -75,7 +76,7 @@ def test_headers_of_arrays_are_checked_and_not_quoted(tmp_path, capsys, content,
     with pytest.raises(TrajectoryError, match=told) as error:
         load_points(path)
     assert "root:x" not in str(error.value) and len(str(error.value)) < 200 + len(str(path))
-    assert trajectory_command.main([str(path)]) == 2
+    assert command.main([str(path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 

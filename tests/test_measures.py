@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tora2_jax import measures, metric_log
 from tora2_jax.config import toy
-from tora2_jax.models.layers import flat_variables
-from tora2_jax.stages import diffusion
-from tora2_jax.train_config import TrainConfig
+from tora2_jax.config.train import TrainConfig
+from tora2_jax.models.layers.basic import flat_variables
+from tora2_jax.train import measures
+from tora2_jax.train.run import log as metric_log
+from tora2_jax.train.stages import diffusion
 
 
 def test_every_trained_variable_belongs_to_one_part():

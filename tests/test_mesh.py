@@ -11,10 +11,12 @@ import pytest
 
 from tests import sharded_step
 from tests.parity import BLOCK_TOLERANCE, relative_error
-from tora2_jax import config, parallel, placement, train_state
-from tora2_jax.models.attention import attention
-from tora2_jax.stages import diffusion
-from tora2_jax.train_config import MeshConfig, TrainConfig, TrainError, differences
+from tora2_jax import config, parallel
+from tora2_jax.config.train import MeshConfig, TrainConfig, TrainError, differences
+from tora2_jax.models.layers.attention import attention
+from tora2_jax.parallel import placement
+from tora2_jax.train import state as train_state
+from tora2_jax.train.stages import diffusion
 
 
 def test_one_size_takes_the_devices_that_are_left():

@@ -11,10 +11,12 @@ from flax import nnx
 from tests import sharded_step
 from tests.parity import BLOCK_TOLERANCE, PIPELINE_TOLERANCE, relative_error
 from tests.test_sampling import TOY, options, write_request
-from tora2_jax import bundle, checkpoint, conditioning, networks, parallel, sampling
+from tora2_jax import conditioning, parallel
 from tora2_jax.config import ModelConfig
 from tora2_jax.models import tora2
-from tora2_jax.models.layers import flat_variables
+from tora2_jax.models.layers.basic import flat_variables
+from tora2_jax.sampling import command
+from tora2_jax.weights import bundle, checkpoint, networks
 
 
 def tiny_model() -> ModelConfig:
@@ -57,7 +59,7 @@ def sample(folder: Path, mesh: str | None, *requests: Path) -> tuple[np.ndarray,
     latents, frames = folder / "latents.npz", folder / "frames.npy"
     saved = {"save_latents": latents, "save_frames": frames, "output": folder / "video.mp4"}
     settings = {"scheduler": "ddim", "guidance": 2.0, "mesh": mesh, **saved}
-    sampling.run(options(folder, list(requests), checkpoint=folder, **settings))
+    command.run(options(folder, list(requests), checkpoint=folder, **settings))
     return np.load(latents)["latents"], np.load(frames)
 
 

@@ -8,13 +8,13 @@ from flax import nnx
 from tests import sharded_step
 from tests.parity import BLOCK_TOLERANCE, relative_error
 from tora2_jax import parallel
-from tora2_jax.collectives import collectives
 from tora2_jax.config import VAEConfig
-from tora2_jax.models import vae_tiling
-from tora2_jax.models.layers import flat_variables, update_variables
-from tora2_jax.models.vae import CausalVAE
-from tora2_jax.stages import vae as stage
-from tora2_jax.train_config import TrainConfig
+from tora2_jax.config.train import TrainConfig
+from tora2_jax.hardware.collectives import collectives
+from tora2_jax.models.layers.basic import flat_variables, update_variables
+from tora2_jax.models.vae import tiling
+from tora2_jax.models.vae.vae import CausalVAE
+from tora2_jax.train.stages import vae as stage
 
 CONFIG = VAEConfig(channels=(8, 16, 16), layers_per_block=1, latent_channels=4, norm_groups=4)
 WIDTH = 6  # of the latents
@@ -48,7 +48,7 @@ def program(vae: CausalVAE, name: str, x: np.ndarray):
     """All chunks: compiled, and what it makes."""
     graph, state = nnx.split(getattr(vae, name))
     size = vae.latents_per_chunk if name == "decoder" else vae.frames_per_chunk
-    made = vae_tiling.run_whole.lower(graph, state, x, size).compile()
+    made = tiling.run_whole.lower(graph, state, x, size).compile()
     return made, np.asarray(made(*jax.device_put((state, x), made.input_shardings[0])))
 
 
@@ -98,12 +98,12 @@ def test_networks_are_cut_on_other_meshes(vae, name, mesh, batch, rows):
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("memory", ["chunked", "tiled"])
 def test_chunks_and_tiles_are_cut_too(vae, memory):
-    tiles = vae_tiling.Tiles(height=10, width=4, overlap_height=0.2, overlap_width=0.25)
+    tiles = tiling.Tiles(height=10, width=4, overlap_height=0.2, overlap_width=0.25)
     latents, video = inputs("decoder", 2, 15), inputs("encoder", 1, 7)
 
     def run() -> list[np.ndarray]:
         given = {"memory": memory, "tiles": tiles}
-        return [vae_tiling.decode(vae, latents, **given), *vae_tiling.encode(vae, video, **given)]
+        return [tiling.decode(vae, latents, **given), *tiling.encode(vae, video, **given)]
 
     expected = run()
     with parallel.use(sharded_step.mesh_of(1, 1, 4, 2)):

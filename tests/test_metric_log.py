@@ -9,8 +9,10 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
 from tests import test_train
-from tora2_jax import appended_file, metric_log, train, train_state
-from tora2_jax.appended_file import AppendedFile
+from tora2_jax.system import appended_file
+from tora2_jax.system.appended_file import AppendedFile
+from tora2_jax.train import loop, state
+from tora2_jax.train.run import log as metric_log
 
 
 class FullDisk:
@@ -130,7 +132,7 @@ def test_metrics_of_a_full_disk_are_written_later(tmp_path, disk, caplog):
 
 
 def test_a_run_outlives_a_full_disk_at_a_log_write(tmp_path, disk, monkeypatch):
-    monkeypatch.setitem(train_state.STAGES, "base", "tests.test_train")
+    monkeypatch.setitem(state.STAGES, "base", "tests.test_train")
     write = metric_log.MetricLog.write
 
     def full_for_a_while(log):
@@ -138,5 +140,5 @@ def test_a_run_outlives_a_full_disk_at_a_log_write(tmp_path, disk, monkeypatch):
         return write(log)
 
     monkeypatch.setattr(metric_log.MetricLog, "write", full_for_a_while)
-    train.train(test_train._config(steps=6, log_every=1, checkpoint_every=6), tmp_path)
+    loop.train(test_train._config(steps=6, log_every=1, checkpoint_every=6), tmp_path)
     assert steps_of(tmp_path / "metrics") == [1, 2, 3, 4, 5, 6]

@@ -14,14 +14,14 @@ from convert.engine import convert, export
 from tests.parity import BLOCK_TOLERANCE, insensitive, relative_error
 from tests.weights_rule import array, state_dict
 from tora2_jax.config import MotionConfig, TransformerConfig
-from tora2_jax.models.layers import assign_variables, flat_variables, map_arrays, stack
+from tora2_jax.models.layers.basic import assign_variables, flat_variables, map_arrays, stack
+from tora2_jax.models.layers.stream import Layout
 from tora2_jax.models.motion import (
     FrameConvolution,
     MotionGuidanceFuser,
     TrajectoryExtractor,
     patchify,
 )
-from tora2_jax.models.stream import Layout
 
 GOLDEN = Path(__file__).parent / "golden" / "tora_transformer.npz"
 MOTION = MotionConfig()

@@ -18,12 +18,15 @@ from convert.bundle import make_bundle
 from convert.cogvideox import convert_folder
 from tests import cogvideox_twins
 from tests.test_clip_folder import damage, model, write_clips
-from tora2_jax import checkpoint, pipeline, sampling, train, train_state
+from tora2_jax.config.train import ClipFolderConfig, TrainConfig
 from tora2_jax.data.loader import example_or_next
 from tora2_jax.data.pool import Pool
-from tora2_jax.stages import diffusion, motion_vae
-from tora2_jax.train_config import ClipFolderConfig, TrainConfig
+from tora2_jax.sampling import command as sampling
+from tora2_jax.sampling import pipeline
+from tora2_jax.train import loop, state
+from tora2_jax.train.stages import diffusion, motion_vae
 from tora2_jax.types import Inputs
+from tora2_jax.weights import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
@@ -119,7 +122,7 @@ def test_stage_2_goes_on_where_stage_1_has_ended(bases, clips, compiled, tmp_pat
 
     config = config_of("motion_stage2", base, clips, tmp_path)
     config.weights.motion = str(tmp_path / "stage1")
-    _, start = train_state.init_state(config, train_state.find_stage(config))
+    _, start = state.init_state(config, state.find_stage(config))
     made, metadata = checkpoint.load_component(tmp_path / "stage1" / "motion.safetensors")
     assert {path.removeprefix("tora2.") for path in start.trainable} <= made.keys()
     for path, value in start.trainable.items():
@@ -128,7 +131,7 @@ def test_stage_2_goes_on_where_stage_1_has_ended(bases, clips, compiled, tmp_pat
     assert metadata["stage"] == "motion" and metadata["model"]["frames"] == 9
 
     frozen = jax.tree.map(np.array, start.frozen)
-    end = train.train(config, tmp_path / "work2")
+    end = loop.train(config, tmp_path / "work2")
     assert_falls(losses(tmp_path / "work2"))
     assert all((frozen[path] == end.frozen[path]).all() for path in frozen)
     assert {path.split(".")[1] for path in end.trainable} == {"trajectory_extractor", "transformer"}
@@ -144,7 +147,7 @@ def test_a_resumed_stage_is_exact_on_a_base_with_first_frames(bases, clips, tmp_
         changes = {"steps": steps, "clips.draws": 2, "model.width": 32}
         config = config_of("motion_stage2", base, clips, tmp_path, **changes)
         config.weights.motion = None
-        return train.train(config, tmp_path / folder)
+        return loop.train(config, tmp_path / folder)
 
     whole = run("whole", 4)
     run("parts", 2)
@@ -170,7 +173,7 @@ def test_the_motion_vae_learns_in_a_slot_of_its_own(bases, clips, tmp_path):
     config.clips.folder, config.clips.crop_size = str(clips), 16
     config.cache_dir = str(tmp_path / "cache")
     config.export = str(tmp_path / "motion_vae.safetensors")
-    train.train(config, tmp_path / "work")
+    loop.train(config, tmp_path / "work")
     assert np.isfinite(losses(tmp_path / "work")).all()
     before, _ = checkpoint.load_component(base / "vae")
     after, metadata = checkpoint.load_component(config.export)
@@ -180,7 +183,7 @@ def test_the_motion_vae_learns_in_a_slot_of_its_own(bases, clips, tmp_path):
 
     stage = config_of("motion_stage1", base, clips, tmp_path)
     stage.weights.motion_vae = config.export
-    files = train_state.find_stage(stage).frozen_files(stage)
+    files = state.find_stage(stage).frozen_files(stage)
     assert files == {"vae": str(base / "vae"), "motion_vae": config.export}
 
 
@@ -198,11 +201,11 @@ def test_the_motion_vae_goes_on_without_clips_that_turn_out_damaged(tmp_path):
     example, position = example_or_next(crops("skip"), damaged)
     assert position == used and example["video"].shape == (9, 16, 16, 3)
     assert crops("skip").describe(used) == {"clip": named[used], "frame": 3}
-    with pytest.raises(train.TrainError, match=r"clip1\.mp4: is damaged"):
+    with pytest.raises(loop.TrainError, match=r"clip1\.mp4: is damaged"):
         example_or_next(crops("refuse"), damaged)
     damage(folder, "clip0")
     damage(folder, "clip2")
-    with pytest.raises(train.TrainError, match=r"16 examples in a row.*clip1\.mp4: is damaged"):
+    with pytest.raises(loop.TrainError, match=r"16 examples in a row.*clip1\.mp4: is damaged"):
         example_or_next(crops("skip"), damaged)
 
 
@@ -210,8 +213,8 @@ def test_all_problems_are_named_before_anything_is_loaded(tmp_path):
     config = config_of("motion_stage1", tmp_path / "absent", tmp_path, tmp_path)
     config.model.height = 100
     config.clips.estimator = "nowhere:Flow"
-    with pytest.raises(train.TrainError) as error:
-        train.train(config, tmp_path / "work")
+    with pytest.raises(loop.TrainError) as error:
+        loop.train(config, tmp_path / "work")
     for part in (
         "weights.transformer",
         "weights.vae",
@@ -223,8 +226,8 @@ def test_all_problems_are_named_before_anything_is_loaded(tmp_path):
         assert part in str(error.value)
     config = importlib.import_module("configs.motion_vae").get_config(str(tmp_path / "absent"))
     config.clips.crop_frames, config.clips.crop_size, config.clips.folder = 5, 1000, str(tmp_path)
-    with pytest.raises(train.TrainError, match=r"(?s)crop_frames.*crop_size.*mp4"):
-        train.train(config, tmp_path / "work")
+    with pytest.raises(loop.TrainError, match=r"(?s)crop_frames.*crop_size.*mp4"):
+        loop.train(config, tmp_path / "work")
 
 
 def test_weights_are_checked_before_clips_are_encoded(bases, clips, tmp_path):
@@ -233,8 +236,8 @@ def test_weights_are_checked_before_clips_are_encoded(bases, clips, tmp_path):
     (tmp_path / "empty").mkdir()
     config.weights.motion = str(tmp_path / "empty")
     config.model.transformer.norm_eps = 0.5
-    with pytest.raises(train.TrainError) as error:
-        train.train(config, tmp_path / "work")
+    with pytest.raises(loop.TrainError) as error:
+        loop.train(config, tmp_path / "work")
     assert "config.weights.motion: " in str(error.value)
     assert "norm_eps is 0.5" in str(error.value)
     assert not list(tmp_path.rglob("pool-*"))
@@ -260,12 +263,12 @@ def test_settings_that_do_not_go_with_clips_are_refused(tmp_path):
     absent = tmp_path / "absent"
     config = config_of("motion_stage1", absent, absent, tmp_path, stage="vae", data_size=5)
     config.clips.folder, config.clips.motion, config.clips.draws = None, "none", 0
-    with pytest.raises(train.TrainError) as error:
-        train.train(config, tmp_path)
+    with pytest.raises(loop.TrainError) as error:
+        loop.train(config, tmp_path)
     for part in ("base, motion, motion_vae, tora2", "data_size", "folder", "motion", "draws"):
         assert part in str(error.value)
-    with pytest.raises(train.TrainError, match=r"config\.clips is needed"):
-        train.train(train.TrainConfig(stage="motion_vae"), tmp_path)
+    with pytest.raises(loop.TrainError, match=r"config\.clips is needed"):
+        loop.train(loop.TrainConfig(stage="motion_vae"), tmp_path)
 
 
 class _Pipeline:
@@ -319,7 +322,7 @@ def test_temporal_patches_train_and_the_bundle_samples(bases, clips, tmp_path):
         changes = {"steps": 2, "model.fps": 8, "model.transformer.rematerialize": "full"}
         config = config_of("motion_stage1", bases(name), clips, folder, **changes)
         config.sample_every = 2
-        train.train(config, folder / "work")
+        loop.train(config, folder / "work")
         assert np.isfinite(losses(folder / "work")).all()
         assert (folder / "work" / "samples" / "00000002.mp4").is_file()
     config.weights.motion = config.export

@@ -15,8 +15,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from tests import sharded_step, test_train
 from tests.test_train import COMPONENTS, TRAINABLE, build, loss  # noqa: F401  (this stage's too)
-from tora2_jax import checkpoint, parallel, processes, train, train_state, weight_folder
-from tora2_jax.train_config import MeshConfig, OptimConfig, TrainConfig
+from tora2_jax import parallel
+from tora2_jax.config.train import MeshConfig, OptimConfig, TrainConfig
+from tora2_jax.parallel import processes
+from tora2_jax.train import loop
+from tora2_jax.train import state as train_state
+from tora2_jax.weights import checkpoint
+from tora2_jax.weights import folder as weight_folder
 
 CUT = (re.compile(r"(?:body|head)\..*kernel"), (None, parallel.FSDP))  # a rule of placement
 PAUSE = 0.02  # seconds per example, so that signals meet a run under way
@@ -24,11 +29,12 @@ _PROGRAM = """
 import sys
 sys.path[:0] = [{root!r}]
 from tests import test_multi_host
-from tora2_jax import placement, train, train_state
+from tora2_jax.parallel import placement
+from tora2_jax.train import loop, state
 placement.RULES.append(test_multi_host.CUT)
-train_state.STAGES["base"] = "tests.test_multi_host"
+state.STAGES["base"] = "tests.test_multi_host"
 {before}
-train.run(sys.argv)
+loop.run(sys.argv)
 """
 _CONFIG = """
 from tests.test_multi_host import config
@@ -135,8 +141,8 @@ def _losses(workdir: Path) -> dict[int, float]:
 
 def _assert_like_one_process(two: Path, steps: int, folder: Path) -> None:
     """Goes on alone to a step, with the losses of a run that was alone from the start."""
-    train.train(config(steps, data=1), two)
-    train.train(config(steps, data=1), folder / "one")
+    loop.train(config(steps, data=1), two)
+    loop.train(config(steps, data=1), folder / "one")
     ours, theirs = _losses(two), _losses(folder / "one")
     assert list(ours) == list(theirs) == list(range(1, steps + 1))
     np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-6)
@@ -189,7 +195,7 @@ def test_two_processes_sample_profile_and_export_as_one(tmp_path, _alone):
     ours = config(steps=4, data=1)
     ours.sample_every, ours.profile_steps = 2, (2, 3)
     ours.cache_dir, ours.export = str(tmp_path / "cache_one"), str(tmp_path / "out_one")
-    train.train(ours, tmp_path / "one")
+    loop.train(ours, tmp_path / "one")
     running = _start(
         tmp_path,
         tmp_path / "two",
@@ -254,7 +260,7 @@ def test_what_is_wrong_with_one_process_ends_both_with_the_reason(tmp_path, faul
 
 
 _BLIND = """
-from tora2_jax import array_items
+from tora2_jax.weights import array_items
 read = array_items.read
 
 def blind(location, *arguments):
@@ -278,7 +284,7 @@ def test_a_checkpoint_that_one_process_cannot_read_is_made_again(tmp_path, _alon
     run(3, _BLIND)
     assert _errors(tmp_path).count("checkpoint 2 is damaged") == 2
     assert sorted(_steps(tmp_path / "two")) == [1, 3]
-    train.train(config(3, data=1), tmp_path / "one")
+    loop.train(config(3, data=1), tmp_path / "one")
     np.testing.assert_allclose(
         list(_losses(tmp_path / "two").values()),
         list(_losses(tmp_path / "one").values()),
@@ -300,5 +306,5 @@ def test_the_cluster_is_known_by_its_environment(monkeypatch):
 
 
 def test_flags_that_make_no_sense_are_refused():
-    with pytest.raises(train.TrainError, match="together or not at all"):
+    with pytest.raises(loop.TrainError, match="together or not at all"):
         processes.start("127.0.0.1:1234", 2, None)

@@ -7,11 +7,12 @@ import pytest
 from flax import nnx
 
 from tests.test_pipeline import decoded, pipeline, requests  # noqa: F401
-from tora2_jax import feedback, sampling
-from tora2_jax.finite import NotFiniteError, finite_rows, not_finite, reason
-from tora2_jax.models import vae_tiling
-from tora2_jax.pipeline import SampleSettings
-from tora2_jax.sample_progress import PHASES
+from tora2_jax.models.vae import tiling
+from tora2_jax.sampling import command
+from tora2_jax.sampling.pipeline import SampleSettings
+from tora2_jax.sampling.progress import PHASES
+from tora2_jax.system import feedback
+from tora2_jax.system.finite import NotFiniteError, finite_rows, not_finite, reason
 
 SHORT = SampleSettings(steps=3)
 
@@ -96,17 +97,17 @@ def test_a_vae_that_makes_frames_of_nothing_is_told(pipeline, requests, monkeypa
         video[1, 5:, 3] = np.nan
         return video
 
-    monkeypatch.setattr(vae_tiling, "decode_latents", decode)
+    monkeypatch.setattr(tiling, "decode_latents", decode)
     with pytest.raises(NotFiniteError, match=r"requests\[1\]: .* is not finite from frame 5"):
         pipeline.generate(requests, settings=SHORT)
 
 
 def test_the_command_ends_without_files_and_says_so(tmp_path, pipeline, requests, damaged):  # noqa: F811
     damaged("_model", "transformer.output_projection.kernel")
-    options = sampling.Options(tmp_path, tmp_path / "a.json", tmp_path / "o.mp4", steps=3)
+    options = command.Options(tmp_path, tmp_path / "a.json", tmp_path / "o.mp4", steps=3)
     loaded, inputs = pipeline.prepare(requests[:1])
-    with pytest.raises(sampling.SamplingError, match="nothing was written:\n  requests") as error:
-        sampling.sample(options, sampling.Job(pipeline, loaded, inputs, None))
+    with pytest.raises(command.SamplingError, match="nothing was written:\n  requests") as error:
+        command.sample(options, command.Job(pipeline, loaded, inputs, None))
     assert "not finite from step 1 of 3" in str(error.value)
 
 

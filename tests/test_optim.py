@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tora2_jax.optim import after_skipped_step, make_optimizer
-from tora2_jax.train_config import OptimConfig, TrainConfig, problems
+from tora2_jax.config.train import OptimConfig, TrainConfig, problems
+from tora2_jax.train.optim import after_skipped_step, make_optimizer
 
 MAPS, LAYERS = 3, 2
 FUSED, PLAIN = "blocks.norm.modulation.kernel", "blocks.query.kernel"

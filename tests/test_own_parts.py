@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from convert.__main__ import main
-from tora2_jax import bundle, checkpoint
+from tora2_jax.weights import bundle, checkpoint
 
 TOY = Path(__file__).resolve().parent.parent / "checkpoints" / "toy"
 NAMES = ("transformer", "motion", "personalization", "vae", "text", "dino", "face", "object")

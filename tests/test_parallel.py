@@ -10,13 +10,15 @@ import pytest
 from flax import nnx
 
 from tests import sharded_step
-from tora2_jax import config, parallel, placement, train_state
-from tora2_jax.collectives import collectives
+from tora2_jax import config, parallel
+from tora2_jax.hardware.collectives import collectives
 from tora2_jax.models import dit
-from tora2_jax.models.stream import Layout
-from tora2_jax.models.t5 import T5Encoder
-from tora2_jax.run_checkpoints import Checkpoints
-from tora2_jax.stages import diffusion
+from tora2_jax.models.encoders.t5 import T5Encoder
+from tora2_jax.models.layers.stream import Layout
+from tora2_jax.parallel import placement
+from tora2_jax.train import state as train_state
+from tora2_jax.train.run.checkpoints import Checkpoints
+from tora2_jax.train.stages import diffusion
 
 LOSS, GRADIENT = 1e-6, 1e-5
 FACTORISATIONS = [

@@ -22,7 +22,7 @@ from tests.random_conditions import (
     spoiled,
     tiny_model,
 )
-from tora2_jax.models.layers import flat_variables
+from tora2_jax.models.layers.basic import flat_variables
 from tora2_jax.models.personalization import AppearanceExtractor
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}

@@ -10,9 +10,9 @@ from PIL import Image
 from tests.parity import PIPELINE_TOLERANCE, relative_error
 from tora2_jax import Tora2Pipeline, conditioning
 from tora2_jax.config import toy
-from tora2_jax.models import vae_tiling
-from tora2_jax.pipeline import SampleSettings
+from tora2_jax.models.vae import tiling
 from tora2_jax.request import Request, RequestError, parse_request
+from tora2_jax.sampling.pipeline import SampleSettings
 
 TOY = Path(__file__).resolve().parent.parent / "checkpoints" / "toy"
 SIZE = {"height": 32, "width": 32, "frames": 9}
@@ -49,7 +49,7 @@ def decoded(monkeypatch) -> list:
         asked.append((memory, latents.shape))
         return np.full((len(latents), 9, 32, 32, 3), 3, np.float32)
 
-    monkeypatch.setattr(vae_tiling, "decode_latents", decode)
+    monkeypatch.setattr(tiling, "decode_latents", decode)
     return asked
 
 

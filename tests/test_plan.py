@@ -13,10 +13,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tests.sharded_step import tiny_config
-from tora2_jax import flops, plan, plan_programs, targets
-from tora2_jax.collectives import Collective, collectives
 from tora2_jax.config import ModelConfig
-from tora2_jax.train_config import MeshConfig, TrainError
+from tora2_jax.config.train import MeshConfig, TrainError
+from tora2_jax.hardware import flops, targets
+from tora2_jax.hardware.collectives import Collective, collectives
+from tora2_jax.plan import command, programs
 
 _TERA = 1e12
 _CLIP = (49, 480, 720)
@@ -145,21 +146,21 @@ def test_unknown_machines_are_told(name):
         targets.parse(name)
 
 
-def _planned() -> plan.Plan:
+def _planned() -> command.Plan:
     """Of 80 layers in groups of two."""
     work = flops.TrainingWork(model=4e15, executed=5e15)
     mesh = jax.make_mesh((2,), ("data",))
-    program = plan_programs.Program(lambda: None, mesh, {}, {}, work, 40, 2, steps=1000)
+    program = programs.Program(lambda: None, mesh, {}, {}, work, 40, 2, steps=1000)
     stream = Collective("all-to-all", ("bf16[1,1024,1024]",), 2 << 20, 40, "")
     gradients = Collective("all-reduce", ("f32[8388608]",), 32 << 20, 2, "")
-    return plan.Plan(program, {"frozen": 20 << 30, "batch": 0}, [stream, stream, gradients], "")
+    return command.Plan(program, {"frozen": 20 << 30, "batch": 0}, [stream, stream, gradients], "")
 
 
 @pytest.mark.parametrize(("machine", "fits"), [("v5p:1x1x2", True), ("v5e:1x2", False)])
 def test_report(machine, fits):
     target, planned = targets.parse(machine), _planned()
-    text = "\n".join(plan.report("model", target, True, planned))
-    assert plan.fits(target, planned) == fits
+    text = "\n".join(command.report("model", target, True, planned))
+    assert command.fits(target, planned) == fits
     assert ("DOES NOT FIT: 20.00 of" in text) != fits
     assert "all passes of one block: 2 MiB" in text  # two of a group of two blocks
     assert "1 x 2.0 MiB        bf16[1,1024,1024]" in text
@@ -167,20 +168,20 @@ def test_report(machine, fits):
     assert "4.00 PFLOP, 5.00 with" in text and "batch" not in text
     seconds = 4e15 / (2 * target.kind.peak * 0.4)
     assert f"{seconds:.2f} s per step" in text
-    *told, verdict = plan.report("model", target, False, planned)
+    *told, verdict = command.report("model", target, False, planned)
     assert "fake CPU" in "\n".join(told) and "not known: on a CPU it takes 20.00 GiB" in verdict
     half = planned.program._replace(mesh=jax.make_mesh((1,), ("data",), devices=jax.devices()[:1]))
-    text = "\n".join(plan.report("model", target, True, planned._replace(program=half)))
+    text = "\n".join(command.report("model", target, True, planned._replace(program=half)))
     assert "data=1, which leaves 1 unused" in text and f"{2 * seconds:.2f} s per step" in text
 
 
 @pytest.mark.long
 def test_memory_of_sampling_is_known_before_compiling():
     config = tiny_config(mesh=MeshConfig(data=1, fsdp=2))
-    program = plan_programs.sampling(config, jax.devices()[:2], requests=1)
-    whole = plan_programs.sampling(tiny_config(mesh=MeshConfig(data=1)), jax.devices()[:1], 1)
+    program = programs.sampling(config, jax.devices()[:2], requests=1)
+    whole = programs.sampling(tiny_config(mesh=MeshConfig(data=1)), jax.devices()[:1], 1)
     assert 0.4 < program.arguments["model"] / whole.arguments["model"] < 0.9
-    half = plan_programs.sampling(
+    half = programs.sampling(
         tiny_config(mesh=MeshConfig(data=1), dtype="bfloat16"), jax.devices()[:1], 1
     )
     assert 0.4 < half.arguments["model"] / whole.arguments["model"] < 0.7
@@ -191,9 +192,9 @@ def test_memory_of_sampling_is_known_before_compiling():
 def test_what_cannot_be_planned_is_told():
     devices = jax.devices()
     with pytest.raises(TrainError, match="8 devices cannot be shared"):
-        plan_programs.sampling(tiny_config(mesh=MeshConfig(data=3, fsdp=-1)), devices, 1)
+        programs.sampling(tiny_config(mesh=MeshConfig(data=3, fsdp=-1)), devices, 1)
     with pytest.raises(TrainError, match="only base, motion, tora2 can be planned"):
-        plan_programs.training(dataclasses.replace(tiny_config(), stage="vae"), devices)
+        programs.training(dataclasses.replace(tiny_config(), stage="vae"), devices)
 
 
 @pytest.mark.long
@@ -202,14 +203,14 @@ def test_compiled_for_fake_devices(make):
     mesh = MeshConfig(data=1, fsdp=2, sequence=2)
     config = tiny_config(mesh=mesh, dtype="bfloat16", frozen_dtype="bfloat16")
     count = () if make == "training" else (1,)
-    program = getattr(plan_programs, make)(config, jax.devices()[:4], *count)
-    planned = plan.compile_plan(program, targets.compiler_options(targets.parse("cpu:4"), True))
+    program = getattr(programs, make)(config, jax.devices()[:4], *count)
+    planned = command.compile_plan(program, targets.compiler_options(targets.parse("cpu:4"), True))
     known = sum(program.arguments.values())
     assert known > 0 and planned.memory["activations"] > 0
     assert planned.memory["other"] < 0.5 * known  # inputs of a step, and small outputs
     repeated = [x for x in planned.exchanges if x.times == program.rounds]
     assert any(x.kind == "all-to-all" for x in repeated)  # attention's
-    assert "GiB per device" in plan.report("tiny", targets.parse("cpu:4"), True, planned)[-1]
+    assert "GiB per device" in command.report("tiny", targets.parse("cpu:4"), True, planned)[-1]
 
 
 _HAS_TPU_COMPILER = importlib.util.find_spec("libtpu") is not None
@@ -237,9 +238,10 @@ def test_toy_by_the_tpu_compiler(program):
 _ODD = """
 import jax
 import jax.numpy as jnp
-from tora2_jax import parallel, targets
-from tora2_jax.models.attention import attention
-from tora2_jax.train_config import MeshConfig
+from tora2_jax import parallel
+from tora2_jax.hardware import targets
+from tora2_jax.models.layers.attention import attention
+from tora2_jax.config.train import MeshConfig
 
 target = targets.parse("h200:1")
 devices = targets.devices(target, targets.prepare(target))

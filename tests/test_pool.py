@@ -15,9 +15,9 @@ from tests import sharded_step
 from tests.test_train import environment
 from tora2_jax import conditioning
 from tora2_jax.config import ModelConfig
+from tora2_jax.config.train import TrainError
 from tora2_jax.data import pool
 from tora2_jax.data.loader import identified
-from tora2_jax.train_config import TrainError
 
 SIZE = 11
 _PROGRAM = """
@@ -25,8 +25,8 @@ import sys
 sys.path[:0] = [{root!r}]
 from pathlib import Path
 from tests.test_pool import Examples, build_plain
-from tora2_jax import processes
-from tora2_jax.train_config import TrainError
+from tora2_jax.parallel import processes
+from tora2_jax.config.train import TrainError
 processes.start("127.0.0.1:{port}", 2, {index})
 try:
     build_plain(Path({folder!r}), Examples({refused}))

@@ -8,11 +8,11 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.test_chain import TOY
 from tora2_jax import config
+from tora2_jax.config.world import WorldConfig
 from tora2_jax.data import pool, world_examples
-from tora2_jax.faces import InsightFaceDetector, detector_identity
+from tora2_jax.references.faces import InsightFaceDetector, detector_identity
 from tora2_jax.text import load_tokenizer
 from tora2_jax.world import clips
-from tora2_jax.world.config import WorldConfig
 
 WORLD = WorldConfig(seed=3, height=64, width=64, frames=9, references=1)
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tora2_jax.stages import local_appearance, probes
+from tora2_jax.train.stages import local_appearance, probes
 from tora2_jax.world.entities import sample_entity
 
 

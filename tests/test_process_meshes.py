@@ -13,15 +13,16 @@ from jax.sharding import Mesh
 
 from tests import sharded_step
 from tests.test_train import environment
-from tora2_jax import parallel, train_state
-from tora2_jax.stages import diffusion
+from tora2_jax import parallel
+from tora2_jax.train import state as train_state
+from tora2_jax.train.stages import diffusion
 
 STEPS = 4
 _PROGRAM = """
 import json, sys
 sys.path[:0] = [{root!r}]
 from tests import test_process_meshes
-from tora2_jax import processes
+from tora2_jax.parallel import processes
 processes.start({coordinator!r}, 2, int(sys.argv[1]))
 print(json.dumps(test_process_meshes.losses({sizes!r}, {order!r})))
 processes.leave(0)

@@ -8,6 +8,8 @@ import pytest
 from tests.test_chain import TOY
 from tora2_jax import conditioning
 from tora2_jax.config import to_dict, toy
+from tora2_jax.config.train import ReferenceGuardConfig, TrainConfig, problems
+from tora2_jax.config.world import WorldConfig
 from tora2_jax.data import pool, world_examples
 from tora2_jax.data.reference_augmentation import (
     Change,
@@ -17,11 +19,9 @@ from tora2_jax.data.reference_augmentation import (
     generator,
     guard_record,
 )
-from tora2_jax.references import prepare
+from tora2_jax.references.crops import prepare
 from tora2_jax.text import load_tokenizer
-from tora2_jax.train_config import ReferenceGuardConfig, TrainConfig, problems
 from tora2_jax.world.clips import render_clip
-from tora2_jax.world.config import WorldConfig
 
 GUARDS = ReferenceGuardConfig()
 NONE = ReferenceGuardConfig(

@@ -12,22 +12,23 @@ from skimage import data
 from scripts.make_tokenizer import build, save
 from tests import tiny_detector
 from tests.test_faces import people
-from tora2_jax import conditioning, sampling
-from tora2_jax.config import ModelConfig, toy
-from tora2_jax.faces import FACE_TEMPLATE, Face, InsightFaceDetector
-from tora2_jax.image_file import load_image, load_mask
-from tora2_jax.kinds import kind_of_word
-from tora2_jax.reference_inputs import (
+from tora2_jax import conditioning
+from tora2_jax.conditioning.references import (
     load_references,
     prepare_entity,
     prepare_request,
     reference_arrays,
 )
-from tora2_jax.references import Reference, cut_out, prepare, visible_box, with_mask
+from tora2_jax.config import ModelConfig, toy
+from tora2_jax.config.train import TrainConfig
+from tora2_jax.media.image_file import load_image, load_mask
+from tora2_jax.references.crops import Reference, cut_out, prepare, visible_box, with_mask
+from tora2_jax.references.faces import FACE_TEMPLATE, Face, InsightFaceDetector
+from tora2_jax.references.kinds import kind_of_word
 from tora2_jax.request import RequestError, load_request, parse_request, validate
-from tora2_jax.stages import diffusion
+from tora2_jax.sampling import command
 from tora2_jax.text import load_tokenizer
-from tora2_jax.train_config import TrainConfig
+from tora2_jax.train.stages import diffusion
 
 PROMPT = "A man walks on the grass with a cat."
 COLOUR = (200, 120, 40)
@@ -323,9 +324,9 @@ def test_without_face_models_the_error_says_what_to_fetch(folder, tmp_path):
         assert part in models
     with pytest.raises(RequestError, match="no face models to find the chosen face"):
         prepared(folder, None, images=["one.png"], faces=[1])
-    options = sampling.Options(folder, folder / "none.json", tmp_path / "a.mp4")
-    with pytest.raises(sampling.SamplingError) as error:
-        sampling.prepare(options._replace(face_models=tmp_path / "nowhere"))
+    options = command.Options(folder, folder / "none.json", tmp_path / "a.mp4")
+    with pytest.raises(command.SamplingError) as error:
+        command.prepare(options._replace(face_models=tmp_path / "nowhere"))
     told = [text for text in error.value.problems if text.startswith("--face-models: there is no")]
     assert len(told) == 1 and len(error.value.problems) > 1
 

@@ -5,10 +5,10 @@ import pytest
 from PIL import Image
 
 from scripts.make_tokenizer import build, save
+from tora2_jax.conditioning.first_frame import first_frame
 from tora2_jax.config import cogvideox_5b_i2v, toy
-from tora2_jax.first_frame import first_frame
 from tora2_jax.request import Request, RequestError, parse_request, validate, with_defaults
-from tora2_jax.request_notes import request_notes
+from tora2_jax.request.notes import request_notes
 from tora2_jax.text import load_tokenizer
 
 PROMPT = "A man and a kite."

@@ -10,22 +10,24 @@ import pytest
 from absl import logging
 
 from tests.test_train import _assert_equal, _checkpoints, _config, _stage  # noqa: F401
-from tora2_jax import checkpoint, run_checkpoints, train
+from tora2_jax.train import loop
+from tora2_jax.train.run import checkpoints
+from tora2_jax.weights import checkpoint
 
 
 @pytest.fixture
 def _quiet():
     before = logging.get_verbosity()
-    run_checkpoints.quiet()
+    checkpoints.quiet()
     yield
     logging.set_verbosity(before)
-    logging.get_absl_logger().removeFilter(run_checkpoints._not_told_here)
+    logging.get_absl_logger().removeFilter(checkpoints._not_told_here)
 
 
 @pytest.fixture
 def saved(tmp_path):
     """Steps 2 and 4, each with an array of that number."""
-    made = run_checkpoints.Checkpoints(tmp_path)
+    made = checkpoints.Checkpoints(tmp_path)
     for step in (2, 4):
         made.save(step, _items(step))
     made.finish()
@@ -40,12 +42,12 @@ def _items(number: int) -> dict[str, dict[str, np.ndarray]]:
 @pytest.mark.usefixtures("_quiet")
 def test_a_first_save_that_fails_is_one_message_and_leaves_nothing(tmp_path, caplog):
     """As on a full disk: no file may have the size of the array."""
-    saved = run_checkpoints.Checkpoints(tmp_path)
+    saved = checkpoints.Checkpoints(tmp_path)
     frozen = {"kernel": jax.random.normal(jax.random.key(0), (100_000,))}
     _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, most))
     try:
-        with pytest.raises(run_checkpoints.SaveError, match="frozen weights could not be saved"):
+        with pytest.raises(checkpoints.SaveError, match="frozen weights could not be saved"):
             saved.save_frozen(frozen)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
@@ -54,7 +56,7 @@ def test_a_first_save_that_fails_is_one_message_and_leaves_nothing(tmp_path, cap
     saved.save_frozen(frozen)
     np.testing.assert_array_equal(saved.restore_frozen(frozen)["kernel"], frozen["kernel"])
     _cut(tmp_path / "frozen" / "frozen")
-    with pytest.raises(train.TrainError, match="frozen/frozen cannot be read"):
+    with pytest.raises(loop.TrainError, match="frozen/frozen cannot be read"):
         saved.restore_frozen(frozen)
     saved.close()
 
@@ -87,16 +89,16 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(saved, tmp_path, damag
 
 
 def test_a_run_makes_a_damaged_checkpoint_again(tmp_path):
-    first = train.train(_config(steps=2, checkpoint_every=1), tmp_path)
+    first = loop.train(_config(steps=2, checkpoint_every=1), tmp_path)
     _cut(tmp_path / "checkpoints" / "2" / "optimizer")
-    _assert_equal(first, train.train(_config(steps=2), tmp_path))
+    _assert_equal(first, loop.train(_config(steps=2), tmp_path))
     assert _checkpoints(tmp_path) == ["1", "2"]
 
 
 def test_checkpoints_that_are_all_damaged_stay_and_are_told(saved, tmp_path):
     for step in (2, 4):
         _cut(tmp_path / str(step) / "trainable")
-    with pytest.raises(train.TrainError, match=r"(?s)no checkpoint of this run.*/4/.*/2/"):
+    with pytest.raises(loop.TrainError, match=r"(?s)no checkpoint of this run.*/4/.*/2/"):
         saved.restore_newest(_items(0))
     assert saved.latest() == 4 and (tmp_path / "2").exists()
 
@@ -120,7 +122,7 @@ def test_a_folder_that_is_seen_late_is_waited_for(saved, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("damage", [_cut, _empty, _zeros, shutil.rmtree])
 def test_weights_of_a_run_are_of_the_newest_checkpoint_that_can_be_read(tmp_path, damage, caplog):
-    train.train(_config(steps=4, checkpoint_every=2), tmp_path)
+    loop.train(_config(steps=4, checkpoint_every=2), tmp_path)
     newest, settings = checkpoint.load_component(tmp_path)
     assert settings["steps"] == 4
     damage(tmp_path / "checkpoints" / "4" / "average")
@@ -135,7 +137,7 @@ def test_weights_of_a_run_are_of_the_newest_checkpoint_that_can_be_read(tmp_path
 
 
 def test_a_run_that_lost_its_list_or_its_config_is_told(tmp_path):
-    train.train(_config(steps=1, checkpoint_every=1), tmp_path)
+    loop.train(_config(steps=1, checkpoint_every=1), tmp_path)
     (tmp_path / "checkpoints" / "1" / "_CHECKPOINT_METADATA").write_text("{")
     with pytest.raises(checkpoint.CheckpointError, match="_CHECKPOINT_METADATA cannot be read"):
         checkpoint.load_component(tmp_path)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tora2_jax.stop import exit_code
+from tora2_jax.system.stop import exit_code
 
 _SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 
 _PROGRAM = """
 import time
-from tora2_jax.stop import StopSignals
+from tora2_jax.system.stop import StopSignals
 
 with StopSignals(code=75, seconds={seconds}) as stop:
     stop.can_save = {can_save}
@@ -61,7 +61,7 @@ def test_an_interrupted_program_shows_no_traceback():
         assert "sys.exit(exit_code(main))" in (_SCRIPTS / f"{name}.py").read_text()
     program = """
 import sys, time
-from tora2_jax.stop import exit_code
+from tora2_jax.system.stop import exit_code
 
 def main():
     print("ready", flush=True)

@@ -8,9 +8,10 @@ import pytest
 from convert.__main__ import main as convert
 from tests import test_train
 from tests.test_chain import TOY
-from tora2_jax import bundle, checkpoint, stored_settings, train, train_state
-from tora2_jax.config import toy
-from tora2_jax.train_config import ClipFolderConfig, TrainConfig
+from tora2_jax.config import stored, toy
+from tora2_jax.config.train import ClipFolderConfig, TrainConfig
+from tora2_jax.train import loop, state
+from tora2_jax.weights import bundle, checkpoint
 
 
 def write(path, content) -> None:
@@ -20,7 +21,7 @@ def write(path, content) -> None:
 def test_files_say_their_version_and_those_without_one_are_the_first(tmp_path):
     checkpoint.save_config(tmp_path, toy())
     content = json.loads((tmp_path / "config.json").read_text())
-    assert content["version"] == stored_settings.version() >= 1
+    assert content["version"] == stored.version() >= 1
     assert bundle.load_config(tmp_path) == toy()
     del content["version"]  # as of 2026-11
     write(tmp_path / "config.json", content)
@@ -29,15 +30,15 @@ def test_files_say_their_version_and_those_without_one_are_the_first(tmp_path):
 
 @pytest.mark.parametrize("number", [0, -1, 99, "1", 1.0, True, None])
 def test_versions_that_are_not_known_are_refused(tmp_path, number):
-    write(tmp_path / "config.json", stored_settings.of_model(toy()) | {"version": number})
+    write(tmp_path / "config.json", stored.of_model(toy()) | {"version": number})
     with pytest.raises(checkpoint.CheckpointError, match="version"):
         bundle.load_config(tmp_path)
 
 
 def test_settings_that_are_renamed_are_found_in_earlier_files(tmp_path, monkeypatch):
     """Two steps, in order; a run of an earlier version goes on, and its file is written anew."""
-    monkeypatch.setitem(train_state.STAGES, "base", "tests.test_train")
-    train.train(test_train._config(steps=2), tmp_path)
+    monkeypatch.setitem(state.STAGES, "base", "tests.test_train")
+    loop.train(test_train._config(steps=2), tmp_path)
     path = tmp_path / "config.json"
     old = json.loads(path.read_text())
     old["rhythm"] = old.pop("log_every")
@@ -49,21 +50,21 @@ def test_settings_that_are_renamed_are_found_in_earlier_files(tmp_path, monkeypa
     def second(content):
         return {("log_every" if name == "log_rhythm" else name): v for name, v in content.items()}
 
-    monkeypatch.setattr(stored_settings, "_STEPS", (first, second))
-    assert stored_settings.read_run(path).log_every == 10
-    train.train(test_train._config(steps=2), tmp_path)
+    monkeypatch.setattr(stored, "_STEPS", (first, second))
+    assert stored.read_run(path).log_every == 10
+    loop.train(test_train._config(steps=2), tmp_path)
     new = json.loads(path.read_text())
     assert new["version"] == 3 and new["log_every"] == 10 and "rhythm" not in new
 
 
 def test_a_run_of_a_later_version_is_not_continued(tmp_path, monkeypatch):
-    monkeypatch.setitem(train_state.STAGES, "base", "tests.test_train")
-    train.train(test_train._config(steps=2), tmp_path)
+    monkeypatch.setitem(state.STAGES, "base", "tests.test_train")
+    loop.train(test_train._config(steps=2), tmp_path)
     path = tmp_path / "config.json"
     write(path, json.loads(path.read_text()) | {"version": 99})
     before = path.read_bytes()
-    with pytest.raises(train.TrainError, match="of version 99"):
-        train.train(test_train._config(steps=4), tmp_path)
+    with pytest.raises(loop.TrainError, match="of version 99"):
+        loop.train(test_train._config(steps=4), tmp_path)
     assert path.read_bytes() == before
 
 
@@ -74,12 +75,12 @@ def test_no_code_that_stored_settings_name_is_run(tmp_path, monkeypatch, capsys)
     run = TrainConfig(stage="motion", model=toy(), tokenizer=str(TOY / "tokenizer"))
     run.clips = ClipFolderConfig(folder=str(tmp_path), estimator="evil:Estimator")
     run.weights.vae = str(TOY / "vae.safetensors")
-    write(tmp_path / "config.json", stored_settings.of_run(run))
+    write(tmp_path / "config.json", stored.of_run(run))
     (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     write(tmp_path / "checkpoints" / "1" / "_CHECKPOINT_METADATA", {"item_handlers": {}})
     with pytest.raises(checkpoint.CheckpointError, match="do not fit the model"):
         bundle.load_bundle(tmp_path)
-    assert stored_settings.read_run(tmp_path / "config.json").clips.estimator == "evil:Estimator"
+    assert stored.read_run(tmp_path / "config.json").clips.estimator == "evil:Estimator"
     config = str(tmp_path / "config.json")
     assert convert(["bundle", "--config", config, "--dst", str(tmp_path / "out")]) == 2
     assert "cannot be bundled" in capsys.readouterr().err

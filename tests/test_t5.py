@@ -21,8 +21,8 @@ from tests.parity import (
     relative_error,
 )
 from tora2_jax.config import T5Config
-from tora2_jax.models.layers import assign_variables, flat_variables, update_variables
-from tora2_jax.models.t5 import T5Encoder, relative_buckets
+from tora2_jax.models.encoders.t5 import T5Encoder, relative_buckets
+from tora2_jax.models.layers.basic import assign_variables, flat_variables, update_variables
 
 TINY = T5Config(vocab_size=50, width=24, num_layers=2, num_heads=3, head_dim=16, mlp_dim=40)
 # Long enough for the logarithmic distances; the second text is mostly padding.

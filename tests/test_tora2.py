@@ -14,7 +14,7 @@ from tests.random_conditions import permuted, spoiled, tiny_model
 from tests.random_conditions import random_conditions as entity_conditions
 from tora2_jax import conditioning, config, diffusion
 from tora2_jax.models.contrast import contrastive_loss
-from tora2_jax.models.layers import assign_variables, flat_variables
+from tora2_jax.models.layers.basic import assign_variables, flat_variables
 from tora2_jax.models.tora2 import COMPONENTS, Tora2
 
 LATENTS = (2, 3, 8, 10, 16)  # batch, then a token grid of 3 x 4 x 5

@@ -19,9 +19,9 @@ from convert.engine import convert
 from tests.parity import BLOCK_TOLERANCE, relative_error
 from tests.weights_rule import array, state_dict
 from tora2_jax.config import ModelConfig, MotionConfig, TransformerConfig
-from tora2_jax.models import layers, positions
-from tora2_jax.models.layers import assign_variables, flat_variables, map_arrays
-from tora2_jax.models.stream import Layout
+from tora2_jax.models.layers import basic, positions
+from tora2_jax.models.layers.basic import assign_variables, flat_variables, map_arrays
+from tora2_jax.models.layers.stream import Layout
 from tora2_jax.models.tora2 import Tora2
 
 FOLDER = Path(__file__).parent / "golden"
@@ -116,7 +116,7 @@ def test_positions(golden, config):
     _, t, _, h, w = golden["output"].shape
     grid = (t // (config.transformer.patch_size_t or 1), h // 2, w // 2)
     coordinates = positions.rotary_grid(config.transformer, grid)
-    cosines, sines = layers.rotary_tables(coordinates, config.transformer.head_dim)
+    cosines, sines = basic.rotary_tables(coordinates, config.transformer.head_dim)
     for ours, theirs in ((cosines, golden["rope_cos"]), (sines, golden["rope_sin"])):
         ours = np.asarray(ours)
         theirs = theirs if ours.shape == theirs.shape else theirs[:, ::2]  # theirs holds each twice

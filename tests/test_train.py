@@ -20,31 +20,27 @@ import pytest
 from flax import nnx
 from tensorboardX.proto import event_pb2
 
-from tora2_jax import (
-    checkpoint,
-    optim,
-    run_checkpoints,
-    run_folder,
-    stored_settings,
-    train,
-    train_export,
-    train_state,
-)
+from tora2_jax.config import stored as stored_settings
 from tora2_jax.config import to_dict
+from tora2_jax.config.train import MeshConfig, OptimConfig, TrainConfig, differences
 from tora2_jax.data.loader import ENDLESS
-from tora2_jax.train_config import MeshConfig, OptimConfig, TrainConfig, differences
+from tora2_jax.train import loop, optim
+from tora2_jax.train import state as train_state
+from tora2_jax.train.run import checkpoints, export
+from tora2_jax.train.run import folder as run_folder
+from tora2_jax.weights import checkpoint
 
 TRAINABLE = r"head\."
 COMPONENTS = {"transformer": r"(?P<prefix>body\.)", "motion": r"(?P<prefix>head\.)"}
 _PROGRAM = """
 import sys
 sys.path[:0] = [{root!r}]
-from tora2_jax import train, train_state
-train_state.STAGES["base"] = "tests.test_train"
-train.run(sys.argv)
+from tora2_jax.train import loop, state
+state.STAGES["base"] = "tests.test_train"
+loop.run(sys.argv)
 """
 _CONFIG = """
-from tora2_jax.train_config import MeshConfig, OptimConfig, TrainConfig
+from tora2_jax.config.train import MeshConfig, OptimConfig, TrainConfig
 
 def get_config():
     return TrainConfig(
@@ -117,9 +113,9 @@ def _assert_equal(first, second):
 
 
 def test_resuming_is_exact_and_frozen_stays(tmp_path):
-    whole = train.train(_config(), tmp_path / "whole")
-    train.train(_config(steps=2), tmp_path / "parts")
-    parts = train.train(_config(export=str(tmp_path / "out.safetensors")), tmp_path / "parts")
+    whole = loop.train(_config(), tmp_path / "whole")
+    loop.train(_config(steps=2), tmp_path / "parts")
+    parts = loop.train(_config(export=str(tmp_path / "out.safetensors")), tmp_path / "parts")
     _assert_equal(whole, parts)
     assert _losses(tmp_path / "whole") == _losses(tmp_path / "parts")
     assert [row["step"] for row in _losses(tmp_path / "whole")] == [1, 2, 3, 4]
@@ -191,9 +187,9 @@ def test_a_killed_run_continues_bit_for_bit(tmp_path):
     assert config.world.seed == 7
     assert config.model.binding.variant == "linear"
     config.steps = len(_losses(killed)) + 3
-    again = train.train(config, killed)
+    again = loop.train(config, killed)
     config.checkpoint_every = config.steps
-    whole = train.train(config, tmp_path / "whole")
+    whole = loop.train(config, tmp_path / "whole")
     assert _losses(killed) == _losses(tmp_path / "whole")
     _assert_equal(again, whole)
 
@@ -215,8 +211,8 @@ def test_unusable_configs_are_refused(tmp_path):
     config.dropout.caption = 1.5
     config.optim.stacked, config.optim.betas, config.profile_steps = "(", (0.9, 1.0), 5
     config.model.binding.variant = "gate"
-    with pytest.raises(train.TrainError) as error:
-        train.train(config, tmp_path)
+    with pytest.raises(loop.TrainError) as error:
+        loop.train(config, tmp_path)
     parts = ["nothing", "config.steps", "config.dropout.caption", "model.binding.variant"]
     for part in [*parts, "optim.stacked", "optim.betas", "profile_steps must be"]:
         assert part in str(error.value)
@@ -225,15 +221,15 @@ def test_unusable_configs_are_refused(tmp_path):
 def test_a_folder_that_cannot_be_used_is_refused(tmp_path):
     (tmp_path / "file").touch()
     for place in ("file", "file/below"):
-        with pytest.raises(train.TrainError, match=r"--workdir: .*file.* cannot be the folder"):
-            train.train(_config(), tmp_path / place)
+        with pytest.raises(loop.TrainError, match=r"--workdir: .*file.* cannot be the folder"):
+            loop.train(_config(), tmp_path / place)
     (tmp_path / "checkpoints" / "1").mkdir(parents=True)
-    with pytest.raises(train.TrainError, match=r"config.json is missing; put it back"):
-        train.train(_config(), tmp_path)
+    with pytest.raises(loop.TrainError, match=r"config.json is missing; put it back"):
+        loop.train(_config(), tmp_path)
     for content in ("{", "[]"):
         (tmp_path / "config.json").write_text(content)
-        with pytest.raises(train.TrainError, match="is damaged"):
-            train.train(_config(), tmp_path)
+        with pytest.raises(loop.TrainError, match="is damaged"):
+            loop.train(_config(), tmp_path)
 
 
 def test_a_full_disk_at_the_start_is_not_for_the_user_to_change(tmp_path, monkeypatch):
@@ -242,25 +238,25 @@ def test_a_full_disk_at_the_start_is_not_for_the_user_to_change(tmp_path, monkey
 
     monkeypatch.setattr(run_folder, "write_text", full)
     with pytest.raises(OSError, match="No space") as error:
-        train.train(_config(), tmp_path)
-    assert not isinstance(error.value, train.TrainError)
+        loop.train(_config(), tmp_path)
+    assert not isinstance(error.value, loop.TrainError)
 
 
 def test_a_start_says_where_it_is_and_refuses_to_go_back(tmp_path, capsys):
-    train.train(_config(steps=2), tmp_path)
+    loop.train(_config(steps=2), tmp_path)
     assert "data=1 fsdp=1 sequence=1 tensor=1; 7 of 8 devices are not" in capsys.readouterr().err
-    train.train(_config(steps=3), tmp_path)
+    loop.train(_config(steps=3), tmp_path)
     assert "goes on after step 2" in capsys.readouterr().err
-    with pytest.raises(train.TrainError, match=r"has done 3 steps, but config\.steps is 1"):
-        train.train(_config(steps=1), tmp_path)
+    with pytest.raises(loop.TrainError, match=r"has done 3 steps, but config\.steps is 1"):
+        loop.train(_config(steps=1), tmp_path)
 
 
 def test_a_run_is_not_continued_with_other_numbers(tmp_path):
-    train.train(_config(steps=1), tmp_path)
+    loop.train(_config(steps=1), tmp_path)
     changed = _config(steps=2, seed=1, log_every=1)
     changed.optim.learning_rate = 0.02
-    with pytest.raises(train.TrainError) as error:
-        train.train(changed, tmp_path)
+    with pytest.raises(loop.TrainError) as error:
+        loop.train(changed, tmp_path)
     assert "config.seed: 0 -> 1" in str(error.value)
     assert "config.optim.learning_rate: 0.01 -> 0.02" in str(error.value)
     assert "log_every" not in str(error.value)
@@ -284,16 +280,16 @@ def test_a_way_to_sample_may_change_or_be_new_in_a_run_that_goes_on():
 
 
 def test_export_paths():
-    folder = train_export.export_paths("folder", ["text", "transformer"])
+    folder = export.export_paths("folder", ["text", "transformer"])
     assert folder["text"] == Path("folder/text.safetensors")
-    with pytest.raises(train.TrainError, match="name a folder"):
-        train_export.export_paths("one.safetensors", ["text", "transformer"])
+    with pytest.raises(loop.TrainError, match="name a folder"):
+        export.export_paths("one.safetensors", ["text", "transformer"])
 
 
 def test_an_export_that_cannot_be_written_is_told_before_the_first_step(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(train.TrainError, match=r"config.export: .*file/x/motion.*cannot be"):
-        train.train(_config(export=str(tmp_path / "file/x")), tmp_path / "run")
+    with pytest.raises(loop.TrainError, match=r"config.export: .*file/x/motion.*cannot be"):
+        loop.train(_config(export=str(tmp_path / "file/x")), tmp_path / "run")
     assert not (tmp_path / "run" / "metrics" / "losses.jsonl").exists()
 
 
@@ -315,8 +311,8 @@ def _bad_at(steps: set[int], gradient_only: bool = False):
 @pytest.mark.parametrize("gradient_only", [False, True])
 def test_a_step_without_finite_numbers_is_skipped_and_counted(tmp_path, monkeypatch, gradient_only):
     monkeypatch.setattr(sys.modules[__name__], "loss", _bad_at({2}, gradient_only))
-    before = train.train(_config(steps=2), tmp_path / "before")
-    after = train.train(_config(steps=3), tmp_path / "after")
+    before = loop.train(_config(steps=2), tmp_path / "before")
+    after = loop.train(_config(steps=3), tmp_path / "after")
     assert int(after.step) == 3
     schedule = optim.after_skipped_step(before.optimizer, after.optimizer)  # alone goes on
     _assert_equal(before._replace(step=after.step, optimizer=schedule), after)
@@ -327,7 +323,7 @@ def test_a_step_without_finite_numbers_is_skipped_and_counted(tmp_path, monkeypa
     ]
     assert rows[0]["gradient_norm" if gradient_only else "loss"] in ("inf", "nan")
     assert (_losses(tmp_path / "after")[2]["loss"] is None) != gradient_only
-    further = train.train(_config(steps=5), tmp_path / "after")
+    further = loop.train(_config(steps=5), tmp_path / "after")
     assert np.any(further.trainable["head.1.kernel"] != after.trainable["head.1.kernel"])
     assert len(_skipped(tmp_path / "after")) == 1
 
@@ -337,8 +333,8 @@ def test_too_many_skipped_steps_in_a_row_end_the_run(tmp_path, monkeypatch):
     told = (
         r"steps 4 to 6 had no finite.*skipped\.jsonl lists: position 12 clip clip12; position 13 "
     )
-    with pytest.raises(train.TrainError, match=told):
-        train.train(_config(steps=9, skips_allowed=2), tmp_path)
+    with pytest.raises(loop.TrainError, match=told):
+        loop.train(_config(steps=9, skips_allowed=2), tmp_path)
     assert [row["step"] for row in _skipped(tmp_path)] == [2, 4, 5, 6]
     assert [row["step"] for row in _losses(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
@@ -346,7 +342,7 @@ def test_too_many_skipped_steps_in_a_row_end_the_run(tmp_path, monkeypatch):
 def test_a_bad_example_is_replaced_and_counted(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "source", lambda config: _Holes(config.seed))
     monkeypatch.setattr(sys.modules[__name__], "loss", _sum_of_inputs(loss))
-    train.train(_config(steps=2, log_every=1), tmp_path)
+    loop.train(_config(steps=2, log_every=1), tmp_path)
     good = _Source(0)
     rows = [good[index]["inputs"] for index in (4, 6, 6, 7)]
     assert _losses(tmp_path)[1]["loss"] == pytest.approx(float(np.sum(rows)), rel=1e-5)
@@ -370,7 +366,7 @@ def _sum_of_inputs(plain_loss):
 
 def test_a_save_that_fails_is_told_and_leaves_the_last_checkpoint(tmp_path, monkeypatch, caplog):
     """As on a full disk: no file may have the size of an array while step 4 is saved."""
-    save = run_checkpoints.Checkpoints.save
+    save = checkpoints.Checkpoints.save
 
     def on_a_full_disk(self, step, items):
         if step not in full:
@@ -386,33 +382,33 @@ def test_a_save_that_fails_is_told_and_leaves_the_last_checkpoint(tmp_path, monk
             resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 
     full = {4}
-    monkeypatch.setattr(run_checkpoints.Checkpoints, "save", on_a_full_disk)
-    train.train(_config(steps=6, keep_checkpoints=1), tmp_path / "goes_on")
+    monkeypatch.setattr(checkpoints.Checkpoints, "save", on_a_full_disk)
+    loop.train(_config(steps=6, keep_checkpoints=1), tmp_path / "goes_on")
     assert "step 4 could not be saved" in caplog.text and "checkpoint 2 is kept" in caplog.text
     assert _checkpoints(tmp_path / "goes_on") == ["6"]
 
-    with pytest.raises(run_checkpoints.SaveError, match=r"step 4 could not.* 2 is kept"):
-        train.train(_config(keep_checkpoints=1), tmp_path / "ends")
+    with pytest.raises(checkpoints.SaveError, match=r"step 4 could not.* 2 is kept"):
+        loop.train(_config(keep_checkpoints=1), tmp_path / "ends")
     assert _checkpoints(tmp_path / "ends") == ["2"]
     full.clear()
-    again = train.train(_config(keep_checkpoints=1), tmp_path / "ends")
-    _assert_equal(again, train.train(_config(), tmp_path / "whole"))
+    again = loop.train(_config(keep_checkpoints=1), tmp_path / "ends")
+    _assert_equal(again, loop.train(_config(), tmp_path / "whole"))
 
 
 def test_a_full_disk_is_told_before_it_is_full(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
-    train.train(_config(steps=1), tmp_path)
+    loop.train(_config(steps=1), tmp_path)
     assert "GB free; a checkpoint takes" in caplog.text
 
 
 def test_a_profile_of_chosen_steps(tmp_path):
-    train.train(_config(steps=3, profile_steps=(2, 3)), tmp_path)
+    loop.train(_config(steps=3, profile_steps=(2, 3)), tmp_path)
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
 def test_a_run_may_end_and_start_between_profiled_steps(tmp_path):
     for steps in (2, 5):
-        train.train(_config(steps=steps, profile_steps=(2, 4)), tmp_path)
+        loop.train(_config(steps=steps, profile_steps=(2, 4)), tmp_path)
         assert list((tmp_path / "profile").rglob("*.xplane.pb")), steps
         shutil.rmtree(tmp_path / "profile")
 
@@ -427,7 +423,7 @@ def test_samples_are_of_saved_steps_and_may_fail(tmp_path, monkeypatch, caplog):
         return np.zeros((3, 16, 16, 3), np.uint8)
 
     monkeypatch.setattr(sys.modules[__name__], "sample", sample, raising=False)
-    state = train.train(_config(steps=3, sample_every=1, checkpoint_every=100), tmp_path)
+    state = loop.train(_config(steps=3, sample_every=1, checkpoint_every=100), tmp_path)
     assert saved == {1: ["1"], 2: ["1", "2"], 3: ["2", "3"]}
     names = sorted(path.name for path in (tmp_path / "samples").iterdir())
     assert names == ["00000001.mp4", "00000003.mp4"]
@@ -447,7 +443,7 @@ def test_nothing_of_a_sample_stays_on_the_device(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "sample", sample, raising=False)
     gc.disable()
     try:
-        train.train(_config(steps=2, sample_every=1), tmp_path)
+        loop.train(_config(steps=2, sample_every=1), tmp_path)
     finally:
         gc.enable()
     assert left == [0, 0]
@@ -461,7 +457,7 @@ def test_an_export_takes_no_more_than_it_writes(tmp_path, monkeypatch):
         lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), state.frozen
     )
     state = state._replace(frozen=without)
-    train_export.export(config, sys.modules[__name__], graph, state)
+    export.export(config, sys.modules[__name__], graph, state)
     exported, metadata = checkpoint.load_component(tmp_path / "out" / "motion.safetensors")
     assert set(exported) == {"0.bias", "0.mean", "0.scale", "0.var", "1.bias", "1.kernel"}
     assert metadata["model"] == json.loads(json.dumps(to_dict(config.model)))

@@ -10,18 +10,19 @@ import numpy as np
 import pytest
 
 from tests.test_train import _CONFIG, _command, _config, _losses, environment
-from tora2_jax import train, train_result, train_state
 from tora2_jax.config import toy
-from tora2_jax.train_config import ClipFolderConfig, TrainConfig, problems
-from tora2_jax.train_help import comments, known_fields, unknown_fields
-from tora2_jax.train_smoke import smoke
+from tora2_jax.config.help import comments, known_fields, unknown_fields
+from tora2_jax.config.train import ClipFolderConfig, TrainConfig, problems
+from tora2_jax.train import loop, state
+from tora2_jax.train.run import result
+from tora2_jax.train.smoke import smoke
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)
 def _stage(monkeypatch):
-    monkeypatch.setitem(train_state.STAGES, "base", "tests.test_train")
+    monkeypatch.setitem(state.STAGES, "base", "tests.test_train")
 
 
 def _program(*arguments: str) -> subprocess.CompletedProcess:
@@ -108,12 +109,12 @@ def test_the_program_smokes(tmp_path):
 
 
 def test_a_finished_run_goes_on_with_more_steps(tmp_path, capsys):
-    train.train(_config(steps=2), tmp_path / "parts")
-    train.train(_config(steps=2), tmp_path / "parts")
+    loop.train(_config(steps=2), tmp_path / "parts")
+    loop.train(_config(steps=2), tmp_path / "parts")
     assert "all 2 steps are done already; --config.steps asks for more" in capsys.readouterr().err
-    further = train.train(_config(steps=4), tmp_path / "parts")
+    further = loop.train(_config(steps=4), tmp_path / "parts")
     assert "goes on after step 2" in capsys.readouterr().err
-    whole = train.train(_config(steps=4), tmp_path / "whole")
+    whole = loop.train(_config(steps=4), tmp_path / "whole")
     for left, right in zip(jax.tree.leaves(whole), jax.tree.leaves(further), strict=True):
         np.testing.assert_array_equal(left, right)
 
@@ -124,38 +125,38 @@ def test_a_run_whose_schedule_does_not_allow_more_steps_says_why(tmp_path):
         made.optim.schedule = "cosine"
         return made
 
-    train.train(config(1), tmp_path)
-    with pytest.raises(train.TrainError) as error:
-        train.train(config(2), tmp_path)
+    loop.train(config(1), tmp_path)
+    with pytest.raises(loop.TrainError) as error:
+        loop.train(config(2), tmp_path)
     told = str(error.value)
     assert "config.steps: 1 -> 2" in told
     assert "With optim.schedule cosine the learning rate of every step" in told
     assert f"--config.weights.NAME={tmp_path}/trained" in told
-    with pytest.raises(train.TrainError) as error:
-        train.train(_config(steps=1, seed=3), tmp_path)
+    with pytest.raises(loop.TrainError) as error:
+        loop.train(_config(steps=1, seed=3), tmp_path)
     assert "learning rate of every step" not in str(error.value)
 
 
 def test_the_end_of_a_run_names_the_command_that_samples_it(tmp_path, monkeypatch):
     config = TrainConfig(stage="tora2", model=toy(), tokenizer="t", export=str(tmp_path / "out"))
-    lines = train_result.result_lines(config, tmp_path / "run", ["motion", "personalization"])
+    lines = result.result_lines(config, tmp_path / "run", ["motion", "personalization"])
     assert lines[1] == f"trained weights: {tmp_path}/out/motion.safetensors, " + (
         f"{tmp_path}/out/personalization.safetensors"
     )
     monkeypatch.chdir(ROOT)
-    (line,) = train_result.result_lines(config, tmp_path / "run", ["motion"])[2:]
+    (line,) = result.result_lines(config, tmp_path / "run", ["motion"])[2:]
     assert line == (
         f"sample them: python scripts/sample.py --checkpoint {tmp_path}/run --request "
         "examples/request.json --output out/run.mp4"
     )
     monkeypatch.chdir(tmp_path)
-    assert f"--request {tmp_path}/run/request.json" in train_result.sample_command(
+    assert f"--request {tmp_path}/run/request.json" in result.sample_command(
         config, tmp_path / "run"
     )
     written = json.loads((tmp_path / "run" / "request.json").read_text())
     assert [entity["word"] for entity in written["entities"]] == ["man", "kite"]
     config.model.motion = None
-    assert "entities" not in train_result.plain_request(config.model)
+    assert "entities" not in result.plain_request(config.model)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +164,7 @@ def test_the_end_of_a_run_names_the_command_that_samples_it(tmp_path, monkeypatc
 )
 def test_the_end_of_a_stage_that_makes_no_videos_names_its_use(tmp_path, stage, component, told):
     config = TrainConfig(stage=stage, steps=3, export="out")
-    lines = train_result.result_lines(config, tmp_path, [component])
+    lines = result.result_lines(config, tmp_path, [component])
     assert lines == [
         f"all 3 steps are done; checkpoints and metrics are in {tmp_path}",
         f"trained weights: out/{component}.safetensors",
@@ -173,7 +174,7 @@ def test_the_end_of_a_stage_that_makes_no_videos_names_its_use(tmp_path, stage, 
 
 def test_jaxs_search_for_nans_does_not_end_a_healthy_run(tmp_path, monkeypatch):
     from tests import test_train
-    from tora2_jax import measures
+    from tora2_jax.train import measures
 
     plain = test_train.loss
 
@@ -184,7 +185,7 @@ def test_jaxs_search_for_nans_does_not_end_a_healthy_run(tmp_path, monkeypatch):
 
     monkeypatch.setattr(test_train, "loss", loss)
     with jax.debug_nans(True):
-        train.train(_config(steps=2), tmp_path)
+        loop.train(_config(steps=2), tmp_path)
     assert len(_losses(tmp_path)) == 2
 
 
@@ -197,8 +198,8 @@ def test_a_run_on_damaged_weights_names_them(tmp_path, monkeypatch):
         return model
 
     monkeypatch.setattr(test_train, "build", build)
-    with pytest.raises(train.TrainError) as error:
-        train.train(_config(steps=9, skips_allowed=1), tmp_path)
+    with pytest.raises(loop.TrainError) as error:
+        loop.train(_config(steps=9, skips_allowed=1), tmp_path)
     assert str(error.value) == (
         "steps 1 to 2 had no finite loss and gradient, more than config.skips_allowed (1) in a "
         "row; weights that are not finite: body.bias; the checkpoint is damaged: convert it or "

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tora2_jax import trajectory, trajectory_command
-from tora2_jax.flow_color import color_bytes
-from tora2_jax.trajectory import TrajectoryError, parse_points, resample, splat
-from tora2_jax.trajectory_file import load_points
+from tora2_jax.trajectory import command as trajectory_command
+from tora2_jax.trajectory import points as trajectory
+from tora2_jax.trajectory.files import load_points
+from tora2_jax.trajectory.flow_color import color_bytes
+from tora2_jax.trajectory.points import TrajectoryError, parse_points, resample, splat
 
 GOLDEN = Path(__file__).parent / "golden" / "tora_trajectory.npz"
 

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from tora2_jax import trajectory_command
 from tora2_jax.request import RequestError, load_request
-from tora2_jax.trajectory import TrajectoryError, parse_points
-from tora2_jax.trajectory_file import load_paths, load_points
+from tora2_jax.trajectory import command
+from tora2_jax.trajectory.files import load_paths, load_points
+from tora2_jax.trajectory.points import TrajectoryError, parse_points
 
 POINTS = [[20.0, 30.0], [24.5, 32.0], [200.0, 131.25]]
 OBJECTS = [{"x": x, "y": y} for x, y in POINTS]
@@ -96,10 +96,10 @@ def test_several_paths_are_offered_by_number(tmp_path, capsys):
     with pytest.raises(TrajectoryError, match='name one of them, such as "two'):
         load_points(file)
     assert load_points(file, number=2).position.tolist() == POINTS[::-1]
-    assert trajectory_command.main([str(file), f"{file}#2"]) == 0
+    assert command.main([str(file), f"{file}#2"]) == 0
     told = [line.split(": ")[0] for line in capsys.readouterr().out.splitlines()]
     assert told == [f"{file}#1", f"{file}#2", f"{file}#2"]
-    assert trajectory_command.main([f"{file}#3", f"{file}#0"]) == 2
+    assert command.main([f"{file}#3", f"{file}#0"]) == 2
     told = capsys.readouterr().err
     assert "holds 2 paths; there is no number 3" in told and "no number 0" in told
     entity = {"word": "cat", "trajectory": "two.json#2"}

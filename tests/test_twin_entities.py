@@ -15,7 +15,7 @@ from tora2_jax.config import StoredPriorConfig
 from tora2_jax.models.binding import Binder, BoundEntities
 from tora2_jax.models.contrast import contrastive_loss
 from tora2_jax.models.cross_attention import PersonalizationCrossAttention
-from tora2_jax.models.layers import flat_variables
+from tora2_jax.models.layers.basic import flat_variables
 from tora2_jax.models.personalization import AppearanceExtractor
 from tora2_jax.types import Conditions, ContrastEmbeddings
 

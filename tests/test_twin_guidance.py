@@ -10,8 +10,8 @@ from flax import nnx
 from tests.parity import BLOCK_TOLERANCE, relative_error
 from tests.test_twin_objective import noise_schedule
 from tora2_jax.config import toy
-from tora2_jax.models import vae_tiling
-from tora2_jax.pipeline import SampleSettings, Tora2Pipeline
+from tora2_jax.models.vae import tiling
+from tora2_jax.sampling.pipeline import SampleSettings, Tora2Pipeline
 from tora2_jax.types import BoundConditions, Conditions, KeysValues
 
 BATCH, ENTITIES, REFERENCES, FRAMES, STEPS = 2, 3, 2, 3, 4
@@ -124,7 +124,7 @@ def test_guided_samples(conditions, monkeypatch, references, trajectories, dynam
     null = jnp.asarray(rng.standard_normal((BATCH, 4, 5)) / 5, jnp.float32)
     start = rng.standard_normal((BATCH, FRAMES, 8, 12, 8)).astype(np.float32)
     frames = np.zeros((BATCH, 9, 32, 48, 3), np.float32)
-    monkeypatch.setattr(vae_tiling, "decode_latents", lambda *_: frames)
+    monkeypatch.setattr(tiling, "decode_latents", lambda *_: frames)
     pipeline = Tora2Pipeline(toy(), StandIn(), Frozen(), Frozen(), None)
     monkeypatch.setattr(pipeline, "_encode", lambda *_: (conditions, null))
     settings = SampleSettings(

@@ -11,7 +11,7 @@ from flax import nnx
 from tests.parity import BLOCK_TOLERANCE, relative_error
 from tora2_jax import conditioning, config
 from tora2_jax.data import pool
-from tora2_jax.models.vae import CausalVAE, Posterior
+from tora2_jax.models.vae.vae import CausalVAE, Posterior
 from tora2_jax.request import parse_request
 from tora2_jax.text import load_tokenizer
 from tora2_jax.types import Inputs

@@ -15,9 +15,9 @@ from tests import twin_entities as twin
 from tests.parity import BLOCK_TOLERANCE, relative_error
 from tests.random_conditions import quick_jit
 from tora2_jax import config as settings
+from tora2_jax.config.train import ClipFolderConfig, DropoutConfig, TrainConfig
 from tora2_jax.models.tora2 import Bound
-from tora2_jax.stages import diffusion as stage
-from tora2_jax.train_config import ClipFolderConfig, DropoutConfig, TrainConfig
+from tora2_jax.train.stages import diffusion as stage
 from tora2_jax.types import Conditions, ContrastEmbeddings
 
 BATCH, ENTITIES, REFERENCES, WORDS, LENGTH, WIDTH = 2, 3, 2, 2, 5, 6

@@ -15,10 +15,10 @@ from flax import nnx
 
 from tests.parity import BLOCK_TOLERANCE, relative_error
 from tests.random_conditions import quick_jit
-from tora2_jax import train_state
-from tora2_jax.models.batch_norm import BatchNorm
-from tora2_jax.optim import make_optimizer
-from tora2_jax.train_config import MeshConfig, OptimConfig, TrainConfig
+from tora2_jax.config.train import MeshConfig, OptimConfig, TrainConfig
+from tora2_jax.models.layers.batch_norm import BatchNorm
+from tora2_jax.train import state as train_state
+from tora2_jax.train.optim import make_optimizer
 
 BATCH, STEPS = 4, 6
 

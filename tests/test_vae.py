@@ -14,11 +14,11 @@ from convert.cogvideox_vae import rules
 from convert.engine import ConversionError, convert, export
 from tests.parity import BLOCK_TOLERANCE, insensitive, numpy_state, randomise, relative_error
 from tora2_jax.config import ModelConfig, VAEConfig
-from tora2_jax.models.layers import assign_variables, flat_variables
-from tora2_jax.models.vae import CausalVAE
-from tora2_jax.models.vae_layers import Memory, convolve
-from tora2_jax.stages import vae as stage
-from tora2_jax.train_config import TrainConfig
+from tora2_jax.config.train import TrainConfig
+from tora2_jax.models.layers.basic import assign_variables, flat_variables
+from tora2_jax.models.vae.layers import Memory, convolve
+from tora2_jax.models.vae.vae import CausalVAE
+from tora2_jax.train.stages import vae as stage
 
 CONFIG = VAEConfig(channels=(8, 12, 12, 16), layers_per_block=1, latent_channels=4, norm_groups=4)
 HEIGHT, WIDTH = 24, 16

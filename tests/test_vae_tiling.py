@@ -15,11 +15,11 @@ from convert.engine import convert
 from tests.parity import BLOCK_TOLERANCE, numpy_state, randomise, relative_error
 from tests.test_vae import from_torch, random, to_torch
 from tora2_jax.config import VAEConfig
-from tora2_jax.models import vae_tiling
-from tora2_jax.models.layers import assign_variables, flat_variables
-from tora2_jax.models.vae import CausalVAE
-from tora2_jax.models.vae_layers import convolve_causally, native_causal
-from tora2_jax.models.vae_tiling import Tiles, VAEMemory
+from tora2_jax.models.layers.basic import assign_variables, flat_variables
+from tora2_jax.models.vae import tiling
+from tora2_jax.models.vae.layers import convolve_causally, native_causal
+from tora2_jax.models.vae.tiling import Tiles, VAEMemory
+from tora2_jax.models.vae.vae import CausalVAE
 
 CONFIG = VAEConfig(
     channels=(8, 12), layers_per_block=1, latent_channels=4, norm_groups=4, temporal_compression=2
@@ -80,13 +80,13 @@ def reference_encode(reference: AutoencoderKLCogVideoX, video: np.ndarray) -> li
 @pytest.fixture
 def shapes(monkeypatch) -> list[tuple[int, ...]]:
     """Shapes of the chunks that reach the device."""
-    seen, run_chunk = [], vae_tiling.run_chunk
+    seen, run_chunk = [], tiling.run_chunk
 
     def record(graph, state, chunk, cache):
         seen.append(chunk.shape)
         return run_chunk(graph, state, chunk, cache)
 
-    monkeypatch.setattr(vae_tiling, "run_chunk", record)
+    monkeypatch.setattr(tiling, "run_chunk", record)
     return seen
 
 
@@ -95,7 +95,7 @@ def test_tiled_decode(reference, shapes):
     latents = random(*LATENTS)
     enable_tiling(reference, TILES)
     expected = reference_decode(reference, latents)
-    actual = vae_tiling.decode(model, latents, "tiled", TILES)
+    actual = tiling.decode(model, latents, "tiled", TILES)
     assert isinstance(actual, np.ndarray)
     assert relative_error(actual, expected) < BLOCK_TOLERANCE
     assert len(shapes) == 2 * 9 * 2
@@ -108,7 +108,7 @@ def test_tiled_encode(reference, shapes):
     video = random(*VIDEO)
     enable_tiling(reference, TILES)
     mean, log_variance = reference_encode(reference, video)
-    actual = vae_tiling.encode(model, video, "tiled", TILES)
+    actual = tiling.encode(model, video, "tiled", TILES)
     assert relative_error(actual.mean, mean) < BLOCK_TOLERANCE
     assert relative_error(actual.log_variance, log_variance) < BLOCK_TOLERANCE
     assert np.max(shapes, axis=0).tolist() == [1, 9, 8 * COMPRESSION, 5 * COMPRESSION, 3]
@@ -120,14 +120,14 @@ def test_slicing(reference, shapes, memory):
     _, model = twins()
     latents, video = random(2, 5, 4, 6, CONFIG.latent_channels), random(2, 17, 8, 12, 3)
     reference.enable_slicing()
-    decoded = vae_tiling.decode(model, latents, memory)
+    decoded = tiling.decode(model, latents, memory)
     assert relative_error(decoded, reference_decode(reference, latents)) < BLOCK_TOLERANCE
-    encoded = vae_tiling.encode(model, video, memory)
+    encoded = tiling.encode(model, video, memory)
     for actual, expected in zip(encoded, reference_encode(reference, video), strict=True):
         assert relative_error(actual, expected) < BLOCK_TOLERANCE
-    scaled = vae_tiling.encode_latents(model, video, memory)
+    scaled = tiling.encode_latents(model, video, memory)
     assert relative_error(scaled, encoded.mean * CONFIG.scaling_factor) < BLOCK_TOLERANCE
-    again = vae_tiling.decode_latents(model, latents * CONFIG.scaling_factor, memory)
+    again = tiling.decode_latents(model, latents * CONFIG.scaling_factor, memory)
     assert relative_error(again, decoded) < BLOCK_TOLERANCE
     assert all(shape[:2] in {(1, 3), (1, 2), (1, 9), (1, 8)} for shape in shapes)
     assert bool(shapes) == (memory == "chunked")
@@ -136,8 +136,8 @@ def test_slicing(reference, shapes, memory):
 def test_what_fits_into_one_tile_is_not_tiled(shapes):
     _, model = twins()
     latents, tiles = random(1, 5, 4, 6, CONFIG.latent_channels), Tiles(height=6, width=10)
-    decoded = vae_tiling.decode(model, latents, "tiled", tiles)
-    np.testing.assert_array_equal(decoded, vae_tiling.decode(model, latents, "chunked"))
+    decoded = tiling.decode(model, latents, "tiled", tiles)
+    np.testing.assert_array_equal(decoded, tiling.decode(model, latents, "chunked"))
     assert {shape[2:4] for shape in shapes} == {(4, 6)}
 
 
@@ -145,7 +145,7 @@ def test_what_fits_into_one_tile_is_not_tiled(shapes):
 def test_published_tiles(height, width):
     published = AutoencoderKLCogVideoX(layers_per_block=1, sample_height=height, sample_width=width)
     config = VAEConfig(sample_height=height, sample_width=width)
-    tiles = vae_tiling.tiles_of(config, 8)
+    tiles = tiling.tiles_of(config, 8)
     assert (tiles.height, tiles.width) == (
         published.tile_latent_min_height,
         published.tile_latent_min_width,
@@ -155,13 +155,13 @@ def test_published_tiles(height, width):
 
 
 def test_default_tiles():
-    assert vae_tiling.tiles_of(VAEConfig(), 8) == vae_tiling.DEFAULT_TILES
-    assert vae_tiling.DEFAULT_TILES.strides == (25, 36)
+    assert tiling.tiles_of(VAEConfig(), 8) == tiling.DEFAULT_TILES
+    assert tiling.DEFAULT_TILES.strides == (25, 36)
 
 
 def test_the_least_memory_of_a_vae_without_tiles_is_a_chunk():
-    assert vae_tiling.least_memory(VAEConfig(), 8) == "tiled"
-    assert vae_tiling.least_memory(VAEConfig(sample_height=48), 8) == "chunked"
+    assert tiling.least_memory(VAEConfig(), 8) == "tiled"
+    assert tiling.least_memory(VAEConfig(sample_height=48), 8) == "chunked"
 
 
 @pytest.mark.parametrize(
@@ -182,9 +182,9 @@ def test_tiles_that_do_not_fit_are_refused(settings, message):
 def test_other_refusals():
     _, model = twins()
     with pytest.raises(ValueError, match="'little'; it is one of: whole, chunked, tiled"):
-        vae_tiling.decode(model, random(1, 1, 2, 2, 4), "little")
+        tiling.decode(model, random(1, 1, 2, 2, 4), "little")
     with pytest.raises(ValueError, match=r"7 x 4 pixels cannot be encoded: .* multiples of 2"):
-        vae_tiling.encode(model, random(1, 1, 7, 4, 3))
+        tiling.encode(model, random(1, 1, 7, 4, 3))
 
 
 def device_bytes(memory: VAEMemory) -> int:
@@ -193,11 +193,11 @@ def device_bytes(memory: VAEMemory) -> int:
     graph, state = nnx.split(model.decoder)
     if memory == "whole":
         latents = jnp.zeros((2, 7, 16, 20, CONFIG.latent_channels))
-        lowered = vae_tiling.run_whole.lower(graph, state, latents, model.latents_per_chunk)
+        lowered = tiling.run_whole.lower(graph, state, latents, model.latents_per_chunk)
     else:
         height, width = (16, 20) if memory == "chunked" else (8, 10)
         chunk = jnp.zeros((1, 3, height, width, CONFIG.latent_channels))
-        lowered = vae_tiling.run_chunk.lower(graph, state, chunk, None)
+        lowered = tiling.run_chunk.lower(graph, state, chunk, None)
     sizes = lowered.compile().memory_analysis()
     return sizes.temp_size_in_bytes + sizes.output_size_in_bytes
 
@@ -227,9 +227,9 @@ def test_causal_convolution_of_accelerators():
 @pytest.mark.parametrize("memory", ["whole", "chunked", "tiled"])
 def test_decoding_is_reported_part_by_part(memory):
     vae = CausalVAE(CONFIG, rngs=nnx.Rngs(0))
-    tiles = vae_tiling.Tiles(height=4, width=4, overlap_height=0.5, overlap_width=0.5)
+    tiles = tiling.Tiles(height=4, width=4, overlap_height=0.5, overlap_width=0.5)
     told = []
     latents = np.zeros((1, 5, 6, 4, CONFIG.latent_channels), np.float32)
-    vae_tiling.decode_latents(vae, latents, memory, tiles, lambda *call: told.append(call))
+    tiling.decode_latents(vae, latents, memory, tiles, lambda *call: told.append(call))
     total = {"whole": 1, "chunked": 2, "tiled": 2 * 3 * 2}[memory]
     assert told == [(done, total) for done in range(total + 1)]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tora2_jax import video
+from tora2_jax.media import video
 
 
 def clip(frames=6, height=48, width=64):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tests.videos import cut_without_encoding, gray, number_of, quadrants, write
-from tora2_jax import video
-from tora2_jax.video import VideoError, VideoReadError, frames_at, read_video, video_info
+from tora2_jax.media import video
+from tora2_jax.media.video import VideoError, VideoReadError, frames_at, read_video, video_info
 
 GRAYS = [gray(number) for number in range(40)]
 B_FRAMES = {"bf": "2", "g": "10", "sc_threshold": "0"}

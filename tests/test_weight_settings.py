@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from tora2_jax import checkpoint, train_state
 from tora2_jax.config import to_dict, toy
-from tora2_jax.train_config import TrainConfig, TrainError
-from tora2_jax.weight_settings import setting_differences
+from tora2_jax.config.train import TrainConfig, TrainError
+from tora2_jax.train import state
+from tora2_jax.weights import checkpoint
+from tora2_jax.weights.settings import setting_differences
 
 METADATA = {"model": json.loads(json.dumps(to_dict(toy())))}  # as files hold it
 
@@ -49,13 +50,13 @@ def test_the_vae_goes_on_from_weights_whose_scale_was_measured(tmp_path):
     config = TrainConfig(stage="vae", model=toy())
     made = replace(config.model, vae=replace(config.model.vae, scaling_factor=2.3))
     checkpoint.save_component(tmp_path / "vae.safetensors", {}, {"model": to_dict(made)})
-    train_state._refuse_other_settings(
-        config, train_state.find_stage(config), "vae", tmp_path / "vae.safetensors"
+    state._refuse_other_settings(
+        config, state.find_stage(config), "vae", tmp_path / "vae.safetensors"
     )
     made.vae.norm_eps = 1e-3
     checkpoint.save_component(tmp_path / "vae.safetensors", {}, {"model": to_dict(made)})
     with pytest.raises(TrainError, match=r"norm_eps") as error:
-        train_state._refuse_other_settings(
-            config, train_state.find_stage(config), "vae", tmp_path / "vae.safetensors"
+        state._refuse_other_settings(
+            config, state.find_stage(config), "vae", tmp_path / "vae.safetensors"
         )
     assert "scaling_factor" not in str(error.value)

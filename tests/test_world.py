@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tora2_jax.config import from_dict, to_dict, toy
-from tora2_jax.references import mask_top_face, prepare
+from tora2_jax.config.world import WorldConfig
+from tora2_jax.references.crops import mask_top_face, prepare
 from tora2_jax.world.clips import (
     WORDS,
     caption_corpus,
@@ -14,7 +15,6 @@ from tora2_jax.world.clips import (
     render_reference,
     sample_entity,
 )
-from tora2_jax.world.config import WorldConfig
 
 CONFIG = WorldConfig()
 CLIPS = range(24)

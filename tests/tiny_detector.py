@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from tora2_jax.faces import FACE_TEMPLATE
+from tora2_jax.references.faces import FACE_TEMPLATE
 
 REACH = 16  # cells, at the greenest
 STRIDES = (8, 16, 32)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, T5TokenizerFast
 
-from tora2_jax.unusable_file import why_unusable
+from tora2_jax.system.unusable_file import why_unusable
 
 PAD_ID, END_ID = 0, 1
 SPACE = "▁"  # begins the tokens that begin a word

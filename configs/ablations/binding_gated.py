@@ -8,7 +8,7 @@ Hardware: two CPU cores. What it is compared with: docs/ablations.md.
 """
 
 from configs.toy import get_config as full
-from tora2_jax.train_config import TrainConfig
+from tora2_jax.config.train import TrainConfig
 
 
 def get_config() -> TrainConfig:

@@ -6,7 +6,7 @@ Hardware: two CPU cores, about 1 hour. Expected: see docs/toy.md.
 
 from configs.bold.base_stills import base_config, muon, start_from_base
 from configs.bold.vae import FOLDER
-from tora2_jax.train_config import TrainConfig
+from tora2_jax.config.train import TrainConfig
 
 
 def get_config() -> TrainConfig:

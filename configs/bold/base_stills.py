@@ -5,7 +5,7 @@ Hardware: two CPU cores, about 2 hours. Expected: see docs/toy.md.
 """
 
 from configs.bold.vae import FOLDER, bold_world
-from tora2_jax.train_config import DropoutConfig, OptimConfig, TrainConfig, WeightsConfig
+from tora2_jax.config.train import DropoutConfig, OptimConfig, TrainConfig, WeightsConfig
 from tora2_jax.world.model import toy_bold
 
 # The leading axis of these counts layers; they alone are matrices inside of the network.

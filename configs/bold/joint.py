@@ -7,7 +7,7 @@ Hardware: two CPU cores, about 2 hours. Expected: see docs/toy.md.
 from configs.bold.base_stills import muon
 from configs.bold.joint_stills import joint_config
 from configs.bold.vae import FOLDER
-from tora2_jax.train_config import TrainConfig
+from tora2_jax.config.train import TrainConfig
 
 
 def get_config() -> TrainConfig:

@@ -10,7 +10,7 @@ Hardware: two CPU cores, about 2 hours. Expected: see docs/toy.md.
 from configs.bold.base_stills import muon
 from configs.bold.motion import conditioned_config
 from configs.bold.vae import FOLDER
-from tora2_jax.train_config import DropoutConfig, TimestepConfig, TrainConfig
+from tora2_jax.config.train import DropoutConfig, TimestepConfig, TrainConfig
 
 FROZEN = ("dino", "face", "object")
 

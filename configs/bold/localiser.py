@@ -7,7 +7,7 @@ Its result goes to `checkpoints/bold_bench/localiser.safetensors`; its metadata 
 """
 
 from configs.bold.vae import bold_world
-from tora2_jax.train_config import OptimConfig, TrainConfig
+from tora2_jax.config.train import OptimConfig, TrainConfig
 from tora2_jax.world.model import toy_bold
 
 

@@ -6,7 +6,7 @@ Hardware: two CPU cores, about 40 minutes. Expected: see docs/toy.md.
 
 from configs.bold.base_stills import diffusion_config, muon, start_from_base
 from configs.bold.vae import FOLDER, bold_world
-from tora2_jax.train_config import DropoutConfig, TrainConfig
+from tora2_jax.config.train import DropoutConfig, TrainConfig
 
 
 def conditioned_config(stage: str, frames: int, seed: int) -> TrainConfig:

@@ -7,8 +7,8 @@ Its result goes to `checkpoints/bold/object.safetensors`; its metadata holds the
 """
 
 from configs.bold.vae import bold_world
-from tora2_jax.train_config import OptimConfig, TrainConfig
-from tora2_jax.world.config import RecognitionConfig
+from tora2_jax.config.train import OptimConfig, TrainConfig
+from tora2_jax.config.world import RecognitionConfig
 from tora2_jax.world.model import toy_bold
 
 

@@ -6,8 +6,8 @@ python -m tora2_jax.train --config configs/bold/vae.py --workdir workdirs/bold/v
 Hardware: two CPU cores. Expected: see docs/toy.md.
 """
 
-from tora2_jax.train_config import OptimConfig, TrainConfig
-from tora2_jax.world.config import CropConfig, WorldConfig
+from tora2_jax.config.train import OptimConfig, TrainConfig
+from tora2_jax.config.world import CropConfig, WorldConfig
 from tora2_jax.world.model import toy_bold
 
 FOLDER = "checkpoints/bold"  # what the chain makes, and what the later stages start from

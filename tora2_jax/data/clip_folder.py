@@ -14,14 +14,15 @@ from absl import logging
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 
-from tora2_jax import conditioning, optical_flow
+from tora2_jax import conditioning
 from tora2_jax.config import ModelConfig, to_dict
+from tora2_jax.config.train import ClipFolderConfig, TrainConfig, TrainError
 from tora2_jax.data.clip_look import Clip, Findings, look_through, problems
 from tora2_jax.data.loader import ExampleError
-from tora2_jax.flow_color import color_flow, flow_map
-from tora2_jax.train_config import ClipFolderConfig, TrainConfig, TrainError
+from tora2_jax.media.video import Frames, VideoError, frames_at
+from tora2_jax.trajectory import optical_flow
+from tora2_jax.trajectory.flow_color import color_flow, flow_map
 from tora2_jax.types import Inputs
-from tora2_jax.video import Frames, VideoError, frames_at
 
 __all__ = [
     "Clip",

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tora2_jax.video import VideoInfo
+from tora2_jax.media.video import VideoInfo
 
 
 def frame_numbers(

@@ -10,15 +10,16 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from tora2_jax import optical_flow, processes
 from tora2_jax.config import ModelConfig
+from tora2_jax.config.train import ClipFolderConfig
 from tora2_jax.data.clip_files import VIDEO_SUFFIXES, ClipFiles, list_clips, name_of
 from tora2_jax.data.clip_frames import frame_numbers
 from tora2_jax.data.entity_annotations import Annotation, read_annotations
 from tora2_jax.data.kept_findings import KeptFindings
+from tora2_jax.media.video import VideoError, VideoInfo, VideoReadError
+from tora2_jax.parallel import processes
 from tora2_jax.request import size_problems
-from tora2_jax.train_config import ClipFolderConfig
-from tora2_jax.video import VideoError, VideoInfo, VideoReadError
+from tora2_jax.trajectory import optical_flow
 
 _AT_ONCE = 16  # clips that are looked at: mostly a wait for the disk
 _GROUP = 256  # clips between two looks at the clock

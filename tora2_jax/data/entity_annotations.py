@@ -14,17 +14,17 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
+from tora2_jax.conditioning.references import load_references
 from tora2_jax.data.clip_files import name_of as clip_name
 from tora2_jax.data.kept_findings import KeptFindings
-from tora2_jax.field_reader import is_number, name_of
-from tora2_jax.image_file import load_mask
-from tora2_jax.kinds import kind_of_word
-from tora2_jax.reference_fields import read_references
-from tora2_jax.reference_inputs import load_references
-from tora2_jax.references import Box, cut_out
-from tora2_jax.request_file import EntityRequest, RequestError, RequestReader, read_json
+from tora2_jax.media.image_file import load_mask
+from tora2_jax.media.video import VideoInfo
+from tora2_jax.references.crops import Box, cut_out
+from tora2_jax.references.kinds import kind_of_word
+from tora2_jax.request.fields import is_number, name_of
+from tora2_jax.request.reader import EntityRequest, RequestError, RequestReader, read_json
+from tora2_jax.request.reference_fields import read_references
 from tora2_jax.types import Kind
-from tora2_jax.video import VideoInfo
 
 _OWN = ("images", "masks", "boxes")  # as in a request: pictures, and what is theirs
 _FROM_CLIP = ("trajectory", "frame_masks", "frame_boxes")

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from absl import logging
 
-from tora2_jax.video import VideoError, VideoInfo, VideoReadError, video_info
-from tora2_jax.whole_file import write_text
+from tora2_jax.media.video import VideoError, VideoInfo, VideoReadError, video_info
+from tora2_jax.system.files import write_text
 
 _FORMAT = 1  # to be raised when something else is found in the same files
 _PAUSE = 20  # seconds between saves, or so many times as long as the last one took

@@ -19,15 +19,17 @@ from absl import logging
 from flax import nnx
 from jaxtyping import Bool, Float, UInt8
 
-from tora2_jax import conditioning, config, feedback, parallel, processes
+from tora2_jax import conditioning, config, parallel
+from tora2_jax.conditioning.references import reference_arrays
+from tora2_jax.config.train import MeshConfig, TrainError
 from tora2_jax.data.loader import example_or_next
-from tora2_jax.finite import finite_rows, reason
-from tora2_jax.lease import Lease
-from tora2_jax.models.prior import stored_priors
-from tora2_jax.reference_inputs import reference_arrays
-from tora2_jax.train_config import MeshConfig, TrainError
+from tora2_jax.models.encoders.prior import stored_priors
+from tora2_jax.parallel import processes
+from tora2_jax.system import feedback
+from tora2_jax.system.files import write_text, written_whole
+from tora2_jax.system.finite import finite_rows, reason
+from tora2_jax.system.lease import Lease
 from tora2_jax.types import Inputs
-from tora2_jax.whole_file import write_text, written_whole
 
 _Row = tuple[Inputs, UInt8[np.ndarray, "f height width 3"]]
 _FORMAT = 2  # to be raised when other numbers are kept of the same clips

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
+from tora2_jax.media.video import write_image, write_video
+from tora2_jax.system.files import write_text
 from tora2_jax.text import find_word
 from tora2_jax.types import EntityRecord, Record
-from tora2_jax.video import write_image, write_video
-from tora2_jax.whole_file import write_text
 
 _DECIMALS = 6  # of a path, in pixels: more than float32 holds
 

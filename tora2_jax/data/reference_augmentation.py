@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from tora2_jax.train_config import ReferenceGuardConfig
+from tora2_jax.config.train import ReferenceGuardConfig
 from tora2_jax.types import Kind, Record
 
 Picture = UInt8[np.ndarray, "height width 4"]

@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from tora2_jax import conditioning, config
+from tora2_jax.config.train import ReferenceGuardConfig
 from tora2_jax.data.reference_augmentation import guard_record
-from tora2_jax.faces import FaceDetector, detector_identity
-from tora2_jax.train_config import ReferenceGuardConfig
+from tora2_jax.references.faces import FaceDetector, detector_identity
 from tora2_jax.types import Inputs
 from tora2_jax.world import clips as world
 

@@ -14,13 +14,13 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from tora2_jax import diffusion
-from tora2_jax.bench.measure import mean_estimate
 from tora2_jax.conditioning import inputs_from_records, without_paths
+from tora2_jax.evaluation.bench.measure import mean_estimate
 from tora2_jax.evaluation.requests import asked, style_of, world_requests
-from tora2_jax.guidance import closed_ways
 from tora2_jax.models.tora2 import Tora2
-from tora2_jax.models.vae import CausalVAE
-from tora2_jax.pipeline import Tora2Pipeline
+from tora2_jax.models.vae.vae import CausalVAE
+from tora2_jax.sampling.guidance import closed_ways
+from tora2_jax.sampling.pipeline import Tora2Pipeline
 from tora2_jax.types import BoundConditions, Conditions, Record
 
 TIMESTEPS = (100, 300, 500, 700, 900, 999)

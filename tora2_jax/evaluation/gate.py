@@ -9,14 +9,14 @@ import numpy as np
 from flax import nnx
 from jaxtyping import UInt8
 
-from tora2_jax import checkpoint
-from tora2_jax.bench import measure
 from tora2_jax.config import ModelConfig
+from tora2_jax.evaluation.bench import measure
 from tora2_jax.evaluation.look import Bench
-from tora2_jax.models.vae import CausalVAE
-from tora2_jax.stages import judge as judge_room
-from tora2_jax.stages import localiser as localiser_room
+from tora2_jax.models.vae.vae import CausalVAE
+from tora2_jax.train.stages import judge as judge_room
+from tora2_jax.train.stages import localiser as localiser_room
 from tora2_jax.types import Record
+from tora2_jax.weights import checkpoint
 from tora2_jax.world.entities import Style
 
 GATE_PIXELS = 3.0  # canvas pixels that the localiser may miss on videos through the VAE

@@ -7,11 +7,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float, UInt8
 
-from tora2_jax import checkpoint
-from tora2_jax.bench import measure
-from tora2_jax.bench.networks import Judge, Localiser, locate
-from tora2_jax.stages import judge as judge_room
+from tora2_jax.evaluation.bench import measure
+from tora2_jax.evaluation.bench.networks import Judge, Localiser, locate
+from tora2_jax.train.stages import judge as judge_room
 from tora2_jax.types import Record
+from tora2_jax.weights import checkpoint
 from tora2_jax.world.entities import Style
 
 _ORDINALS = {1: "st", 2: "nd", 3: "rd"}

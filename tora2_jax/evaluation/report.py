@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from tora2_jax.bench import measure
+from tora2_jax.evaluation.bench import measure
 from tora2_jax.evaluation.look import Seen
 
 _SHARES = ("identified", "found", "preferred")

@@ -6,9 +6,9 @@ import numpy as np
 
 from tora2_jax.conditioning import without_paths, without_references
 from tora2_jax.config import ModelConfig
+from tora2_jax.config.world import WorldConfig
 from tora2_jax.types import Inputs, Record
 from tora2_jax.world.clips import render_clip, render_reference, sample_entity
-from tora2_jax.world.config import WorldConfig
 from tora2_jax.world.entities import Style
 
 WORLD_SEED = 9_000_000  # added to the seed; no training stage uses worlds from here on

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from tora2_jax.bench.measure import cluster_estimate
 from tora2_jax.conditioning import inputs_from_records
+from tora2_jax.evaluation.bench.measure import cluster_estimate
 from tora2_jax.evaluation.look import Bench, Seen, look
 from tora2_jax.evaluation.own_looks import own_looks
 from tora2_jax.evaluation.report import report
 from tora2_jax.evaluation.requests import CONDITIONS, asked, style_of, world_requests
-from tora2_jax.pipeline import SampleSettings, to_uint8
+from tora2_jax.sampling.pipeline import SampleSettings, to_uint8
 from tora2_jax.types import Record
 
 

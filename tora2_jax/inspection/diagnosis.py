@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from tora2_jax.inspection.views import EntityView, Inspection
-from tora2_jax.references import Reference, visible_box
+from tora2_jax.references.crops import Reference, visible_box
 
 Level = Literal["problem", "note", "fine"]
 

@@ -14,8 +14,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from tora2_jax import conditioning, diffusion, reference_inputs, trajectory
+from tora2_jax import conditioning, diffusion
 from tora2_jax import text as text_room
+from tora2_jax.conditioning import references
 from tora2_jax.inspection.steps import WAYS, Passing, look_at_steps
 from tora2_jax.inspection.views import (
     BindingView,
@@ -31,10 +32,11 @@ from tora2_jax.inspection.views import (
     modality_slices,
 )
 from tora2_jax.models.binding import BindingDetails, BoundEntities, GatedBinding
-from tora2_jax.models.layers import flat_variables
+from tora2_jax.models.layers.basic import flat_variables
 from tora2_jax.models.tora2 import Encoded, Tora2
-from tora2_jax.pipeline import Tora2Pipeline
 from tora2_jax.request import Request
+from tora2_jax.sampling.pipeline import Tora2Pipeline
+from tora2_jax.trajectory import points
 from tora2_jax.types import BoundConditions, Conditions, ContrastEmbeddings, Inputs
 
 STEPS = 10  # of DDIM, some of which are looked at
@@ -132,7 +134,7 @@ def assemble(
 ) -> Inspection:
     """Arrays of all entities -> one view per entity."""
     config, (binding, passings, zeros) = pipeline.config, looked
-    prepared = reference_inputs.prepare_request(config, request, pipeline.detector)
+    prepared = references.prepare_request(config, request, pipeline.detector)
     views = []
     for index, entity in enumerate(request.entities):
         path = _path_view(config, request, inputs, index)
@@ -142,13 +144,13 @@ def assemble(
                 word=entity.word,
                 requested=entity.kind,
                 prepared=prepared[index],
-                references=tuple(reference_inputs.load_references(entity)),
+                references=tuple(references.load_references(entity)),
                 names=tuple(Path(image).name for image in entity.images),
                 reference_mask=np.asarray(inputs.reference_mask[0, index]),
                 prior_mask=np.asarray(inputs.prior_mask[0, index]),
                 word_tokens=_word_view(pipeline, request, inputs, index),
                 path=path,
-                still=entity.points is not None and trajectory.is_still(entity.points),
+                still=entity.points is not None and points.is_still(entity.points),
                 change=None if binding is None else _change(binding, path, index),
                 binding=_binding_view(config, binding, index),
                 blocks=tuple(
@@ -181,7 +183,7 @@ def _word_view(pipeline: Tora2Pipeline, request: Request, inputs: Inputs, index:
 
 def _path_view(config, request: Request, inputs: Inputs, index: int) -> PathView:
     track, visible = conditioning.request_track(request.entities[index], request, config)
-    frames = trajectory.token_frames(
+    frames = points.token_frames(
         len(track), config.transformer.patch_size_t or 1, config.vae.temporal_compression
     )
     fields = (inputs.splat, inputs.path, inputs.on)

@@ -6,9 +6,9 @@ from PIL import Image, ImageDraw
 from tora2_jax.inspection import drawing
 from tora2_jax.inspection.drawing import INK, LINE, SMALL, SOFT
 from tora2_jax.inspection.views import EntityView, Inspection
-from tora2_jax.references import PreparedReference, Reference, visible_box
-from tora2_jax.trajectory_command import draw_track, time_color
-from tora2_jax.video import COLORS
+from tora2_jax.media.video import COLORS
+from tora2_jax.references.crops import PreparedReference, Reference, visible_box
+from tora2_jax.trajectory.command import draw_track, time_color
 
 _SIDE = 150  # pixels of a reference's pictures
 _CANVAS = 330  # of the longer side of the path's picture

@@ -12,9 +12,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from tora2_jax import diffusion
-from tora2_jax.guidance import closed_ways
 from tora2_jax.models.cross_attention import Influence
 from tora2_jax.models.tora2 import Tora2
+from tora2_jax.sampling.guidance import closed_ways
 from tora2_jax.types import BoundConditions, Conditions
 
 WAYS = ("cross_attention", "motion_map", "both")

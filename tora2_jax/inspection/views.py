@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from tora2_jax.conditioning.references import PreparedEntity
 from tora2_jax.config import ModelConfig
-from tora2_jax.reference_inputs import PreparedEntity
-from tora2_jax.references import Reference
+from tora2_jax.references.crops import Reference
 from tora2_jax.request import Request
 
 MODALITIES = ("p", "m", "c")

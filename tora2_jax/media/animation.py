@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
-from tora2_jax.video import VideoError, overlay
-from tora2_jax.whole_file import written_whole
+from tora2_jax.media.video import VideoError, overlay
+from tora2_jax.system.files import written_whole
 
 Frames = UInt8[np.ndarray, "f height width 3"]
 

@@ -15,9 +15,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from tora2_jax.config import ModelConfig
-from tora2_jax.models.attention import attention
 from tora2_jax.models.contrast import retrieval_accuracy
-from tora2_jax.models.layers import LECUN_NORMAL, ZEROS, LayerNorm, Linear, sinusoid
+from tora2_jax.models.layers.attention import attention
+from tora2_jax.models.layers.basic import LECUN_NORMAL, ZEROS, LayerNorm, Linear, sinusoid
 from tora2_jax.models.personalization import keep, normal_parameter
 from tora2_jax.types import Conditions, ContrastEmbeddings
 

@@ -8,8 +8,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from tora2_jax import parallel
-from tora2_jax.models.attention import attention
-from tora2_jax.models.layers import ZEROS, LayerNorm, Linear
+from tora2_jax.models.layers.attention import attention
+from tora2_jax.models.layers.basic import ZEROS, LayerNorm, Linear
 from tora2_jax.types import KeysValues
 
 

@@ -14,12 +14,12 @@ from jax.ad_checkpoint import checkpoint_name
 
 from tora2_jax import parallel
 from tora2_jax.config import MotionConfig, PersonalizationConfig, TransformerConfig
-from tora2_jax.models import layers, positions
-from tora2_jax.models.attention import attention
 from tora2_jax.models.cross_attention import PersonalizationCrossAttention
-from tora2_jax.models.layers import ZEROS, LayerNorm, Linear
+from tora2_jax.models.layers import basic, positions
+from tora2_jax.models.layers.attention import attention
+from tora2_jax.models.layers.basic import ZEROS, LayerNorm, Linear
+from tora2_jax.models.layers.stream import Layout
 from tora2_jax.models.motion import MotionGuidanceFuser
-from tora2_jax.models.stream import Layout
 from tora2_jax.types import KeysValues
 
 OFS = 2.0  # the only value that CogVideoX 1.5 I2V was trained with
@@ -81,10 +81,10 @@ class JointAttention(nnx.Module):
         )
         query, key = self.query_norm(query), self.key_norm(key)
         if shared.rotary is not None:
-            query, key = (layers.rotate(x, shared.rotary) for x in (query, key))
+            query, key = (basic.rotate(x, shared.rotary) for x in (query, key))
         filled = shared.layout.filled
         attended = parallel.self_attention(attention, query, key, value, filled)
-        attended = checkpoint_name(attended.reshape(stream.shape), layers.ATTENTION)
+        attended = checkpoint_name(attended.reshape(stream.shape), basic.ATTENTION)
         return parallel.stream(self.output(parallel.wide(attended)))
 
 
@@ -181,9 +181,9 @@ class CogVideoXTransformer(nnx.Module):
             config.in_channels * patch_volume, width, rngs=rngs, dtype=dtype
         )
         self.text_projection = Linear(config.text_embed_dim, width, rngs=rngs, dtype=dtype)
-        self.time_embedding = layers.TimestepEmbedding(width, time_width, rngs=rngs)
+        self.time_embedding = basic.TimestepEmbedding(width, time_width, rngs=rngs)
         ofs = config.ofs_embed_dim
-        self.ofs_embedding = layers.TimestepEmbedding(ofs, ofs, rngs=rngs) if ofs else None
+        self.ofs_embedding = basic.TimestepEmbedding(ofs, ofs, rngs=rngs) if ofs else None
         self.positions = positions.stored_table(config) if config.learned_positions else None
         self._make_blocks(motion, personalization, rngs, dtype)
         self.final_norm = LayerNorm(width, config.norm_eps, rngs=rngs, dtype=dtype)
@@ -198,7 +198,7 @@ class CogVideoXTransformer(nnx.Module):
         self.cross_attention = (
             None
             if personalization is None
-            else layers.stack(
+            else basic.stack(
                 lambda streams: PersonalizationCrossAttention(
                     config.width,
                     personalization.width,
@@ -212,7 +212,7 @@ class CogVideoXTransformer(nnx.Module):
             )
         )
         first = personalization is not None and personalization.order == "personalization_first"
-        self.blocks = layers.stack(
+        self.blocks = basic.stack(
             lambda streams: Block(config, motion, first, rngs=streams, dtype=dtype),
             config.num_layers,
             rngs,
@@ -239,7 +239,7 @@ class CogVideoXTransformer(nnx.Module):
         def step(cross, carry, _):
             return carry, cross.keys_values(tokens, mask)
 
-        return layers.scan(step, self.cross_attention, None)[1]
+        return basic.scan(step, self.cross_attention, None)[1]
 
     def __call__(
         self,
@@ -281,7 +281,7 @@ class CogVideoXTransformer(nnx.Module):
         # The last map makes it small enough for every device to have all of it.
         output = parallel.batch(self.output_projection(stream).astype(jnp.float32))
         output, config = layout.take_video(output), self.config
-        output = layers.unpatchify(output, grid, config.patch_size, config.patch_size_t or 1)
+        output = basic.unpatchify(output, grid, config.patch_size, config.patch_size_t or 1)
         return output if observe is None else (output, seen)
 
     def _check(self, latents, timestep, text, motion_maps, keys_values):
@@ -324,9 +324,9 @@ class CogVideoXTransformer(nnx.Module):
         return grid
 
     def _embed_time(self, timestep):
-        embedding = self.time_embedding(layers.sinusoid(timestep, self.config.width))
+        embedding = self.time_embedding(basic.sinusoid(timestep, self.config.width))
         if self.ofs_embedding is not None:
-            ofs = layers.sinusoid(jnp.full((1,), OFS, jnp.float32), self.config.ofs_embed_dim)
+            ofs = basic.sinusoid(jnp.full((1,), OFS, jnp.float32), self.config.ofs_embed_dim)
             embedding = embedding + self.ofs_embedding(ofs)
         return embedding
 
@@ -339,7 +339,7 @@ class CogVideoXTransformer(nnx.Module):
         if self.config.positions == "rotary":
             coordinates = positions.rotary_grid(self.config, layout.grid)
             cosines, sines = map(
-                layout.place_video, layers.rotary_tables(coordinates, self.config.head_dim)
+                layout.place_video, basic.rotary_tables(coordinates, self.config.head_dim)
             )
             # By an angle of zero where there is no video.
             cosines = jnp.where(layout.is_video(), cosines, 1.0)
@@ -348,7 +348,7 @@ class CogVideoXTransformer(nnx.Module):
 
     def _embed(self, latents, text, layout):
         """The stream before the first block, made in place: the parts of it are never whole."""
-        patches = layout.place_video(layers.patchify(latents, layout.grid))
+        patches = layout.place_video(basic.patchify(latents, layout.grid))
         stream = layout.place_text(text, self.patch_embedding(parallel.stream(patches)))
         stored = None if self.positions is None else self.positions[...]
         if (table := positions.added(self.config, stored, layout)) is not None:
@@ -382,19 +382,19 @@ class CogVideoXTransformer(nnx.Module):
 
                 if known is not None:
                     personalize = attend
-                carry = checkpoint_name(carry, layers.STREAM)
+                carry = checkpoint_name(carry, basic.STREAM)
                 for index in range(size):
-                    block = layers.map_arrays(lambda x, index=index: x[index], blocks)
+                    block = basic.map_arrays(lambda x, index=index: x[index], blocks)
                     motion_map = None if maps is None else maps[index]
                     carry = block(carry, shared, motion_map, personalize if index == 0 else None)
                 return carry, found
 
             with_keys = keys_values is not None
-            cross = layers.map_arrays(take, self.cross_attention) if with_keys else None
+            cross = basic.map_arrays(take, self.cross_attention) if with_keys else None
             maps = None if motion_maps is None else regroup(motion_maps)
             inputs = (maps, jax.tree.map(take, keys_values))
-            group = (layers.map_arrays(regroup, self.blocks), cross)
-            carry, found = layers.scan(step, group, carry, inputs, *self.looping)
+            group = (basic.map_arrays(regroup, self.blocks), cross)
+            carry, found = basic.scan(step, group, carry, inputs, *self.looping)
             seen += found
         seen = jax.tree.map(lambda *parts: jnp.concatenate(parts), *seen) if seen else None
         return carry, seen

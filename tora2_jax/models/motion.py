@@ -9,9 +9,9 @@ from jaxtyping import Array, Bool, Float
 
 from tora2_jax import parallel
 from tora2_jax.config import MotionConfig, TransformerConfig
-from tora2_jax.models.batch_norm import BatchNorm
-from tora2_jax.models.layers import map_arrays, scan, stack
-from tora2_jax.models.stream import Layout
+from tora2_jax.models.layers.basic import map_arrays, scan, stack
+from tora2_jax.models.layers.batch_norm import BatchNorm
+from tora2_jax.models.layers.stream import Layout
 
 _NORM_EPS = 1e-5
 _HE = nnx.initializers.he_normal()

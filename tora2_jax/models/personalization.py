@@ -15,9 +15,9 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from tora2_jax.config import ModelConfig, PersonalizationConfig
-from tora2_jax.models.attention import attention
-from tora2_jax.models.layers import LayerNorm, Linear, scan, stack
-from tora2_jax.models.prior import PriorSizes, prior_configs, prior_sizes
+from tora2_jax.models.encoders.prior import PriorSizes, prior_configs, prior_sizes
+from tora2_jax.models.layers.attention import attention
+from tora2_jax.models.layers.basic import LayerNorm, Linear, scan, stack
 from tora2_jax.types import Conditions
 
 EMBEDDING_STD = 0.02

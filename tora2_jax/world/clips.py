@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from tora2_jax.config.world import WorldConfig
 from tora2_jax.types import EntityRecord, Record
 from tora2_jax.world.bold import render_bold_object
 from tora2_jax.world.brush import SPRITE_SIZE
@@ -17,7 +18,6 @@ from tora2_jax.world.captions import (
     caption_for,
     rich_caption,
 )
-from tora2_jax.world.config import WorldConfig
 from tora2_jax.world.entities import WORDS, Entity, sample_entity
 from tora2_jax.world.humans import Pose, render_human, sample_pose
 from tora2_jax.world.paths import Motion, sample_motion

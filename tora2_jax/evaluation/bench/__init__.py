@@ -1,0 +1,1 @@
+"""The networks and measures of the toy world's bench."""

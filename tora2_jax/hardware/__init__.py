@@ -1,0 +1,1 @@
+"""What devices can do, and what programs ask of them."""

@@ -1,0 +1,149 @@
+"""Image files of every common kind, upright, as 8-bit arrays."""
+
+import warnings
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
+
+from tora2_jax.system import limits
+
+_LONGEST_SIDE = 32766  # OpenCV cannot warp larger pictures
+_GIVE = "give a PNG, JPEG or WebP file"
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_OTHER_FILES = {
+    b"version https://git-lfs": "it is a pointer of Git LFS; fetch the file with `git lfs pull`",
+    b"<!doctype html": "it is a web page, not the picture on it",
+    b"<html": "it is a web page, not the picture on it",
+    b"<svg": "it is an SVG drawing",
+    b"<?xml": "it is an SVG drawing or another XML file",
+    b"%pdf": "it is a PDF document",
+    b"\xff\x0a": "it is a JPEG XL picture",
+    b"\x00\x00\x00\x0cJXL ": "it is a JPEG XL picture",
+    b"\x1a\x45\xdf\xa3": "it is a video",
+    b"PK\x03\x04": "it is an archive",
+}
+_UNREADABLE = (OSError, SyntaxError, ValueError)
+
+
+def load_image(path: str | Path) -> UInt8[np.ndarray, "height width 4"]:
+    """Read an image file as RGBA, upright; files without transparency are opaque.
+
+    Colours of 16 bits are scaled to 8; of an animation the first picture is taken; colour profiles
+    are not applied.
+
+    Raises:
+        ValueError: The file is missing or is no image that can be read.
+    """
+    return _load(path, to_rgba)
+
+
+def load_mask(path: str | Path) -> UInt8[np.ndarray, "height width"]:
+    """Read the mask of an entity: 255 is the entity, 0 is not.
+
+    The alpha channel if the file has transparency; else, of a palette with colours, every index
+    but 0 (label images); else the brightness.
+
+    Raises:
+        ValueError: The file is missing or is no image that can be read.
+    """
+    return _load(path, _to_mask)
+
+
+def to_rgba(image: Image.Image) -> UInt8[np.ndarray, "height width 4"]:
+    """The pixels of a picture that is open, as `load_image` returns them.
+
+    Raises:
+        ValueError: Its numbers have no known range, or there are too many of them.
+    """
+    _check_size(image)
+    # Photo software stores inverted CMYK in a JPEG and marks it, and Pillow takes all as inverted.
+    plain_cmyk = image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError("it holds floating-point numbers without a known range")
+    if image.mode.startswith("I"):
+        return _from_16_bits(image)
+    if image.mode == "CMYK":
+        image = (ImageChops.invert(image) if plain_cmyk else image).convert("RGB")
+    return np.array(image.convert("RGBA"))
+
+
+def count_pixels(path: str | Path) -> int:
+    """The pixels of a picture, from the head of its file.
+
+    Raises:
+        ValueError: The file is missing, is no image that can be read, or has too many pixels.
+    """
+    return _load(path, lambda image: image.width * image.height)
+
+
+def _load(path: str | Path, convert):
+    try:
+        with warnings.catch_warnings():
+            # Of sizes, for which we have a bound of our own, and of damaged metadata (EXIF).
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                _check_size(image)
+                return convert(image)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"cannot read the image {path}: {_what_it_is(path)}; {_GIVE}") from error
+    except Image.DecompressionBombError as error:
+        most = limits.PICTURE_PIXELS // 10**6
+        raise ValueError(
+            f"cannot read the image {path}: shrink it to {most} million pixels"
+        ) from error
+    except _UNREADABLE as error:
+        raise ValueError(f"cannot read the image {path}: {error}; {_GIVE}") from error
+
+
+def _check_size(image: Image.Image) -> None:
+    """Refuses pictures before they are decoded."""
+    if image.format == "EPS":
+        raise ValueError("it is PostScript, a program that draws")
+    if image.format in ("ICO", "ICNS"):  # the pictures inside have other sizes than they claim
+        raise ValueError("it is an icon")
+    width, height = image.size
+    if width * height > limits.PICTURE_PIXELS or max(width, height) > _LONGEST_SIDE:
+        raise ValueError(
+            f"it has {width} x {height} pixels; shrink it to {_LONGEST_SIDE} a side and "
+            f"{limits.PICTURE_PIXELS // 10**6} million in all"
+        )
+
+
+def _what_it_is(path: str | Path) -> str:
+    """What kind of file it is that Pillow does not know."""
+    with Path(path).open("rb") as file:
+        start = file.read(64)
+    if not start:
+        return "the file is empty"
+    if start[4:8] == b"ftyp":
+        brand = start[8:12]
+        if brand in _HEIF_BRANDS:
+            return "it is a HEIC photo, whatever its name says; export it from the photo program"
+        return "it is an AVIF picture" if brand in (b"avif", b"avis") else "it is a video"
+    begin = (start, start.lstrip().lower())
+    known = (name for mark, name in _OTHER_FILES.items() if any(b.startswith(mark) for b in begin))
+    return next(known, "it is no picture of a known kind")
+
+
+def _from_16_bits(image: Image.Image) -> UInt8[np.ndarray, "height width 4"]:
+    """Grey; Pillow would clip it to 8 bits, not scale it."""
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError("it holds 32-bit numbers without a known range")
+    grey = (values >> 8).astype(np.uint8)
+    alpha = np.where(values == image.info.get("transparency", -1), 0, 255).astype(np.uint8)
+    return np.stack([grey, grey, grey, alpha], axis=-1)
+
+
+def _to_mask(image: Image.Image) -> UInt8[np.ndarray, "height width"]:
+    pixels = to_rgba(image)
+    if pixels[..., 3].min() < 255:
+        return np.ascontiguousarray(pixels[..., 3])
+    if image.mode == "P" and np.ptp(pixels[..., :3], axis=-1).any():
+        labels = np.asarray(ImageOps.exif_transpose(image))
+        return np.where(labels > 0, 255, 0).astype(np.uint8)
+    return cv2.cvtColor(pixels, cv2.COLOR_RGBA2GRAY)

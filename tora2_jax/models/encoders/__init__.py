@@ -1,0 +1,1 @@
+"""Networks that are never trained here: text, images, faces, objects."""

@@ -1,0 +1,1 @@
+"""Will it fit, and how fast: `python -m tora2_jax.plan`."""

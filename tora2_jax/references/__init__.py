@@ -1,0 +1,1 @@
+"""Reference images: cut, faces found, features from files."""

@@ -1,0 +1,1 @@
+"""Training: `python -m tora2_jax.train`."""

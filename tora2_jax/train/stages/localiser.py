@@ -1,0 +1,179 @@
+"""Stage `localiser`: the bench's network that finds the toy world's words in a frame."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from tora2_jax.config.train import TrainConfig
+from tora2_jax.data.loader import ENDLESS
+from tora2_jax.evaluation.bench import measure
+from tora2_jax.evaluation.bench.networks import (
+    ABSENT,
+    NAMES,
+    PRESENT,
+    STRIDE,
+    UNSURE,
+    Localiser,
+    cell_centres,
+    degrade,
+    locate,
+    peak_centres,
+    presence,
+)
+from tora2_jax.types import Record
+from tora2_jax.world.clips import render_clip
+
+TRAINABLE = ".*"
+COMPONENTS = {"localiser": ".*"}
+TARGET_SIGMA = 3.0  # pixels; spread of the wanted heat around the centre
+HELD_OUT = 2_000_000_000  # clip numbers from here on are never trained on
+
+
+class Truth(NamedTuple):
+    """Where the words are in frames of one clip."""
+
+    centres: Float[np.ndarray, "f words 2"]  # pixels of the clip
+    state: Int[np.ndarray, "f words"]  # ABSENT, PRESENT or UNSURE
+
+
+def build(config: TrainConfig, rngs: nnx.Rngs) -> Localiser:
+    """A fresh localiser for every word of the world."""
+    return Localiser(rngs=rngs)
+
+
+def truth(record: Record) -> Truth:
+    """What the localiser should say about every frame of a clip.
+
+    A frame that shows part of an entity which does not count as visible is UNSURE.
+    """
+    frames, words = len(record.video), len(NAMES)
+    centres = np.zeros((frames, words, 2), np.float32)
+    state = np.full((frames, words), ABSENT, np.int32)
+    for entity in record.entities:
+        column = NAMES.index(entity.word)
+        centres[:, column] = entity.track
+        partly = np.where(entity.mask.any((1, 2)), UNSURE, ABSENT)
+        state[:, column] = np.where(entity.visible, PRESENT, partly)
+    return Truth(centres, state)
+
+
+def word_of_cells(record: Record) -> Int[np.ndarray, "f y x"]:
+    """Number of the word that covers most of every cell of the heat map, else the word count."""
+    frames, height, width = record.video.shape[:3]
+    cells = np.full((frames, height // STRIDE, width // STRIDE), len(NAMES), np.int32)
+    for entity in record.entities:
+        blocks = entity.mask.reshape(*cells.shape[:2], STRIDE, -1, STRIDE)
+        cells[blocks.mean((2, 4)) > 0.5] = NAMES.index(entity.word)
+    return cells
+
+
+class _Frames:
+    """Every clip with its truth."""
+
+    def __init__(self, config: TrainConfig):
+        self.config = config
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        record = render_clip(self.config.world, index)
+        centres, state = truth(record)
+        cells = word_of_cells(record)
+        return {"frames": record.video, "centres": centres, "state": state, "cells": cells}
+
+
+def source(config: TrainConfig) -> _Frames:
+    """Examples: `frames [f, height, width, 3]`, `centres [f, words, 2]`, `state [f, words]` and
+    `cells [f, y, x]`.
+    """
+    return _Frames(config)
+
+
+def loss(
+    config: TrainConfig, model: Localiser, batch: dict[str, Array], key: Array
+) -> tuple[Array, dict[str, Array]]:
+    """Divergence of the heat map, distance of its mean place, presence, and word of every cell."""
+    frames, centres, state, cells = (
+        batch[name].reshape(-1, *batch[name].shape[2:])
+        for name in ("frames", "centres", "state", "cells")
+    )
+    heat, evidence = model.maps(degrade(frames.astype(jnp.float32) / 255.0, key))
+    shown = presence(heat, evidence)
+    present, sure = state == PRESENT, state != UNSURE
+    count = jnp.maximum(present.sum(), 1)
+    place_loss = jnp.where(present, _place_loss(heat, centres), 0.0).sum() / count
+    distance = jnp.linalg.norm(peak_centres(heat) - centres + 1e-6, axis=-1)
+    distance_loss = jnp.where(present, jnp.minimum(distance, 8.0), 0.0).sum() / count
+    said = present * jax.nn.softplus(-shown) + ~present * jax.nn.softplus(shown)
+    presence_loss = jnp.where(sure, said, 0.0).sum() / jnp.maximum(sure.sum(), 1)
+    cell_loss = _cell_loss(evidence, cells)
+    total = place_loss + 0.2 * distance_loss + 3.0 * presence_loss + 3.0 * cell_loss
+    return total, {
+        "place": place_loss,
+        "presence": presence_loss,
+        "cells": cell_loss,
+        "pixels": jnp.where(present, distance, 0.0).sum() / count,
+        "right": jnp.where(sure, (shown > 0) == present, 0).sum() / jnp.maximum(sure.sum(), 1),
+    }
+
+
+def _place_loss(
+    heat: Float[Array, "b y x words"], centres: Float[Array, "b words 2"]
+) -> Float[Array, "b words"]:
+    """Divergence of the heat map from a Gaussian around the centre."""
+    batch, rows, columns, words = heat.shape
+    places = cell_centres(rows, columns).reshape(-1, 2)
+    squared = jnp.sum((places[None, :, None] - centres[:, None]) ** 2, axis=-1)
+    wanted = jax.nn.log_softmax(-squared / (2 * TARGET_SIGMA**2), axis=1)
+    said = jax.nn.log_softmax(heat.reshape(batch, rows * columns, words), axis=1)
+    return jnp.sum(jnp.exp(wanted) * (wanted - said), axis=1)
+
+
+def _cell_loss(
+    evidence: Float[Array, "b y x words"], cells: Int[Array, "b y x"]
+) -> Float[Array, ""]:
+    """Cross-entropy of the word of every cell, background last; words count as much as it."""
+    background = jnp.zeros((*cells.shape, 1), jnp.float32)
+    said = jax.nn.log_softmax(jnp.concatenate([evidence, background], axis=-1))
+    wrong = -jnp.take_along_axis(said, cells[..., None], axis=-1)[..., 0]
+    covered = cells < evidence.shape[-1]
+    parts = [jnp.sum(wrong * part) / jnp.maximum(part.sum(), 1) for part in (covered, ~covered)]
+    return sum(parts) / 2
+
+
+class Reliability(NamedTuple):
+    """How well a localiser does on clips with ground truth."""
+
+    error: measure.Estimate  # pixels of the canvas, where centre and entity are seen
+    absent: measure.Estimate  # share of words of the world rightly called absent
+    present: measure.Estimate  # share of visible words rightly called present
+
+
+def reliability(
+    model: Localiser, records: list[Record], videos: list[np.ndarray] | None = None
+) -> Reliability:
+    """Compares with ground truth; `videos` stand in for the records' own (say, through a VAE)."""
+    errors, absent, present = [], [], []
+    for position, record in enumerate(records):
+        video = record.video if videos is None else videos[position]
+        height, width = video.shape[1:3]
+        centres, state = truth(record)
+        found, seen = locate(model, video, NAMES)
+        found, seen = found.transpose(1, 0, 2), seen.T
+        gap = measure.to_canvas(found - centres, height, width)
+        errors.append(np.linalg.norm(gap, axis=-1)[state == PRESENT].mean())
+        absent.append(1.0 - seen[state == ABSENT].mean())
+        present.append(seen[state == PRESENT].mean())
+    return Reliability(*(measure.mean_estimate(np.array(v)) for v in (errors, absent, present)))
+
+
+def finish(config: TrainConfig, model: Localiser, clips: int = 64) -> dict[str, float]:
+    """Held-out numbers on clean clips: error in canvas pixels and shares of right answers."""
+    records = [render_clip(config.world, HELD_OUT + index) for index in range(clips)]
+    result = reliability(model, records)
+    return {name: getattr(result, name).mean for name in Reliability._fields}

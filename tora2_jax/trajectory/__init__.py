@@ -1,0 +1,1 @@
+"""Paths: points, files, splats, flow pictures."""

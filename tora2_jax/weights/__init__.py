@@ -1,0 +1,1 @@
+"""Weights on disk: files, folders, bundles, and whether they fit a model."""
