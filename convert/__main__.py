@@ -27,10 +27,10 @@ from convert.engine import ConversionError
 from convert.folders import FolderError
 from tora2_jax.config import stored
 from tora2_jax.config.train import TrainConfig
+from tora2_jax.errors import CheckpointError
 from tora2_jax.system import feedback
 from tora2_jax.system.addresses import local_path
 from tora2_jax.system.stop import exit_code
-from tora2_jax.weights.checkpoint import CheckpointError
 
 # Encoders by command: the module whose `convert_encoder(source, destination)` does it and returns
 # what the user should know, and what SRC is.

@@ -6,15 +6,16 @@ from pathlib import Path
 
 from convert import folders
 from convert.engine import ConversionError
-from tora2_jax import conditioning
 from tora2_jax.config import ModelConfig, to_dict
 from tora2_jax.config import stored as stored_settings
-from tora2_jax.config.train import TrainConfig, TrainError
+from tora2_jax.config.train import TrainConfig
+from tora2_jax.errors import CheckpointError, TrainError
+from tora2_jax.models.frozen import needed_networks
 from tora2_jax.text import load_tokenizer
 from tora2_jax.train.run.export import export_paths
-from tora2_jax.train.stages.diffusion import TRAINED
 from tora2_jax.weights import checkpoint
 from tora2_jax.weights.networks import misfits
+from tora2_jax.weights.run_networks import TRAINED
 
 
 def make_bundle(config: TrainConfig, destination: str | Path) -> None:
@@ -41,7 +42,7 @@ def make_bundle(config: TrainConfig, destination: str | Path) -> None:
     problems += _absent(model, places)
     if not problems:
         model = replace(model, vae=_trained_vae(model, places["vae"]))
-        problems += misfits(model, places, conditioning.needed_networks(model))
+        problems += misfits(model, places, needed_networks(model))
     if problems:
         raise ConversionError("cannot be bundled:\n  " + "\n  ".join(problems))
     size = sum(map(folders.size, places.values()))
@@ -67,7 +68,7 @@ def _places(config: TrainConfig) -> tuple[dict[str, Path], list[str]]:
             continue
         try:
             checkpoint.component_metadata(path)
-        except checkpoint.CheckpointError as error:
+        except CheckpointError as error:
             problems.append(f"config.weights.{name}: {error}")
     try:
         if config.tokenizer is None:
@@ -89,7 +90,7 @@ def _exported(config: TrainConfig) -> dict[str, Path]:
 
 
 def _absent(model: ModelConfig, places: dict[str, Path]) -> list[str]:
-    needed = {"transformer", "text", *conditioning.needed_networks(model)} - {"motion_vae"}
+    needed = {"transformer", "text", *needed_networks(model)} - {"motion_vae"}
     return [f"config.weights.{name}: is needed" for name in sorted(needed - places.keys())]
 
 

@@ -23,9 +23,9 @@ from convert.tensor_files import TensorFiles
 from convert.tokenizers import t5_problems
 from convert.weight_places import SourceError
 from tora2_jax.config import DiffusionConfig, ModelConfig, stored, to_dict
+from tora2_jax.errors import CheckpointError
 from tora2_jax.weights import bundle, checkpoint
 from tora2_jax.weights import folder as weight_folder
-from tora2_jax.weights.checkpoint import CheckpointError
 
 _PARTS = {part.folder: part for part in diffusers_config.PARTS}
 # What tells CogVideoX 2B, 5B and 1.5 apart; I2V and T2V of one kind share VAE and schedule.

@@ -13,8 +13,8 @@ from convert.components import Component, components, misfits, target
 from convert.engine import ConversionError, disassemble, non_finite, plan_export
 from convert.finite import not_finite
 from tora2_jax.config import ModelConfig
+from tora2_jax.errors import CheckpointError
 from tora2_jax.weights import bundle, checkpoint
-from tora2_jax.weights.checkpoint import CheckpointError
 
 SHARD_BYTES = 5 << 30  # as large as the shards that diffusers and transformers write
 _JSON = {part.folder: part.file for part in diffusers_config.PARTS}

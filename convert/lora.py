@@ -13,9 +13,9 @@ from convert.engine import Piece, listing, non_finite, plan_export
 from convert.finite import not_finite
 from convert.lora_files import Lora
 from tora2_jax.config import ModelConfig
+from tora2_jax.errors import CheckpointError
 from tora2_jax.weights import bundle, checkpoint
 from tora2_jax.weights import folder as weight_folder
-from tora2_jax.weights.checkpoint import CheckpointError
 
 TRANSFORMER = COMPONENTS["transformer"]
 _OTHERS = ("motion", "vae", "text")  # further components that a base may have

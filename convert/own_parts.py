@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from convert import diffusers_config, folders
-from tora2_jax import conditioning
 from tora2_jax.config import ModelConfig, stored
+from tora2_jax.errors import CheckpointError
+from tora2_jax.models.frozen import needed_networks
 from tora2_jax.weights import bundle, checkpoint
-from tora2_jax.weights.checkpoint import CheckpointError
 from tora2_jax.weights.networks import misfits
 
 FOLDER = "tora2"
@@ -32,7 +32,7 @@ def find(source: Path) -> dict[str, Path]:
 
 def used(places: Mapping[str, Path], model: ModelConfig) -> tuple[dict[str, Path], list[str]]:
     """Those of the components that the model uses, and the names of the others."""
-    wanted = ("personalization", *conditioning.needed_networks(model))
+    wanted = ("personalization", *needed_networks(model))
     kept = {name: path for name, path in places.items() if name in wanted}
     return kept, [name for name in places if name not in kept]
 
@@ -96,6 +96,6 @@ def read(
             f"{FOLDER}/personalization.safetensors: is missing; {FOLDER}/config.json says that the "
             "model has it"
         )
-    found = misfits(whole, places, conditioning.needed_networks(whole))
+    found = misfits(whole, places, needed_networks(whole))
     problems += [f"{FOLDER}/{fault.removeprefix('config.weights.')}" for fault in found]
     return whole, places

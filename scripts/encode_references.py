@@ -8,6 +8,7 @@ import json
 import sys
 
 from tora2_jax.conditioning import feature_writer
+from tora2_jax.errors import CheckpointError
 from tora2_jax.references.faces import FaceModelError, InsightFaceDetector
 from tora2_jax.references.feature_files import FORMATS
 from tora2_jax.request import RequestError, load_request
@@ -16,7 +17,6 @@ from tora2_jax.system.addresses import local_path
 from tora2_jax.system.compile_cache import keep_compiled_programs
 from tora2_jax.system.stop import exit_code
 from tora2_jax.weights import bundle
-from tora2_jax.weights.checkpoint import CheckpointError
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -20,6 +20,7 @@ import sys
 from pathlib import Path
 
 from tora2_jax.config import ModelConfig, from_dict
+from tora2_jax.errors import CheckpointError
 from tora2_jax.evaluation import base, conditions, gate, look, report, requests, world
 from tora2_jax.media.video import write_image
 from tora2_jax.sampling.pipeline import SampleSettings, Tora2Pipeline
@@ -29,7 +30,6 @@ from tora2_jax.system.compile_cache import keep_compiled_programs
 from tora2_jax.system.files import write_text
 from tora2_jax.system.stop import exit_code
 from tora2_jax.weights import checkpoint
-from tora2_jax.weights.checkpoint import CheckpointError
 
 _BOLD_LOCALISER = "checkpoints/bold_bench/localiser.safetensors"
 

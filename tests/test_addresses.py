@@ -9,6 +9,7 @@ from convert import __main__ as convert
 from convert.folders import FolderError, new_folder
 from scripts import encode_references, inspect_entities, make_gallery, sample
 from tora2_jax.config.train import ClipFolderConfig, TrainConfig
+from tora2_jax.errors import CheckpointError
 from tora2_jax.sampling.pipeline import Tora2Pipeline
 from tora2_jax.system.addresses import address_problem
 from tora2_jax.system.files import write_text
@@ -97,9 +98,9 @@ def test_other_programs_end_with_2(program, arguments, capsys):
 
 def test_functions_refuse_addresses_too():
     for error, call in (
-        (checkpoint.CheckpointError, lambda: Tora2Pipeline.from_checkpoint(RUN)),
-        (checkpoint.CheckpointError, lambda: checkpoint.load_component(RUN)),
-        (checkpoint.CheckpointError, lambda: checkpoint.component_specs(RUN)),
+        (CheckpointError, lambda: Tora2Pipeline.from_checkpoint(RUN)),
+        (CheckpointError, lambda: checkpoint.load_component(RUN)),
+        (CheckpointError, lambda: checkpoint.component_specs(RUN)),
         (OSError, lambda: write_text(f"{RUN}/a.json", "")),
         (FolderError, lambda: new_folder(RUN, 1).__enter__()),
     ):

@@ -13,9 +13,12 @@ from flax import nnx
 from tora2_jax.config import toy
 from tora2_jax.config.train import TrainConfig
 from tora2_jax.config.world import WorldConfig
+from tora2_jax.errors import CheckpointError
 from tora2_jax.evaluation import gate, look, report, requests
 from tora2_jax.evaluation import world as evaluate
 from tora2_jax.evaluation.bench import measure
+from tora2_jax.evaluation.bench.judge import CANDIDATES, candidates
+from tora2_jax.evaluation.bench.localiser import truth
 from tora2_jax.evaluation.bench.networks import (
     ABSENT,
     JUDGE_SIDE,
@@ -35,10 +38,10 @@ from tora2_jax.evaluation.own_looks import own_looks
 from tora2_jax.models.layers.basic import assign_variables, flat_variables
 from tora2_jax.models.vae.vae import CausalVAE
 from tora2_jax.sampling.pipeline import Sample
-from tora2_jax.train.stages import judge, localiser, recognition
+from tora2_jax.train.stages import localiser, recognition
 from tora2_jax.train.stages.contrast import contrast, normalised
 from tora2_jax.types import PriorFeatures
-from tora2_jax.weights.checkpoint import CheckpointError, stored_names
+from tora2_jax.weights.checkpoint import stored_names
 from tora2_jax.world.clips import render_clip
 from tora2_jax.world.model import toy_bold
 
@@ -136,7 +139,7 @@ def test_degraded_frames_stay_images():
 
 def test_truth_agrees_with_the_record():
     record = render_clip(WorldConfig(seed=3, frames=9), 4)
-    centres, state = localiser.truth(record)
+    centres, state = truth(record)
     shown = [NAMES.index(entity.word) for entity in record.entities]
     for column, entity in zip(shown, record.entities, strict=True):
         np.testing.assert_array_equal(state[:, column] == PRESENT, entity.visible)
@@ -231,10 +234,10 @@ def test_contrast_prefers_the_right_pairs():
 def test_judge_candidates_start_with_the_own_reference():
     record = render_clip(WorldConfig(seed=3, frames=1, references=1), 1)
     entity = record.entities[0]
-    options = judge.candidates((1, 2), entity.word, entity.images[0])
-    assert options.shape == (judge.CANDIDATES, JUDGE_SIDE, JUDGE_SIDE, 3)
+    options = candidates((1, 2), entity.word, entity.images[0])
+    assert options.shape == (CANDIDATES, JUDGE_SIDE, JUDGE_SIDE, 3)
     np.testing.assert_array_equal(options[0], white_square(entity.images[0]))
-    np.testing.assert_array_equal(options, judge.candidates((1, 2), entity.word, entity.images[0]))
+    np.testing.assert_array_equal(options, candidates((1, 2), entity.word, entity.images[0]))
     assert all(not np.allclose(options[0], other) for other in options[1:])
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tora2_jax.errors import CheckpointError
 from tora2_jax.models.layers.basic import flat_variables
 from tora2_jax.system.files import write_text, written_whole
 from tora2_jax.train.run import checkpoints
@@ -98,15 +99,15 @@ def test_types_at_rest():
 
 
 def test_nothing_to_load_is_said(tmp_path):
-    with pytest.raises(checkpoint.CheckpointError, match="no such file"):
+    with pytest.raises(CheckpointError, match="no such file"):
         checkpoint.load_component(tmp_path / "none")
-    with pytest.raises(checkpoint.CheckpointError, match="no complete set of weights"):
+    with pytest.raises(CheckpointError, match="no complete set of weights"):
         checkpoint.load_component(tmp_path)
     (tmp_path / "metadata.json").write_text("{")
-    with pytest.raises(checkpoint.CheckpointError, match="is damaged"):
+    with pytest.raises(CheckpointError, match="is damaged"):
         checkpoint.load_component(tmp_path)
     (tmp_path / "part.safetensors").write_text("no weights")
-    with pytest.raises(checkpoint.CheckpointError, match=r"part\.safetensors cannot be read"):
+    with pytest.raises(CheckpointError, match=r"part\.safetensors cannot be read"):
         checkpoint.load_component(tmp_path / "part.safetensors")
 
 
@@ -135,7 +136,7 @@ def test_merge_lists_every_fault_and_changes_nothing():
     given = {path: np.ones(value.shape) for path, value in before.items()}
     del given["first.bias"], given["parts.0.mean"]
     given |= {"parts.1.kernel": np.ones((3, 5)), "other.kernel": np.ones(1)}
-    with pytest.raises(checkpoint.CheckpointError) as error:
+    with pytest.raises(CheckpointError) as error:
         checkpoint.merge(model, given, {"first.kernel": np.ones((2, 3))})
     for part in (
         "missing first.bias",
@@ -189,7 +190,7 @@ def test_only_the_last_checkpoints_are_kept(tmp_path):
 )
 def test_damaged_metadata_of_a_weight_folder_is_refused(change, tmp_path):
     (tmp_path / "metadata.json").write_text(json.dumps({"arrays": {}, "metadata": {}} | change))
-    with pytest.raises(checkpoint.CheckpointError, match=r"metadata.json is damaged"):
+    with pytest.raises(CheckpointError, match=r"metadata.json is damaged"):
         checkpoint.component_specs(tmp_path)
 
 

@@ -18,10 +18,10 @@ from tests import encoder_twins
 from tests.parity import BLOCK_TOLERANCE, insensitive, relative_error
 from tora2_jax.config import encoders, from_dict
 from tora2_jax.config.encoders import CLIPConfig
+from tora2_jax.errors import CheckpointError
 from tora2_jax.evaluation import clip
 from tora2_jax.models.encoders.clip import CLIP, CLIP_MEAN, CLIP_STD
 from tora2_jax.models.layers.basic import flat_variables
-from tora2_jax.weights.checkpoint import CheckpointError
 
 END, LENGTH, SIDE = 63, 10, 30
 CAPTIONS = ("A cat, a dog.", "a dog and a cat and a cow and a hen.")  # the second is cut

@@ -17,8 +17,9 @@ from tora2_jax.config import (
     cogvideox_5b_i2v,
     to_dict,
 )
-from tora2_jax.config.train import ClipFolderConfig, TrainConfig, TrainError
+from tora2_jax.config.train import ClipFolderConfig, TrainConfig
 from tora2_jax.data import clip_folder, clip_look, pool
+from tora2_jax.errors import TrainError
 from tora2_jax.media.video import write_video
 from tora2_jax.text import load_tokenizer
 from tora2_jax.trajectory import optical_flow

@@ -11,10 +11,11 @@ import pytest
 from tests.test_clip_folder import clip_examples, model
 from tests.test_entity_clips import PLAIN, config, numbered
 from tests.videos import gray, number_of, write
-from tora2_jax.config.train import ClipFolderConfig, TrainError
+from tora2_jax.config.train import ClipFolderConfig
 from tora2_jax.data import clip_folder, clip_look
 from tora2_jax.data.clip_frames import frame_numbers
 from tora2_jax.data.entity_clips import EntityClips, frame_tiers
+from tora2_jax.errors import TrainError
 from tora2_jax.media.video import VideoInfo, VideoReadError, write_video
 
 GRAYS = [gray(number) for number in range(40)]

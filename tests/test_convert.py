@@ -24,6 +24,7 @@ from tests.parity import BLOCK_TOLERANCE, relative_error
 from tora2_jax import config as config_room
 from tora2_jax import types
 from tora2_jax.config import train
+from tora2_jax.errors import TrainError
 from tora2_jax.models.layers.basic import flat_variables
 from tora2_jax.text import load_tokenizer
 from tora2_jax.train import state as train_state
@@ -129,7 +130,7 @@ def test_training_starts_from_a_converted_folder(half):
     ours = state.frozen["tora2.transformer.blocks.feed_forward.project.kernel"][1]
     np.testing.assert_array_equal(ours, tensor.T.astype(np.float32))
     config.model.transformer.norm_eps = 1e-3
-    with pytest.raises(train.TrainError, match=r"norm_eps is 0\.001; the weights want 1e-05"):
+    with pytest.raises(TrainError, match=r"norm_eps is 0\.001; the weights want 1e-05"):
         train_state.init_state(config, stage)
 
 

@@ -19,10 +19,10 @@ from tests import recognition_twins as twins
 from tests import weights_rule
 from tests.encoder_twins import compiled
 from tests.parity import BLOCK_TOLERANCE, insensitive, relative_error
-from tora2_jax import conditioning
 from tora2_jax.config import ArcFaceConfig, ModelConfig, ObjectEncoderConfig, from_dict
 from tora2_jax.models.encoders.arcface import ArcFace
 from tora2_jax.models.encoders.object_encoder import ObjectEncoder
+from tora2_jax.models.frozen import computes_in
 from tora2_jax.models.layers.basic import flat_variables
 from tora2_jax.weights import checkpoint
 from tora2_jax.weights.settings import setting_differences
@@ -400,7 +400,7 @@ def test_half_precision_files_compute_in_full(face, tmp_path):
     folder = convert("arcface", tmp_path / "backbone.pth", tmp_path / "face")
     forward, arrays, settings = loaded(folder, "face", ArcFaceConfig, ArcFace)
     resting = nnx.eval_shape(lambda: ArcFace(settings, rngs=nnx.Rngs(0)))
-    dtype = conditioning.computes_in("face", jnp.bfloat16)
+    dtype = computes_in("face", jnp.bfloat16)
     checkpoint.restore_frozen(resting, folder / "face", dtype=dtype)
     assert {str(value.dtype) for value in flat_variables(resting).values()} == {"float16"}
     found = nnx.jit(lambda module, images: module(images))(resting, IMAGES).vector

@@ -19,11 +19,12 @@ from tests.test_entity_clips import (
     tokenizer,
 )
 from tora2_jax.config import cogvideox_5b, to_dict
-from tora2_jax.config.train import TrainError, differences, problems
+from tora2_jax.config.train import differences, problems
 from tora2_jax.data import clip_folder
 from tora2_jax.data.entity_clips import EntityClips, EntityExamples
 from tora2_jax.data.loader import example_or_next
 from tora2_jax.data.record_files import write_record
+from tora2_jax.errors import TrainError
 from tora2_jax.media.video import write_image, write_video
 from tora2_jax.world.clips import render_clip
 

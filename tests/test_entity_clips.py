@@ -10,21 +10,21 @@ import pytest
 from tests.random_conditions import random_module, tiny_model
 from tests.test_chain import TOY
 from tora2_jax import conditioning
-from tora2_jax.conditioning import FrozenNetworks
 from tora2_jax.config import ModelConfig, to_dict, toy
 from tora2_jax.config.train import (
     ClipFolderConfig,
     EntityClipConfig,
     ReferenceGuardConfig,
     TrainConfig,
-    TrainError,
     WeightsConfig,
 )
 from tora2_jax.config.world import WorldConfig
 from tora2_jax.data import clip_folder, pool
 from tora2_jax.data.entity_clips import EntityClips, EntityExamples, frame_tiers
 from tora2_jax.data.record_files import write_record
+from tora2_jax.errors import TrainError
 from tora2_jax.media.video import write_image, write_video
+from tora2_jax.models.frozen import FrozenNetworks
 from tora2_jax.models.layers.basic import flat_variables
 from tora2_jax.text import load_tokenizer
 from tora2_jax.train import loop

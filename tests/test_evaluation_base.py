@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from tora2_jax.config import toy
-from tora2_jax.config.sample import SampleSettings
 from tora2_jax.config.world import WorldConfig
 from tora2_jax.evaluation import base, look
+from tora2_jax.sampling.settings import SampleSettings
 from tora2_jax.text import load_tokenizer
 from tora2_jax.world.captions import COLORS, NEUTRAL, color_name
 from tora2_jax.world.clips import render_clip, sample_entity

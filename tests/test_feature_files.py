@@ -16,6 +16,7 @@ from tora2_jax.conditioning import feature_writer
 from tora2_jax.conditioning.stored_features import with_stored
 from tora2_jax.config import PersonalizationConfig, StoredPriorConfig, toy
 from tora2_jax.models.encoders.prior import PriorSizes, prior_configs, prior_sizes
+from tora2_jax.models.frozen import FrozenNetworks, needed_networks
 from tora2_jax.models.layers.basic import flat_variables
 from tora2_jax.models.personalization import AppearanceExtractor
 from tora2_jax.references.feature_files import (
@@ -208,7 +209,7 @@ def test_a_prior_that_only_files_bring(tmp_path):
     model = tiny_model()
     model.stored_object = StoredPriorConfig(tokens=1, width=5, vector_width=6)
     assert prior_sizes(prior_configs(model)["object"]) == PriorSizes(1, 5, 6)
-    assert conditioning.needed_networks(model) == ("vae", "motion_vae", "dino", "face")
+    assert needed_networks(model) == ("vae", "motion_vae", "dino", "face")
     extractor = nnx.eval_shape(lambda: AppearanceExtractor(model, rngs=nnx.Rngs(0)))
     assert flat_variables(extractor)["object.positions"].shape == (1, 16)
 
@@ -220,9 +221,7 @@ def test_a_prior_that_only_files_bring(tmp_path):
     assert inputs.reference_mask[0].tolist() == [True, True]
     assert inputs.prior_mask[0].tolist() == [False, True]  # no network looks at the image
     inputs = conditioning.batch_inputs([inputs])
-    networks = nnx.eval_shape(
-        lambda: conditioning.FrozenNetworks(model, ("object",), rngs=nnx.Rngs(0))
-    )
+    networks = nnx.eval_shape(lambda: FrozenNetworks(model, ("object",), rngs=nnx.Rngs(0)))
     assert networks.object is None
     found = conditioning.encode_references(networks, model, inputs)
     expected = load_features(tmp_path / "kite.npz")

@@ -14,12 +14,13 @@ from PIL import Image
 
 from tests.parity import relative_error
 from tests.random_conditions import masked, tiny_model
-from tora2_jax import conditioning, config
+from tora2_jax import config
 from tora2_jax.inspection import command, measure, steps
 from tora2_jax.inspection.diagnosis import diagnose
 from tora2_jax.inspection.numbers import as_data
 from tora2_jax.inspection.picture import draw_entity
 from tora2_jax.models.encoders.t5 import T5Encoder
+from tora2_jax.models.frozen import FrozenNetworks
 from tora2_jax.models.layers.basic import assign_variables, flat_variables
 from tora2_jax.models.tora2 import Tora2
 from tora2_jax.request import parse_request
@@ -112,7 +113,7 @@ def abstract_networks() -> tuple:
     model = tiny()
     return nnx.eval_shape(
         lambda: (
-            conditioning.FrozenNetworks(model, ("vae",), rngs=nnx.Rngs(0)),
+            FrozenNetworks(model, ("vae",), rngs=nnx.Rngs(0)),
             T5Encoder(model.text, rngs=nnx.Rngs(0)),
         )
     )

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from absl import flags
 
-from tora2_jax.config.train import TrainError
 from tora2_jax.data.loader import (
     ENDLESS,
     ExampleError,
@@ -16,6 +15,7 @@ from tora2_jax.data.loader import (
     identified,
     positions,
 )
+from tora2_jax.errors import TrainError
 
 
 class _Numbers:

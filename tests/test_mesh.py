@@ -12,9 +12,10 @@ import pytest
 from tests import sharded_step
 from tests.parity import BLOCK_TOLERANCE, relative_error
 from tora2_jax import config, parallel
-from tora2_jax.config.train import MeshConfig, TrainConfig, TrainError, differences
+from tora2_jax.config.train import MeshConfig, TrainConfig, differences
+from tora2_jax.errors import TrainError
 from tora2_jax.models.layers.attention import attention
-from tora2_jax.parallel import placement
+from tora2_jax.parallel import mesh, placement
 from tora2_jax.train import state as train_state
 from tora2_jax.train.stages import diffusion
 
@@ -44,7 +45,7 @@ def test_a_mesh_that_the_topology_does_not_allow_is_refused(monkeypatch):
     def no_assignment(*_, **__):
         raise NotImplementedError("Failed to find assignment for logical_axis_index 1")
 
-    monkeypatch.setattr(parallel.mesh_utils, "create_device_mesh", no_assignment)
+    monkeypatch.setattr(mesh.mesh_utils, "create_device_mesh", no_assignment)
     with pytest.raises(TrainError, match=r"config.mesh .*fsdp=8.*Failed to find assignment"):
         train_state.mesh_of(sharded_step.tiny_config(mesh=MeshConfig(fsdp=8)), diffusion)
 

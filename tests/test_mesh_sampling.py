@@ -11,9 +11,10 @@ from flax import nnx
 from tests import sharded_step
 from tests.parity import BLOCK_TOLERANCE, PIPELINE_TOLERANCE, relative_error
 from tests.test_sampling import TOY, options, write_request
-from tora2_jax import conditioning, parallel
+from tora2_jax import parallel
 from tora2_jax.config import ModelConfig
 from tora2_jax.models import tora2
+from tora2_jax.models.frozen import needed_networks
 from tora2_jax.models.layers.basic import flat_variables
 from tora2_jax.sampling import command
 from tora2_jax.weights import bundle, checkpoint, networks
@@ -28,7 +29,7 @@ def tiny_model() -> ModelConfig:
 def write_bundle(folder: Path, model: ModelConfig) -> None:
     """A checkpoint whose every array is random."""
     rng = np.random.default_rng(0)
-    frozen = conditioning.needed_networks(model)
+    frozen = needed_networks(model)
     made = networks.abstract_networks(model, frozen)
     parts = {
         "text": (made.text, ".*"),

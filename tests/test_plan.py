@@ -14,7 +14,8 @@ from jax.sharding import PartitionSpec as P
 
 from tests.sharded_step import tiny_config
 from tora2_jax.config import ModelConfig
-from tora2_jax.config.train import MeshConfig, TrainError
+from tora2_jax.config.train import MeshConfig
+from tora2_jax.errors import TrainError
 from tora2_jax.hardware import flops, targets
 from tora2_jax.hardware.collectives import Collective, collectives
 from tora2_jax.plan import command, programs

@@ -13,11 +13,11 @@ from flax import nnx
 
 from tests import sharded_step
 from tests.test_train import environment
-from tora2_jax import conditioning
 from tora2_jax.config import ModelConfig
-from tora2_jax.config.train import TrainError
 from tora2_jax.data import pool
 from tora2_jax.data.loader import identified
+from tora2_jax.errors import TrainError
+from tora2_jax.models.frozen import FrozenNetworks
 
 SIZE = 11
 _PROGRAM = """
@@ -179,7 +179,7 @@ def test_what_one_process_refuses_ends_both(tmp_path):
 def test_real_features_have_the_same_bits_on_several_devices(tmp_path):
     """Each device runs the same program, whatever their number."""
     model = sharded_step.tiny_config().model
-    networks = conditioning.FrozenNetworks(model, rngs=nnx.Rngs(0))
+    networks = FrozenNetworks(model, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(0)
 
     def random(leaf):

@@ -10,6 +10,7 @@ import pytest
 from absl import logging
 
 from tests.test_train import _assert_equal, _checkpoints, _config, _stage  # noqa: F401
+from tora2_jax.errors import CheckpointError
 from tora2_jax.train import loop
 from tora2_jax.train.run import checkpoints
 from tora2_jax.weights import checkpoint
@@ -132,16 +133,16 @@ def test_weights_of_a_run_are_of_the_newest_checkpoint_that_can_be_read(tmp_path
     moving = [name for name in newest if (older[name] != newest[name]).any()]
     assert "head.1.kernel" in moving and "body.kernel" not in moving
     damage(tmp_path / "checkpoints" / "2" / "average")
-    with pytest.raises(checkpoint.CheckpointError, match=r"(?s)no checkpoint can be read.*/4.*/2"):
+    with pytest.raises(CheckpointError, match=r"(?s)no checkpoint can be read.*/4.*/2"):
         checkpoint.load_component(tmp_path)
 
 
 def test_a_run_that_lost_its_list_or_its_config_is_told(tmp_path):
     loop.train(_config(steps=1, checkpoint_every=1), tmp_path)
     (tmp_path / "checkpoints" / "1" / "_CHECKPOINT_METADATA").write_text("{")
-    with pytest.raises(checkpoint.CheckpointError, match="_CHECKPOINT_METADATA cannot be read"):
+    with pytest.raises(CheckpointError, match="_CHECKPOINT_METADATA cannot be read"):
         checkpoint.load_component(tmp_path)
     for content, problem in (("{", "cannot be read"), ("[]", "is no JSON object")):
         (tmp_path / "config.json").write_text(content)
-        with pytest.raises(checkpoint.CheckpointError, match=rf"config.json .*{problem}"):
+        with pytest.raises(CheckpointError, match=rf"config.json .*{problem}"):
             checkpoint.load_component(tmp_path)

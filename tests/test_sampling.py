@@ -12,12 +12,12 @@ from PIL import Image
 
 from tora2_jax import config
 from tora2_jax.config.train import TrainConfig
+from tora2_jax.errors import CheckpointError
 from tora2_jax.media import video
 from tora2_jax.request import Request, load_request
 from tora2_jax.sampling import command as sampling
 from tora2_jax.sampling.pipeline import Sample
 from tora2_jax.weights import bundle, checkpoint
-from tora2_jax.weights.checkpoint import CheckpointError
 
 ROOT = Path(__file__).resolve().parent.parent
 TOY = ROOT / "checkpoints" / "toy"

@@ -10,6 +10,7 @@ from tests import test_train
 from tests.test_chain import TOY
 from tora2_jax.config import stored, toy
 from tora2_jax.config.train import ClipFolderConfig, TrainConfig
+from tora2_jax.errors import CheckpointError
 from tora2_jax.train import loop, state
 from tora2_jax.weights import bundle, checkpoint
 
@@ -31,7 +32,7 @@ def test_files_say_their_version_and_those_without_one_are_the_first(tmp_path):
 @pytest.mark.parametrize("number", [0, -1, 99, "1", 1.0, True, None])
 def test_versions_that_are_not_known_are_refused(tmp_path, number):
     write(tmp_path / "config.json", stored.of_model(toy()) | {"version": number})
-    with pytest.raises(checkpoint.CheckpointError, match="version"):
+    with pytest.raises(CheckpointError, match="version"):
         bundle.load_config(tmp_path)
 
 
@@ -78,7 +79,7 @@ def test_no_code_that_stored_settings_name_is_run(tmp_path, monkeypatch, capsys)
     write(tmp_path / "config.json", stored.of_run(run))
     (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     write(tmp_path / "checkpoints" / "1" / "_CHECKPOINT_METADATA", {"item_handlers": {}})
-    with pytest.raises(checkpoint.CheckpointError, match="do not fit the model"):
+    with pytest.raises(CheckpointError, match="do not fit the model"):
         bundle.load_bundle(tmp_path)
     assert stored.read_run(tmp_path / "config.json").clips.estimator == "evil:Estimator"
     config = str(tmp_path / "config.json")

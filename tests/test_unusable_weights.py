@@ -17,10 +17,10 @@ from convert.engine import COPY, ConversionError, Rule, assembled, plan
 from convert.tensor_files import SourceError, TensorFiles
 from tests import cogvideox_twins as twins
 from tests import encoder_twins, recognition_twins
+from tora2_jax.errors import CheckpointError
 from tora2_jax.evaluation.clip import load_clip_tokenizer
 from tora2_jax.text import load_tokenizer
 from tora2_jax.weights import checkpoint
-from tora2_jax.weights.checkpoint import CheckpointError
 
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{7:064}\nsize 4964350364\n"
 

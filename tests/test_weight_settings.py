@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from tora2_jax.config import to_dict, toy
-from tora2_jax.config.train import TrainConfig, TrainError
+from tora2_jax.config.train import TrainConfig
+from tora2_jax.errors import TrainError
 from tora2_jax.train import state
 from tora2_jax.weights import checkpoint
 from tora2_jax.weights.settings import setting_differences

@@ -1,4 +1,12 @@
-"""What is told of an error that another library has raised."""
+"""The errors that several rooms raise, and what is told of those of other libraries."""
+
+
+class CheckpointError(ValueError):
+    """A file or folder that cannot be used, with everything that is wrong with it."""
+
+
+class TrainError(ValueError):
+    """Something that the user has to change before a run can start or go on."""
 
 
 def first_line(error: BaseException) -> str:

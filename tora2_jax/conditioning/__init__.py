@@ -1,14 +1,11 @@
 """From requests and records to what the model is given: one way for training and sampling."""
 
 from tora2_jax.conditioning.encoding import (
-    NETWORKS,
     EntityInput,
-    FrozenNetworks,
     TextFeatures,
     Tokens,
     VisualFeatures,
     batch_inputs,
-    computes_in,
     encode,
     encode_references,
     encode_text,
@@ -18,7 +15,6 @@ from tora2_jax.conditioning.encoding import (
     join,
     keep_references,
     keep_trajectories,
-    needed_networks,
     null_text,
     pad_front,
     record_inputs,
@@ -28,6 +24,7 @@ from tora2_jax.conditioning.encoding import (
     without_paths,
     without_references,
 )
+from tora2_jax.models.frozen import NETWORKS, FrozenNetworks, computes_in, needed_networks
 
 __all__ = [
     "NETWORKS",

@@ -10,6 +10,7 @@ from flax import nnx
 from tora2_jax.conditioning import encoding
 from tora2_jax.config.model import ModelConfig
 from tora2_jax.models.encoders.prior import prior_of
+from tora2_jax.models.frozen import FrozenNetworks
 from tora2_jax.references.faces import FaceDetector
 from tora2_jax.references.feature_files import ReferenceFeatures, save_features
 from tora2_jax.request.load import Request
@@ -17,7 +18,7 @@ from tora2_jax.types import Inputs
 
 
 def encode_request(
-    networks: encoding.FrozenNetworks,
+    networks: FrozenNetworks,
     model: ModelConfig,
     tokenizer,
     request: Request,

@@ -9,11 +9,6 @@ from tora2_jax.config.model import ModelConfig, to_dict
 from tora2_jax.config.world import CropConfig, RecognitionConfig, WorldConfig
 from tora2_jax.system.addresses import address_problems
 
-
-class TrainError(ValueError):
-    """Something that the user has to change before a run can start or go on."""
-
-
 CLIP_STAGES = ("base", "motion", "motion_vae", "tora2")  # can be trained on a folder of clips
 
 # Fields that may differ between a run and its continuation: they do not change a number.

@@ -16,9 +16,10 @@ from PIL import Image, ImageOps
 
 from tora2_jax import conditioning
 from tora2_jax.config import ModelConfig, to_dict
-from tora2_jax.config.train import ClipFolderConfig, TrainConfig, TrainError
+from tora2_jax.config.train import ClipFolderConfig, TrainConfig
 from tora2_jax.data.clip_look import Clip, Findings, look_through, problems
 from tora2_jax.data.loader import ExampleError
+from tora2_jax.errors import TrainError
 from tora2_jax.media.video import Frames, VideoError, frames_at
 from tora2_jax.trajectory import optical_flow
 from tora2_jax.trajectory.flow_color import color_flow, flow_map

@@ -12,10 +12,11 @@ from jaxtyping import UInt8
 
 from tora2_jax import conditioning
 from tora2_jax.config import ModelConfig, to_dict
-from tora2_jax.config.train import TrainConfig, TrainError
+from tora2_jax.config.train import TrainConfig
 from tora2_jax.data.clip_folder import Clip, ClipExamples, ClipFolder, Findings, look_through
 from tora2_jax.data.entity_annotations import Annotation, box_size
 from tora2_jax.data.reference_augmentation import augment, draw_count, generator
+from tora2_jax.errors import TrainError
 from tora2_jax.references.crops import cut_out
 from tora2_jax.references.faces import FaceDetector, detector_identity
 from tora2_jax.text import word_tokens

@@ -11,7 +11,7 @@ import grain
 import numpy as np
 from absl import logging
 
-from tora2_jax.config.train import TrainError
+from tora2_jax.errors import TrainError
 
 REPLACED = "replaced"  # in a batch, bool [b]: examples in the place of others that cannot be made
 ENDLESS = 2**31 - 1  # length of a source that never repeats; its order is not shuffled

@@ -21,8 +21,9 @@ from jaxtyping import Bool, Float, UInt8
 
 from tora2_jax import conditioning, config, parallel
 from tora2_jax.conditioning.references import reference_arrays
-from tora2_jax.config.train import MeshConfig, TrainError
+from tora2_jax.config.train import MeshConfig
 from tora2_jax.data.loader import example_or_next
+from tora2_jax.errors import TrainError
 from tora2_jax.models.encoders.prior import stored_priors
 from tora2_jax.parallel import processes
 from tora2_jax.system import feedback

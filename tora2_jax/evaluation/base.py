@@ -16,7 +16,7 @@ from PIL import Image
 from tora2_jax.evaluation.bench.measure import mean_estimate
 from tora2_jax.evaluation.bench.networks import Localiser, locate
 from tora2_jax.evaluation.requests import WORLD_SEED
-from tora2_jax.inspection import drawing
+from tora2_jax.media import drawing
 from tora2_jax.request import Request, parse_request
 from tora2_jax.sampling.pipeline import SampleSettings, Tora2Pipeline, to_uint8
 from tora2_jax.world.captions import (

@@ -12,11 +12,11 @@ from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
 from tora2_jax.config import from_dict
 from tora2_jax.config.encoders import CLIPConfig
+from tora2_jax.errors import CheckpointError
 from tora2_jax.models.encoders.clip import CLIP
 from tora2_jax.models.layers.basic import shape_rngs
 from tora2_jax.system.unusable_file import why_unusable
 from tora2_jax.weights import checkpoint
-from tora2_jax.weights.checkpoint import CheckpointError
 
 
 def load_clip(

@@ -10,11 +10,9 @@ from flax import nnx
 from jaxtyping import UInt8
 
 from tora2_jax.config import ModelConfig
-from tora2_jax.evaluation.bench import measure
+from tora2_jax.evaluation.bench import judge, localiser, measure
 from tora2_jax.evaluation.look import Bench
 from tora2_jax.models.vae.vae import CausalVAE
-from tora2_jax.train.stages import judge as judge_room
-from tora2_jax.train.stages import localiser as localiser_room
 from tora2_jax.types import Record
 from tora2_jax.weights import checkpoint
 from tora2_jax.world.entities import Style
@@ -58,6 +56,6 @@ def gate(
 ) -> Gate:
     """Accuracy of both networks on true clips encoded and decoded by the VAE."""
     videos = [np.asarray(_through(vae, record.video)) for record in records]
-    located = localiser_room.reliability(bench.localiser, list(records), videos)
-    identified = judge_room.reliability(bench.judge, list(records), videos, style=style)
+    located = localiser.reliability(bench.localiser, list(records), videos)
+    identified = judge.reliability(bench.judge, list(records), videos, style=style)
     return Gate(located.error, located.absent, located.present, identified)

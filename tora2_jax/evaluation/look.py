@@ -7,9 +7,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float, UInt8
 
+from tora2_jax.errors import CheckpointError
 from tora2_jax.evaluation.bench import measure
-from tora2_jax.evaluation.bench.networks import Judge, Localiser, locate
-from tora2_jax.train.stages import judge as judge_room
+from tora2_jax.evaluation.bench.judge import candidates, judge_entity
+from tora2_jax.evaluation.bench.networks import Judge, Localiser, locate, white_square
 from tora2_jax.types import Record
 from tora2_jax.weights import checkpoint
 from tora2_jax.world.entities import Style
@@ -47,12 +48,12 @@ def load_bench(localiser: str | Path, judge: str | Path) -> Bench:
     for name, path in {"localiser": localiser, "judge": judge}.items():
         try:
             checkpoint.merge(getattr(bench, name), checkpoint.load_component(path)[0])
-        except checkpoint.CheckpointError as error:
+        except CheckpointError as error:
             faults.append(
                 f"{error}\n  give --{name} FILE, or train it with configs/bench_{name}.py"
             )
     if faults:
-        raise checkpoint.CheckpointError("\n".join(faults))
+        raise CheckpointError("\n".join(faults))
     return bench
 
 
@@ -89,10 +90,10 @@ def look(
     visible = np.stack([entity.visible for entity in entities])
     identified, preferred = np.zeros(len(entities)), np.zeros(len(entities))
     for row, entity in enumerate(entities):
-        options = judge_room.candidates((seed, row), entity.word, entity.images[0], style)
+        options = candidates((seed, row), entity.word, entity.images[0], style)
         old = (before or record).entities[row].images[0]
-        options = np.concatenate([options, judge_room.white_square(old)[None]])
-        scores = judge_room.judge_entity(bench.judge, video, centres[row], present[row], options)
+        options = np.concatenate([options, white_square(old)[None]])
+        scores = judge_entity(bench.judge, video, centres[row], present[row], options)
         if scores is not None:
             identified[row] = measure.found_own(scores[:-1])
             preferred[row] = scores[0] > scores[-1]
@@ -144,8 +145,8 @@ def look_at_entity(
     centres, present = locate(bench.localiser, video, [word])
     places, path = (measure.to_canvas(points, height, width) for points in (centres, track[None]))
     shown = present & visible
-    options = judge_room.candidates((0, 0), word, image, style)
-    scores = judge_room.judge_entity(bench.judge, video, centres[0], present[0], options)
+    options = candidates((0, 0), word, image, style)
+    scores = judge_entity(bench.judge, video, centres[0], present[0], options)
     place = None if scores is None else 1 + int(np.ceil(measure.rank_of_own(scores)))
     distance = float(_median_distance(places, shown, path)[0])
     return EntityReport(int(shown.sum()), int(visible.sum()), distance, place, len(options))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from tora2_jax import diffusion
 from tora2_jax.conditioning.references import face_problems
 from tora2_jax.config import DiffusionConfig
-from tora2_jax.config.sample import seed_problems
+from tora2_jax.errors import CheckpointError
 from tora2_jax.inspection import measure
 from tora2_jax.inspection.diagnosis import diagnose
 from tora2_jax.inspection.numbers import as_data
@@ -22,11 +22,11 @@ from tora2_jax.references.faces import FaceModelError, detector_file
 from tora2_jax.request import Request, RequestError, for_each, load_request
 from tora2_jax.sampling.command import SamplingError, write_faults
 from tora2_jax.sampling.pipeline import Tora2Pipeline
+from tora2_jax.sampling.settings import seed_problems
 from tora2_jax.system import feedback
 from tora2_jax.system.compile_cache import keep_compiled_programs
 from tora2_jax.system.files import write_text
 from tora2_jax.weights import bundle
-from tora2_jax.weights.checkpoint import CheckpointError
 
 
 class Options(NamedTuple):

@@ -3,9 +3,9 @@
 import numpy as np
 from PIL import Image, ImageDraw
 
-from tora2_jax.inspection import drawing
-from tora2_jax.inspection.drawing import INK, LINE, SMALL, SOFT
 from tora2_jax.inspection.views import EntityView, Inspection
+from tora2_jax.media import drawing
+from tora2_jax.media.drawing import INK, LINE, SMALL, SOFT
 from tora2_jax.media.video import COLORS
 from tora2_jax.references.crops import PreparedReference, Reference, visible_box
 from tora2_jax.trajectory.command import draw_track, time_color

@@ -3,8 +3,6 @@
 import numpy as np
 from PIL import Image, ImageDraw
 
-from tora2_jax.inspection import drawing
-from tora2_jax.inspection.drawing import INK, SMALL
 from tora2_jax.inspection.panels_inputs import cell_of, entity_color, frames_width
 from tora2_jax.inspection.views import (
     MODALITIES,
@@ -15,6 +13,8 @@ from tora2_jax.inspection.views import (
     Inspection,
     modality_slices,
 )
+from tora2_jax.media import drawing
+from tora2_jax.media.drawing import INK, SMALL
 
 _MATRIX = 330  # pixels of the side of the whole attention
 _BINS = 20

@@ -4,9 +4,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
-from tora2_jax.inspection import drawing, panels_inputs, panels_model
+from tora2_jax.inspection import panels_inputs, panels_model
 from tora2_jax.inspection.diagnosis import Level, Note, diagnose
 from tora2_jax.inspection.views import EntityView, Inspection
+from tora2_jax.media import drawing
 
 WIDTH = 1460  # pixels that panels are laid out in
 _MARGIN = 16

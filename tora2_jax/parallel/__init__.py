@@ -3,6 +3,10 @@
 from tora2_jax.parallel.mesh import (
     AXES,
     BATCH,
+    DATA,
+    FSDP,
+    SEQUENCE,
+    TENSOR,
     Attend,
     batch,
     batch_rows,
@@ -32,6 +36,10 @@ from tora2_jax.parallel.mesh import (
 __all__ = [
     "AXES",
     "BATCH",
+    "DATA",
+    "FSDP",
+    "SEQUENCE",
+    "TENSOR",
     "Attend",
     "batch",
     "batch_rows",

@@ -18,7 +18,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
-from tora2_jax.config.train import MeshConfig, TrainError
+from tora2_jax.config.train import MeshConfig
+from tora2_jax.errors import TrainError
 
 DATA, FSDP, SEQUENCE, TENSOR = AXES = ("data", "fsdp", "sequence", "tensor")
 BATCH = (DATA, FSDP)

@@ -18,9 +18,9 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from tora2_jax.config.train import MeshConfig, TrainError
+from tora2_jax.config.train import MeshConfig
+from tora2_jax.errors import CheckpointError, TrainError
 from tora2_jax.parallel import mesh
-from tora2_jax.weights.checkpoint import CheckpointError
 
 T = TypeVar("T")
 

@@ -22,7 +22,7 @@ from absl import flags
 
 from tora2_jax import parallel
 from tora2_jax.config import flags as train_flags
-from tora2_jax.config.train import TrainError
+from tora2_jax.errors import TrainError
 from tora2_jax.hardware import collectives, targets
 from tora2_jax.plan import programs
 from tora2_jax.system import feedback

@@ -10,18 +10,20 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from tora2_jax import conditioning, parallel
+from tora2_jax import parallel
 from tora2_jax.config import ModelConfig
-from tora2_jax.config.train import TrainConfig, TrainError, problems
+from tora2_jax.config.train import TrainConfig, problems
 from tora2_jax.data.pool import input_shapes
+from tora2_jax.errors import TrainError
 from tora2_jax.hardware import flops
+from tora2_jax.models.frozen import needed_networks
 from tora2_jax.models.tora2 import COMPONENTS
 from tora2_jax.parallel import placement
 from tora2_jax.sampling.pipeline import SampleSettings, Tora2Pipeline
-from tora2_jax.train.stages.diffusion import TRAINED
 from tora2_jax.train.state import abstract_step, find_stage, mesh_of
 from tora2_jax.weights.networks import abstract_networks
 from tora2_jax.weights.precision import resting_dtype
+from tora2_jax.weights.run_networks import TRAINED
 
 
 class Program(NamedTuple):
@@ -77,7 +79,7 @@ def sampling(config: TrainConfig, devices: list[jax.Device], requests: int) -> P
         raise TrainError("\n".join(faults))
     mesh = parallel.make_mesh(config.mesh, devices)
     model, dtype = config.model, jnp.dtype(config.dtype)
-    parts = conditioning.needed_networks(model)
+    parts = needed_networks(model)
     networks = abstract_networks(model, parts, dtype)
     base = re.compile(rf"{COMPONENTS['transformer']}|vae\..*")
     _rest(networks.model, base, dtype, mesh)

@@ -15,8 +15,8 @@ import numpy as np
 from tora2_jax import conditioning, diffusion, parallel, request
 from tora2_jax.conditioning.references import face_problems, load_references
 from tora2_jax.config import DiffusionConfig, ModelConfig
-from tora2_jax.config.sample import seed_problems, setting_problems
 from tora2_jax.config.train import MeshConfig
+from tora2_jax.errors import CheckpointError
 from tora2_jax.media import video
 from tora2_jax.models.vae.tiling import VAEMemory
 from tora2_jax.references.crops import cut_out
@@ -25,6 +25,7 @@ from tora2_jax.request.fields import Paths
 from tora2_jax.request.reader import Fit
 from tora2_jax.sampling import pipeline
 from tora2_jax.sampling.progress import PHASES
+from tora2_jax.sampling.settings import seed_problems, setting_problems
 from tora2_jax.system import feedback
 from tora2_jax.system.addresses import address_problems
 from tora2_jax.system.compile_cache import keep_compiled_programs
@@ -33,7 +34,6 @@ from tora2_jax.system.finite import NotFiniteError
 from tora2_jax.trajectory.points import is_still
 from tora2_jax.types import Inputs
 from tora2_jax.weights import bundle
-from tora2_jax.weights.checkpoint import CheckpointError
 
 _UNREADABLE = (zipfile.BadZipFile, zlib.error)  # a damaged .npz
 

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from tora2_jax import conditioning
-from tora2_jax.config.sample import SampleSettings
 from tora2_jax.models.tora2 import Tora2
+from tora2_jax.sampling.settings import SampleSettings
 from tora2_jax.types import BoundConditions, Conditions
 
 

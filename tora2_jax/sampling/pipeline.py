@@ -13,8 +13,8 @@ from jaxtyping import Float, UInt8
 
 from tora2_jax import conditioning, diffusion
 from tora2_jax.config import ModelConfig
-from tora2_jax.config.sample import DEFAULTS, SampleSettings, seed_problems, setting_problems
 from tora2_jax.models.encoders.t5 import T5Encoder
+from tora2_jax.models.frozen import FrozenNetworks
 from tora2_jax.models.layers.basic import flat_variables
 from tora2_jax.models.tora2 import Tora2
 from tora2_jax.models.vae import tiling
@@ -26,6 +26,7 @@ from tora2_jax.request import Request, RequestError, for_each, load_requests, re
 from tora2_jax.request.notes import request_notes
 from tora2_jax.sampling.guidance import Branch, branches_of, concatenate, withhold
 from tora2_jax.sampling.progress import Listeners, Report
+from tora2_jax.sampling.settings import DEFAULTS, SampleSettings, seed_problems, setting_problems
 from tora2_jax.system.finite import NotFiniteError, finite_rows, not_finite, reason
 from tora2_jax.types import BoundConditions, Conditions, Inputs
 
@@ -48,7 +49,7 @@ class Tora2Pipeline:
         config: ModelConfig,
         model: Tora2,
         text: T5Encoder,
-        networks: conditioning.FrozenNetworks,
+        networks: FrozenNetworks,
         tokenizer,
         vae_memory: VAEMemory = "whole",
         detector: FaceDetector | None = None,

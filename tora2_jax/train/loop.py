@@ -31,8 +31,9 @@ from tqdm import tqdm
 
 from tora2_jax import parallel
 from tora2_jax.config import flags as train_flags
-from tora2_jax.config.train import TrainConfig, TrainError
+from tora2_jax.config.train import TrainConfig
 from tora2_jax.data.loader import Source, batches, identified, positions
+from tora2_jax.errors import CheckpointError, TrainError
 from tora2_jax.hardware import flops
 from tora2_jax.hardware.targets import peak_of
 from tora2_jax.parallel import processes
@@ -52,7 +53,6 @@ from tora2_jax.train.run.result import result_lines
 from tora2_jax.train.run.samples import write_sample
 from tora2_jax.train.smoke import smoke
 from tora2_jax.train.state import TrainState, compiled_step, find_stage, init_state, mesh_of
-from tora2_jax.weights import checkpoint
 
 _CHANGING = ("trainable", "statistics", "optimizer", "average")  # saved at every checkpoint
 _SAVE_FAILED = 2  # above 1, which asks to stop
@@ -332,7 +332,7 @@ def main(arguments: list[str]) -> int:
     except Stopped as stopped:
         sys.stderr.write(f"{stopped}; run again to go on\n")
         code = config.stop_code
-    except (TrainError, checkpoint.CheckpointError) as error:
+    except (TrainError, CheckpointError) as error:
         sys.stderr.write(f"{error}\n")
         code = 2
     except (SaveError, OSError) as error:

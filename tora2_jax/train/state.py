@@ -15,8 +15,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from tora2_jax import parallel
-from tora2_jax.config.train import MeshConfig, TrainConfig, TrainError, problems
+from tora2_jax.config.train import MeshConfig, TrainConfig, problems
 from tora2_jax.data.loader import REPLACED
+from tora2_jax.errors import CheckpointError, TrainError
 from tora2_jax.models.layers.basic import flat_variables
 from tora2_jax.parallel import placement, processes
 from tora2_jax.train import measures
@@ -212,14 +213,14 @@ def _refuse_other_settings(config: TrainConfig, stage: ModuleType, name: str, pa
     try:
         if found := setting_differences(name, config.model, metadata_of(path), measured):
             raise TrainError(f"config.weights.{name}: {path}:\n  " + "\n  ".join(found))
-    except checkpoint.CheckpointError as error:
+    except CheckpointError as error:
         raise TrainError(f"{path}: {error}") from error
 
 
 def _component(path: Path, regex: str, targets: dict) -> dict[str, jax.Array]:
     try:
         return restore(path, targets, regex)
-    except checkpoint.CheckpointError as error:
+    except CheckpointError as error:
         raise TrainError(f"{path}: {error}") from error
 
 

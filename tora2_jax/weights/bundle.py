@@ -9,17 +9,23 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
-from tora2_jax import conditioning, config
+from tora2_jax import config
 from tora2_jax.config import stored as stored_settings
 from tora2_jax.config.train import TrainConfig
+from tora2_jax.errors import CheckpointError
 from tora2_jax.models import tora2
 from tora2_jax.models.encoders.t5 import T5Encoder
+from tora2_jax.models.frozen import FrozenNetworks, computes_in, needed_networks
 from tora2_jax.system.addresses import address_problem
 from tora2_jax.text import load_tokenizer
-from tora2_jax.train.stages import diffusion
 from tora2_jax.weights import checkpoint
-from tora2_jax.weights.checkpoint import CheckpointError
 from tora2_jax.weights.networks import abstract_networks
+from tora2_jax.weights.run_networks import (
+    TRAINED,
+    frozen_files,
+    frozen_networks,
+    trained_model_config,
+)
 
 
 def load_config(directory: Path) -> config.ModelConfig:
@@ -43,7 +49,7 @@ def load_config(directory: Path) -> config.ModelConfig:
 
 def load_bundle(
     directory: Path, dtype=jnp.float32
-) -> tuple[config.ModelConfig, tora2.Tora2, T5Encoder, conditioning.FrozenNetworks, object]:
+) -> tuple[config.ModelConfig, tora2.Tora2, T5Encoder, FrozenNetworks, object]:
     """Everything that a pipeline needs, strictly checked.
 
     Whether there are a motion path and a personalization path is for the folder's config to say;
@@ -55,7 +61,7 @@ def load_bundle(
     if _is_workdir(directory):
         return _load_workdir(directory, dtype)
     model_config = load_config(directory)
-    parts = conditioning.needed_networks(model_config)
+    parts = needed_networks(model_config)
     model, text, networks = abstract_networks(model_config, parts, dtype)
     problems: list[str] = []
     for name, pattern in tora2.COMPONENTS.items():
@@ -65,7 +71,7 @@ def load_bundle(
     for name in parts:
         own = checkpoint.component_path(directory, name)
         source = "vae" if name == "motion_vae" and own is None else name
-        own_dtype = conditioning.computes_in(name, dtype)
+        own_dtype = computes_in(name, dtype)
         _restore(getattr(networks, name), directory, source, name, problems, own_dtype)
     if problems:
         raise CheckpointError(f"checkpoint {directory}:\n  " + "\n  ".join(problems))
@@ -74,7 +80,7 @@ def load_bundle(
 
 def load_reference_encoders(
     directory: Path, dtype=jnp.float32
-) -> tuple[config.ModelConfig, conditioning.FrozenNetworks]:
+) -> tuple[config.ModelConfig, FrozenNetworks]:
     """The networks of a checkpoint that describe references, and none of the others.
 
     Raises:
@@ -83,11 +89,11 @@ def load_reference_encoders(
     """
     if _is_workdir(directory):
         run = _load_run(directory)
-        model_config = diffusion.trained_model_config(run)
-        files = {name: path and Path(path) for name, path in diffusion.frozen_files(run).items()}
+        model_config = trained_model_config(run)
+        files = {name: path and Path(path) for name, path in frozen_files(run).items()}
     else:
         model_config = load_config(directory)
-        names = conditioning.needed_networks(model_config)
+        names = needed_networks(model_config)
         files = {name: checkpoint.component_path(directory, name) for name in names}
     if model_config.personalization is None:
         raise CheckpointError(f"checkpoint {directory}: {model_config.name} takes no references")
@@ -99,7 +105,7 @@ def load_reference_encoders(
             problems.append(f"{name}: neither {name}.safetensors nor a folder {name}/ is there")
             continue
         try:
-            own_dtype = conditioning.computes_in(name, dtype)
+            own_dtype = computes_in(name, dtype)
             checkpoint.restore_frozen(getattr(networks, name), path, dtype=own_dtype)
         except CheckpointError as error:
             problems.append(f"{name}: {error}")
@@ -118,10 +124,10 @@ def _load_run(directory: Path) -> TrainConfig:
         run = stored_settings.read_run(directory / "config.json")
     except (OSError, ValueError) as error:
         raise CheckpointError(f"checkpoint: {directory}/config.json: {error}") from error
-    if run.stage not in diffusion.TRAINED:
+    if run.stage not in TRAINED:
         raise CheckpointError(
             f"checkpoint: {directory} is a run of stage {run.stage}, which makes no videos; name "
-            f"a run of stage {', '.join(diffusion.TRAINED)}"
+            f"a run of stage {', '.join(TRAINED)}"
         )
     if run.tokenizer is None:
         raise CheckpointError(
@@ -133,13 +139,13 @@ def _load_run(directory: Path) -> TrainConfig:
 def _load_workdir(directory: Path, dtype):
     """The diffusion model of a training run, with averaged weights if it keeps them."""
     run = _load_run(directory)
-    model_config = diffusion.trained_model_config(run)
+    model_config = trained_model_config(run)
     model, text, _ = abstract_networks(model_config, (), dtype)
     stored, _ = checkpoint.load_component(directory)
     for module, prefix in ((model, "tora2."), (text, "text.")):
         own = {path[len(prefix) :]: v for path, v in stored.items() if path.startswith(prefix)}
         checkpoint.merge(module, own)
-    networks = diffusion.frozen_networks(run, model_config, dtype)
+    networks = frozen_networks(run, model_config, dtype)
     return model_config, model, text, networks, load_bundle_tokenizer(directory)
 
 

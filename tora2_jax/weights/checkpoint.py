@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from tora2_jax.config import ModelConfig
 from tora2_jax.config import stored as stored_settings
+from tora2_jax.errors import CheckpointError
 from tora2_jax.models.layers.basic import flat_variables, update_variables
 from tora2_jax.system.addresses import address_problem
 from tora2_jax.system.files import save_tensors, write_text
@@ -28,10 +29,6 @@ from tora2_jax.weights import run
 from tora2_jax.weights.precision import resting_dtype
 
 _STATISTICS = {"mean", "var"}  # last names of paths that are never stored in half precision
-
-
-class CheckpointError(ValueError):
-    """A file or folder that cannot be used, with everything that is wrong with it."""
 
 
 def save_component(

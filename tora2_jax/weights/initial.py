@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from tora2_jax.errors import CheckpointError
 from tora2_jax.weights import folder as weight_folder
 from tora2_jax.weights import run
 from tora2_jax.weights.checkpoint import (
-    CheckpointError,
     component_metadata,
     component_specs,
     load_component,

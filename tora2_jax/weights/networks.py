@@ -7,10 +7,11 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 
-from tora2_jax import conditioning
 from tora2_jax.config import ModelConfig
+from tora2_jax.errors import CheckpointError
 from tora2_jax.models import tora2
 from tora2_jax.models.encoders.t5 import T5Encoder
+from tora2_jax.models.frozen import NETWORKS, FrozenNetworks
 from tora2_jax.models.layers.basic import flat_variables, shape_rngs
 from tora2_jax.parallel import placement
 from tora2_jax.weights import checkpoint
@@ -22,12 +23,10 @@ class Networks(NamedTuple):
 
     model: tora2.Tora2
     text: T5Encoder
-    frozen: conditioning.FrozenNetworks
+    frozen: FrozenNetworks
 
 
-def abstract_networks(
-    model: ModelConfig, parts=conditioning.NETWORKS, dtype=jnp.float32
-) -> Networks:
+def abstract_networks(model: ModelConfig, parts=NETWORKS, dtype=jnp.float32) -> Networks:
     """All networks without numbers: every one of them comes from a file.
 
     On a mesh, the arrays say how they are to lie.
@@ -38,7 +37,7 @@ def abstract_networks(
         return Networks(
             tora2.Tora2(model, rngs=rngs, dtype=dtype),
             T5Encoder(model.text, rngs=rngs),
-            conditioning.FrozenNetworks(model, parts, rngs=rngs, dtype=dtype),
+            FrozenNetworks(model, parts, rngs=rngs, dtype=dtype),
         )
 
     networks = nnx.eval_shape(make)
@@ -64,7 +63,7 @@ def misfits(model: ModelConfig, places: Mapping[str, Path], parts: Sequence[str]
             continue
         try:
             specs, metadata = checkpoint.component_specs(path), checkpoint.component_metadata(path)
-        except checkpoint.CheckpointError as error:
+        except CheckpointError as error:
             problems.append(f"config.weights.{name}: {error}")
             continue
         found = checkpoint.faults(flat_variables(module), specs, pattern)

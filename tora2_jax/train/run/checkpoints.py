@@ -13,8 +13,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from tora2_jax.config.train import TrainError
-from tora2_jax.errors import first_line
+from tora2_jax.errors import TrainError, first_line
 from tora2_jax.parallel import processes
 from tora2_jax.weights import array_items
 from tora2_jax.weights.run import FROZEN

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tora2_jax.config import ModelConfig, from_dict, to_dict
-from tora2_jax.config.train import TrainConfig, TrainError
+from tora2_jax.config.train import TrainConfig
+from tora2_jax.errors import TrainError
 from tora2_jax.parallel import processes
 from tora2_jax.train.state import TrainState
 from tora2_jax.weights import checkpoint

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from tora2_jax.config import to_dict
 from tora2_jax.config.stored import current, of_run
-from tora2_jax.config.train import TrainConfig, TrainError, differences
+from tora2_jax.config.train import TrainConfig, differences
+from tora2_jax.errors import TrainError
 from tora2_jax.parallel import processes
 from tora2_jax.system.files import write_text
 from tora2_jax.system.lease import Lease, LeaseError

@@ -38,7 +38,7 @@ def result_lines(config: TrainConfig, workdir: Path, components: Iterable[str]) 
 
 def makes_videos(config: TrainConfig) -> bool:
     """Whether the folder of the run is a checkpoint that samples."""
-    from tora2_jax.train.stages.diffusion import TRAINED
+    from tora2_jax.weights.run_networks import TRAINED
 
     return config.stage in TRAINED and config.tokenizer is not None
 

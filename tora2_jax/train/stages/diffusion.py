@@ -14,18 +14,17 @@ import numpy as np
 from flax import nnx
 
 from tora2_jax import conditioning, diffusion, parallel
-from tora2_jax.conditioning import needed_networks
 from tora2_jax.config import ModelConfig, to_dict
-from tora2_jax.config.train import TrainError
 from tora2_jax.data import clip_folder, entity_clips, pool, world_examples
 from tora2_jax.data.loader import TRIES, example_or_next
+from tora2_jax.errors import CheckpointError, TrainError
 from tora2_jax.media import video
 from tora2_jax.models import contrast, tora2
-from tora2_jax.models.encoders.prior import stored_priors
 from tora2_jax.models.encoders.t5 import T5Encoder
+from tora2_jax.models.frozen import FrozenNetworks
 from tora2_jax.models.layers.basic import shape_rngs
 from tora2_jax.models.vae import tiling
-from tora2_jax.parallel import placement, processes
+from tora2_jax.parallel import processes
 from tora2_jax.references.faces import (
     GET_FACE_MODELS,
     FaceModelError,
@@ -39,16 +38,18 @@ from tora2_jax.train import measures
 from tora2_jax.types import Conditions
 from tora2_jax.weights import checkpoint
 from tora2_jax.weights.networks import misfits
+from tora2_jax.weights.run_networks import (
+    TRAINED,
+    frozen_files,
+    frozen_networks,
+    networks_of,
+    trained_model_config,
+)
 from tora2_jax.world.clips import render_clip
 
 COMPONENTS = {
     **{name: rf"(?P<prefix>tora2\.)({pattern})" for name, pattern in tora2.COMPONENTS.items()},
     "text": r"(?P<prefix>text\.).*",
-}
-TRAINED = {
-    "base": ("transformer", "text"),
-    "motion": ("motion",),
-    "tora2": ("motion", "personalization"),
 }
 SAMPLED_CLIP = 1 << 40  # far beyond any pool
 
@@ -76,7 +77,7 @@ def build(config, rngs: nnx.Rngs) -> DiffusionModel:
 def example_shapes(config) -> dict[str, jax.ShapeDtypeStruct]:
     """What `source` holds of each clip, without encoding one."""
     networks = nnx.eval_shape(
-        lambda: conditioning.FrozenNetworks(config.model, _networks(config), rngs=shape_rngs())
+        lambda: FrozenNetworks(config.model, networks_of(config), rngs=shape_rngs())
     )
     return pool.shapes(networks, config.model)
 
@@ -151,9 +152,9 @@ def _weight_problems(config) -> list[str]:
     }
     try:
         model = trained_model_config(config) if "vae" in places else config.model
-    except (TrainError, checkpoint.CheckpointError) as error:
+    except (TrainError, CheckpointError) as error:
         return [*problems, f"config.weights.vae: {error}"]
-    return problems + misfits(model, places, _networks(config))
+    return problems + misfits(model, places, networks_of(config))
 
 
 def _detector(config) -> InsightFaceDetector | None:
@@ -193,42 +194,6 @@ def _examples(config, model: ModelConfig, found: clip_folder.Findings | None) ->
     return entity_clips.EntityExamples(config, model, tokenizer, _detector(config), found)
 
 
-def _networks(config) -> tuple[str, ...]:
-    """The frozen networks of a run.
-
-    Stages of the toy world that name encoders share one pool, which holds all features.
-    """
-    named = any(getattr(config.weights, name) for name in ("dino", "face", "object"))
-    if config.clips is not None or not named:
-        return needed_networks(config.model)
-    return tuple(name for name in conditioning.NETWORKS if name not in stored_priors(config.model))
-
-
-def frozen_files(config) -> dict[str, str | None]:
-    """Where the config takes each frozen network from; the motion VAE is by default a copy."""
-    files = {}
-    for name in _networks(config):
-        copied = name == "motion_vae" and config.weights.motion_vae is None
-        component = "vae" if copied else name
-        path = getattr(config.weights, component)
-        files[name] = path and str(checkpoint.resolve(path, component))
-    return files
-
-
-def frozen_networks(config, model: ModelConfig, dtype=jnp.float32) -> conditioning.FrozenNetworks:
-    """The frozen networks that the config names."""
-    networks = nnx.eval_shape(
-        lambda: conditioning.FrozenNetworks(
-            model, _networks(config), rngs=shape_rngs(), dtype=dtype
-        )
-    )
-    placement.plan_at_rest(networks)
-    for name, path in frozen_files(config).items():
-        own_dtype = conditioning.computes_in(name, dtype)
-        checkpoint.restore_frozen(getattr(networks, name), path, dtype=own_dtype)
-    return networks
-
-
 def sample(config, model: DiffusionModel, step: int) -> np.ndarray:
     """What this step would make of a fixed request, `[f, height, width, 3]`.
 
@@ -262,20 +227,6 @@ def sample(config, model: DiffusionModel, step: int) -> np.ndarray:
         [entity.word for entity in entities],
         [entity.images for entity in entities],
     )
-
-
-def trained_model_config(config) -> ModelConfig:
-    """The model config with the scaling factor that the VAE's weights came with.
-
-    Raises:
-        TrainError: the weights say nothing of their settings.
-    """
-    path = checkpoint.resolve(config.weights.vae, "vae")
-    stored = checkpoint.component_metadata(path).get("model", {}).get("vae", {})
-    if "scaling_factor" not in stored:
-        raise TrainError(f"{path} says nothing of its settings; `python -m convert` writes them")
-    vae = dataclasses.replace(config.model.vae, scaling_factor=stored["scaling_factor"])
-    return dataclasses.replace(config.model, vae=vae)
 
 
 class Draws(NamedTuple):

@@ -1,7 +1,5 @@
 """Stage `judge`: the bench's network that says which reference an entity of a video is from."""
 
-import zlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +8,8 @@ from jaxtyping import Array, Bool, Float
 
 from tora2_jax.config.train import TrainConfig
 from tora2_jax.data.loader import ENDLESS
-from tora2_jax.evaluation.bench import measure
+from tora2_jax.evaluation.bench.judge import reliability, strangers
 from tora2_jax.evaluation.bench.networks import (
-    CROP_SIDE,
     JUDGE_SIDE,
     NAMES,
     Judge,
@@ -22,29 +19,17 @@ from tora2_jax.evaluation.bench.networks import (
 )
 from tora2_jax.train.stages.contrast import TEMPERATURE, contrast, masked_mean
 from tora2_jax.train.stages.localiser import HELD_OUT
-from tora2_jax.types import Record
-from tora2_jax.world.clips import render_clip, render_reference, sample_entity
-from tora2_jax.world.entities import Style
+from tora2_jax.world.clips import render_clip
 
 ENTITIES = 3  # entities of a clip that an example has room for
 VIEWS = 2  # frames of a clip in an example
 STRANGERS = 3  # fresh identities of the same word beside every entity of an example
-CANDIDATES = 8  # references to choose among in a test, the entity's own first
 JITTER = 2.0  # pixels by which the localiser may miss
 
 
 def build(config: TrainConfig, rngs: nnx.Rngs) -> Judge:
     """A fresh judge."""
     return Judge(rngs=rngs)
-
-
-def strangers(
-    seed: tuple[int, ...], word: str, count: int, style: Style = "patterned"
-) -> Float[np.ndarray, "count side side 3"]:
-    """References of fresh identities of a word, as the judge sees them."""
-    rng = np.random.default_rng(seed)
-    entities = [sample_entity((*seed, member), word, style) for member in range(count)]
-    return np.stack([white_square(render_reference(e, rng)) for e in entities])
 
 
 class Clips:
@@ -123,64 +108,6 @@ def _training_crops(
     crops = crops_around(frames.reshape(-1, *frames.shape[3:]), centres, side)
     visible = batch["visible"].transpose(0, 2, 1).reshape(-1, views)
     return crops.reshape(samples * ENTITIES, views, *crops.shape[1:]), visible
-
-
-@nnx.jit
-def _scores(
-    model: Judge,
-    frames: Float[Array, "f height width 3"],
-    centres: Float[Array, "f 2"],
-    references: Float[Array, "candidates side side 3"],
-) -> Float[Array, "f candidates"]:
-    crops = crops_around(frames.astype(jnp.float32) / 255.0, centres, float(CROP_SIDE))
-    return model.embed_crops(crops) @ model.embed_references(references).T
-
-
-def judge_entity(
-    model: Judge,
-    video: np.ndarray,
-    centres: Float[np.ndarray, "f 2"],
-    present: Bool[np.ndarray, " f"],
-    references: Float[np.ndarray, "candidates side side 3"],
-) -> Float[np.ndarray, "candidates"] | None:
-    """Cosine of every candidate with an entity, averaged over the frames that show it.
-
-    Returns None for a video that never shows the entity.
-    """
-    scores = np.asarray(_scores(model, video, centres, references))
-    return scores[present].mean(0) if present.any() else None
-
-
-def candidates(
-    seed: tuple[int, ...], word: str, image: np.ndarray, style: Style = "patterned"
-) -> Float[np.ndarray, "candidates side side 3"]:
-    """The own reference first, then references of seven fresh identities of the same word."""
-    others = strangers(seed, word, CANDIDATES - 1, style)
-    return np.concatenate([white_square(image)[None], others])
-
-
-def reliability(
-    model: Judge,
-    records: list[Record],
-    videos: list[np.ndarray] | None = None,
-    seed: int = 0,
-    style: Style = "patterned",
-) -> measure.Estimate:
-    """Share of entities whose own reference wins among eight, at their true places.
-
-    `videos` stand in for the records' own (say, through a VAE).
-    """
-    right = []
-    for position, record in enumerate(records):
-        video = record.video if videos is None else videos[position]
-        for row, entity in enumerate(record.entities):
-            if not entity.images or not entity.visible.any():
-                continue
-            identity = (seed, zlib.crc32(b"candidates"), position, row)
-            options = candidates(identity, entity.word, entity.images[0], style)
-            scores = judge_entity(model, video, entity.track, entity.visible, options)
-            right.append(measure.found_own(scores))
-    return measure.mean_estimate(np.array(right))
 
 
 def finish(config: TrainConfig, model: Judge, clips: int = 64) -> dict[str, float]:

@@ -1,7 +1,5 @@
 """Stage `localiser`: the bench's network that finds the toy world's words in a frame."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +8,8 @@ from jaxtyping import Array, Float, Int
 
 from tora2_jax.config.train import TrainConfig
 from tora2_jax.data.loader import ENDLESS
-from tora2_jax.evaluation.bench import measure
+from tora2_jax.evaluation.bench.localiser import Reliability, reliability, truth
 from tora2_jax.evaluation.bench.networks import (
-    ABSENT,
     NAMES,
     PRESENT,
     STRIDE,
@@ -20,7 +17,6 @@ from tora2_jax.evaluation.bench.networks import (
     Localiser,
     cell_centres,
     degrade,
-    locate,
     peak_centres,
     presence,
 )
@@ -33,32 +29,9 @@ TARGET_SIGMA = 3.0  # pixels; spread of the wanted heat around the centre
 HELD_OUT = 2_000_000_000  # clip numbers from here on are never trained on
 
 
-class Truth(NamedTuple):
-    """Where the words are in frames of one clip."""
-
-    centres: Float[np.ndarray, "f words 2"]  # pixels of the clip
-    state: Int[np.ndarray, "f words"]  # ABSENT, PRESENT or UNSURE
-
-
 def build(config: TrainConfig, rngs: nnx.Rngs) -> Localiser:
     """A fresh localiser for every word of the world."""
     return Localiser(rngs=rngs)
-
-
-def truth(record: Record) -> Truth:
-    """What the localiser should say about every frame of a clip.
-
-    A frame that shows part of an entity which does not count as visible is UNSURE.
-    """
-    frames, words = len(record.video), len(NAMES)
-    centres = np.zeros((frames, words, 2), np.float32)
-    state = np.full((frames, words), ABSENT, np.int32)
-    for entity in record.entities:
-        column = NAMES.index(entity.word)
-        centres[:, column] = entity.track
-        partly = np.where(entity.mask.any((1, 2)), UNSURE, ABSENT)
-        state[:, column] = np.where(entity.visible, PRESENT, partly)
-    return Truth(centres, state)
 
 
 def word_of_cells(record: Record) -> Int[np.ndarray, "f y x"]:
@@ -144,32 +117,6 @@ def _cell_loss(
     covered = cells < evidence.shape[-1]
     parts = [jnp.sum(wrong * part) / jnp.maximum(part.sum(), 1) for part in (covered, ~covered)]
     return sum(parts) / 2
-
-
-class Reliability(NamedTuple):
-    """How well a localiser does on clips with ground truth."""
-
-    error: measure.Estimate  # pixels of the canvas, where centre and entity are seen
-    absent: measure.Estimate  # share of words of the world rightly called absent
-    present: measure.Estimate  # share of visible words rightly called present
-
-
-def reliability(
-    model: Localiser, records: list[Record], videos: list[np.ndarray] | None = None
-) -> Reliability:
-    """Compares with ground truth; `videos` stand in for the records' own (say, through a VAE)."""
-    errors, absent, present = [], [], []
-    for position, record in enumerate(records):
-        video = record.video if videos is None else videos[position]
-        height, width = video.shape[1:3]
-        centres, state = truth(record)
-        found, seen = locate(model, video, NAMES)
-        found, seen = found.transpose(1, 0, 2), seen.T
-        gap = measure.to_canvas(found - centres, height, width)
-        errors.append(np.linalg.norm(gap, axis=-1)[state == PRESENT].mean())
-        absent.append(1.0 - seen[state == ABSENT].mean())
-        present.append(seen[state == PRESENT].mean())
-    return Reliability(*(measure.mean_estimate(np.array(v)) for v in (errors, absent, present)))
 
 
 def finish(config: TrainConfig, model: Localiser, clips: int = 64) -> dict[str, float]:

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from tora2_jax.config.train import TrainConfig, TrainError
+from tora2_jax.config.train import TrainConfig
 from tora2_jax.data.clip_folder import ClipFolder, look_through, motion_of
 from tora2_jax.data.loader import ENDLESS
+from tora2_jax.errors import TrainError
 from tora2_jax.models.vae.vae import CausalVAE
 from tora2_jax.parallel import processes
 from tora2_jax.train.stages.vae import loss
