@@ -23,8 +23,8 @@ import math
 import sys
 from pathlib import Path
 
-from convert.engine import ConversionError
-from convert.folders import FolderError
+from convert.engine.folders import FolderError
+from convert.engine.rules import ConversionError
 from tora2_jax.config import stored
 from tora2_jax.config.train import TrainConfig
 from tora2_jax.errors import CheckpointError
@@ -35,16 +35,19 @@ from tora2_jax.system.stop import exit_code
 # Encoders by command: the module whose `convert_encoder(source, destination)` does it and returns
 # what the user should know, and what SRC is.
 _ENCODERS = {
-    "dinov2": ("convert.dinov2", "folder of a DINOv2 model, as transformers saves it"),
-    "clip": ("convert.clip", "folder of a CLIP model with both towers, as transformers saves it"),
-    "t5": ("convert.t5", "folder of a T5 v1.1 model or encoder, as transformers saves it"),
+    "dinov2": ("convert.families.dinov2", "folder of a DINOv2 model, as transformers saves it"),
+    "clip": (
+        "convert.families.clip",
+        "folder of a CLIP model with both towers, as transformers saves it",
+    ),
+    "t5": ("convert.families.t5", "folder of a T5 v1.1 model or encoder, as transformers saves it"),
     "arcface": (
-        "convert.arcface",
+        "convert.families.arcface",
         "ONNX file of an insightface package (glintr100.onnx), or weights of arcface_torch "
         "(backbone.pth, .safetensors)",
     ),
     "reid": (
-        "convert.object_encoder",
+        "convert.families.object_encoder",
         "weights of a ResNet by torchvision, torchreid, fast-reid or reid-strong-baseline "
         "(.pth, .safetensors)",
     ),
@@ -191,33 +194,33 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _cogvideox(options: argparse.Namespace) -> None:
-    from convert.cogvideox import convert_folder
+    from convert.families.cogvideox import convert_folder
 
     _tell(convert_folder(options.src, options.dst, options.base))
 
 
 def _tora(options: argparse.Namespace) -> None:
-    from convert.tora import convert_tora
+    from convert.families.tora import convert_tora
 
     _tell(convert_tora(options.src, options.dst, options.base))
 
 
 def _lora(options: argparse.Namespace) -> None:
-    from convert.lora import merge_lora
+    from convert.lora.merge import merge_lora
 
     _tell(merge_lora(options.src, options.dst, options.base, options.scale))
 
 
 def _export(options: argparse.Namespace) -> None:
     if options.base is not None:
-        from convert.lora_export import RANK, export_difference
+        from convert.lora.export import RANK, export_difference
 
         rank, accept = options.rank or RANK, options.accept_differences
         _tell(export_difference(options.src, options.dst, options.base, rank, accept))
         return
     if options.rank is not None:
         raise ConversionError("--rank is of a LoRA: name what SRC differs from with --base")
-    from convert.export import export_folder
+    from convert.checkpoints.export import export_folder
 
     _tell(export_folder(options.src, options.dst, accept_differences=options.accept_differences))
 
@@ -237,7 +240,7 @@ def _tell(notes: list[str]) -> None:
 
 
 def _bundle(options: argparse.Namespace) -> None:
-    from convert.bundle import make_bundle
+    from convert.checkpoints.bundle import make_bundle
 
     make_bundle(_config(options.config), options.dst)
 

@@ -19,10 +19,10 @@ import ml_dtypes
 import numpy as np
 from flax import nnx
 
-from convert import diffusers_config, export
-from convert.components import COMPONENTS, Component, target
-from convert.engine import plan_export
-from convert.tensor_files import TensorFiles
+from convert.checkpoints import diffusers_config, export
+from convert.checkpoints.components import COMPONENTS, Component, target
+from convert.engine.rules import plan_export
+from convert.engine.tensor_files import TensorFiles
 from tora2_jax import config
 from tora2_jax.models import dit
 from tora2_jax.models.layers.basic import assign_variables, flat_variables, rotary_tables

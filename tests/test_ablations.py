@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from convert.bundle import make_bundle
-from convert.engine import ConversionError
+from convert.checkpoints.bundle import make_bundle
+from convert.engine.rules import ConversionError
 from tora2_jax.config import to_dict
 from tora2_jax.config.train import differences
 from tora2_jax.models.layers.basic import flat_variables

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from convert import __main__ as convert
-from convert.folders import FolderError, new_folder
+from convert.engine.folders import FolderError, new_folder
 from scripts import encode_references, inspect_entities, make_gallery, sample
 from tora2_jax.config.train import ClipFolderConfig, TrainConfig
 from tora2_jax.errors import CheckpointError

@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import CLIPConfig as TorchConfig
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from convert import clip as table
+from convert.families import clip as table
 from tests import encoder_twins
 from tests.parity import BLOCK_TOLERANCE, insensitive, relative_error
 from tora2_jax.config import encoders, from_dict

@@ -19,8 +19,8 @@ import transformers
 from diffusers import CogVideoXPipeline
 from safetensors.torch import load_file
 
-from convert import tora_sat
 from convert.__main__ import main
+from convert.families import tora_sat
 from tests import (
     cogvideox_twins,
     encoder_twins,

@@ -13,12 +13,12 @@ import pytest
 import torch
 from flax import nnx
 
-from convert import export as export_room
-from convert import folders
 from convert.__main__ import main
-from convert.export import export_folder
-from convert.folders import FolderError
-from convert.tensor_files import SourceError, TensorFiles
+from convert.checkpoints import export as export_room
+from convert.checkpoints.export import export_folder
+from convert.engine import folders
+from convert.engine.folders import FolderError
+from convert.engine.tensor_files import SourceError, TensorFiles
 from tests import cogvideox_twins as twins
 from tests.parity import BLOCK_TOLERANCE, relative_error
 from tora2_jax import config as config_room

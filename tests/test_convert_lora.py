@@ -14,8 +14,8 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from convert.__main__ import main
-from convert.components import COMPONENTS
-from convert.engine import export
+from convert.checkpoints.components import COMPONENTS
+from convert.engine.rules import export
 from tests import cogvideox_twins as twins
 from tests.parity import BLOCK_TOLERANCE, relative_error
 from tora2_jax.models.dit import Shared

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from convert.__main__ import main
-from convert.tensor_files import SourceError, TensorFiles
+from convert.engine.tensor_files import SourceError, TensorFiles
 from tests import cogvideox_twins as twins
 from tests import tora_twins
 from tests.parity import numpy_state

@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from convert import components, tora_sat
 from convert.__main__ import main
-from convert.engine import plan
-from convert.tensor_files import TensorFiles
+from convert.checkpoints import components
+from convert.engine.rules import plan
+from convert.engine.tensor_files import TensorFiles
+from convert.families import tora_sat
 from scripts import sample
 from tests import cogvideox_twins as twins
 from tests import tora_twins

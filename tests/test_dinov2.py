@@ -11,8 +11,8 @@ import torch
 import transformers
 from flax import nnx
 
-from convert import dinov2 as table
-from convert.engine import convert as convert_tensors
+from convert.engine.rules import convert as convert_tensors
+from convert.families import dinov2 as table
 from tests import encoder_twins
 from tests.parity import BLOCK_TOLERANCE, insensitive, numpy_state, relative_error
 from tora2_jax.config import DINOv2Config, encoders, from_dict, toy

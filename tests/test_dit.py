@@ -10,8 +10,8 @@ import torch
 from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
 from flax import nnx
 
-from convert.cogvideox_transformer import rules
-from convert.engine import convert, export
+from convert.engine.rules import convert, export
+from convert.families.cogvideox_transformer import rules
 from tests.parity import BLOCK_TOLERANCE, insensitive, numpy_state, randomise, relative_error
 from tora2_jax.config import PRESETS, MotionConfig, PersonalizationConfig, TransformerConfig
 from tora2_jax.models.dit import CogVideoXTransformer, Shared

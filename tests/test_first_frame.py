@@ -15,8 +15,8 @@ from diffusers.video_processor import VideoProcessor
 from flax import nnx
 from PIL import Image
 
-from convert.cogvideox_vae import rules
-from convert.engine import convert
+from convert.engine.rules import convert
+from convert.families.cogvideox_vae import rules
 from tests.parity import BLOCK_TOLERANCE, numpy_state, randomise, relative_error
 from tora2_jax.conditioning.first_frame import encode_first_frame, first_frame
 from tora2_jax.config import ModelConfig, TransformerConfig, VAEConfig

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from convert import tora_transformer
-from convert.engine import convert, export
+from convert.engine.rules import convert, export
+from convert.families import tora_transformer
 from tests.parity import BLOCK_TOLERANCE, insensitive, relative_error
 from tests.weights_rule import array, state_dict
 from tora2_jax.config import MotionConfig, TransformerConfig

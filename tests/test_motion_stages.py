@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from convert.bundle import make_bundle
-from convert.cogvideox import convert_folder
+from convert.checkpoints.bundle import make_bundle
+from convert.families.cogvideox import convert_folder
 from tests import cogvideox_twins
 from tests.test_clip_folder import damage, model, write_clips
 from tora2_jax.config.train import ClipFolderConfig, TrainConfig

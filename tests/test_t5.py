@@ -11,8 +11,8 @@ from flax import nnx
 from transformers import T5Config as TorchConfig
 from transformers import T5EncoderModel
 
-from convert import t5 as table
-from convert.engine import ConversionError, convert, export
+from convert.engine.rules import ConversionError, convert, export
+from convert.families import t5 as table
 from tests.parity import (
     BLOCK_TOLERANCE,
     insensitive,

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from convert import tora_transformer
-from convert.diffusers_config import TRANSFORMER
-from convert.engine import convert
+from convert.checkpoints.diffusers_config import TRANSFORMER
+from convert.engine.rules import convert
+from convert.families import tora_transformer
 from tests.parity import BLOCK_TOLERANCE, relative_error
 from tests.weights_rule import array, state_dict
 from tora2_jax.config import ModelConfig, MotionConfig, TransformerConfig

@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from convert import finite
 from convert.__main__ import main
-from convert.engine import COPY, ConversionError, Rule, assembled, plan
-from convert.tensor_files import SourceError, TensorFiles
+from convert.engine import finite
+from convert.engine.rules import COPY, ConversionError, Rule, assembled, plan
+from convert.engine.tensor_files import SourceError, TensorFiles
 from tests import cogvideox_twins as twins
 from tests import encoder_twins, recognition_twins
 from tora2_jax.errors import CheckpointError

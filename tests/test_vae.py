@@ -10,8 +10,8 @@ import torch
 from diffusers import AutoencoderKLCogVideoX
 from flax import nnx
 
-from convert.cogvideox_vae import rules
-from convert.engine import ConversionError, convert, export
+from convert.engine.rules import ConversionError, convert, export
+from convert.families.cogvideox_vae import rules
 from tests.parity import BLOCK_TOLERANCE, insensitive, numpy_state, randomise, relative_error
 from tora2_jax.config import ModelConfig, VAEConfig
 from tora2_jax.config.train import TrainConfig

@@ -10,8 +10,8 @@ import torch
 from diffusers import AutoencoderKLCogVideoX
 from flax import nnx
 
-from convert.cogvideox_vae import rules
-from convert.engine import convert
+from convert.engine.rules import convert
+from convert.families.cogvideox_vae import rules
 from tests.parity import BLOCK_TOLERANCE, numpy_state, randomise, relative_error
 from tests.test_vae import from_torch, random, to_torch
 from tora2_jax.config import VAEConfig

@@ -9,7 +9,7 @@ import torch
 from diffusers import CogVideoXTransformer3DModel
 from safetensors.torch import save_file
 
-from convert import diffusers_config
+from convert.checkpoints import diffusers_config
 from tests import cogvideox_twins as twins
 from tests.weights_rule import tensor
 from tora2_jax.config import ModelConfig

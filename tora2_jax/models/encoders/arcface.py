@@ -77,7 +77,7 @@ class ArcFace(nnx.Module):
     def __init__(
         self, config: ArcFaceConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32
     ) -> None:
-        """Random weights; `convert/arcface.py` brings published ones."""
+        """Random weights; `convert/families/arcface.py` brings published ones."""
         first, last = config.widths[0], config.widths[-1]
         self.stem = convolution(3, first, 3, 1, dtype=dtype, rngs=rngs)
         self.norm_stem = BatchNorm(first, rngs=rngs)

@@ -161,7 +161,7 @@ class CLIP(nnx.Module):
     def __init__(
         self, config: CLIPConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32
     ) -> None:
-        """Random weights; `convert/clip.py` brings published ones."""
+        """Random weights; `convert/families/clip.py` brings published ones."""
         project = functools.partial(Linear, use_bias=False, dtype=dtype, rngs=rngs)
         self.vision = VisionTower(config.vision, rngs=rngs, dtype=dtype)
         self.text = TextTower(config.text, rngs=rngs, dtype=dtype)

@@ -58,7 +58,7 @@ class DINOv2(nnx.Module):
     def __init__(
         self, config: DINOv2Config, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32
     ) -> None:
-        """Random weights; `convert/dinov2.py` brings published ones."""
+        """Random weights; `convert/families/dinov2.py` brings published ones."""
         width, registers = config.width, config.num_registers
         normal = functools.partial(small_normal, rngs)
         self.patch_embedding = Linear(config.patch_size**2 * 3, width, dtype=dtype, rngs=rngs)

@@ -77,7 +77,7 @@ class ObjectEncoder(nnx.Module):
     def __init__(
         self, config: ObjectEncoderConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32
     ) -> None:
-        """Random weights; `convert/object_encoder.py` brings published ones."""
+        """Random weights; `convert/families/object_encoder.py` brings published ones."""
         self.stem = convolution(3, config.base_width, 7, 2, dtype=dtype, rngs=rngs)
         self.norm_stem = BatchNorm(config.base_width, rngs=rngs)
         self.stages = nnx.List(_stages(config, dtype, rngs))

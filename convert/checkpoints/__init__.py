@@ -1,0 +1,1 @@
+"""Whole checkpoints: found, converted, bundled, exported."""

@@ -1,0 +1,1 @@
+"""How weights go from one form to the other, whatever the model."""

@@ -1,0 +1,1 @@
+"""One module per model: its table, its settings, its command."""

@@ -1,0 +1,1 @@
+"""LoRA folders merged into a checkpoint, and taken out of one again."""

@@ -1,0 +1,1 @@
+"""Recognition networks from ONNX files."""
