@@ -28,7 +28,7 @@ from tora2_jax.config.train import OptimConfig, TrainConfig  # noqa: E402
 from tora2_jax.system.addresses import local_path  # noqa: E402
 from tora2_jax.train import loop  # noqa: E402
 from tora2_jax.train import state as train_state  # noqa: E402
-from tora2_jax.train.run.checkpoints import Checkpoints  # noqa: E402
+from tora2_jax.train.runs.checkpoints import Checkpoints  # noqa: E402
 
 KINDS = ("starting", "training", "saving", "stop", "stop, then kill")
 ITEMS = ("trainable", "statistics", "optimizer", "average")

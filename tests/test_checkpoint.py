@@ -12,7 +12,7 @@ from flax import nnx
 from tora2_jax.errors import CheckpointError
 from tora2_jax.models.layers.basic import flat_variables
 from tora2_jax.system.files import write_text, written_whole
-from tora2_jax.train.run import checkpoints
+from tora2_jax.train.runs import checkpoints
 from tora2_jax.weights import checkpoint
 from tora2_jax.weights import folder as weight_folder
 from tora2_jax.weights.precision import resting_dtype

@@ -17,7 +17,7 @@ from tora2_jax.data import pool
 from tora2_jax.system import lease
 from tora2_jax.system.lease import Lease, LeaseError
 from tora2_jax.train import loop, state
-from tora2_jax.train.run import checkpoints
+from tora2_jax.train.runs import checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent
 HOLD = """

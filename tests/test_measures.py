@@ -12,7 +12,7 @@ from tora2_jax.config import toy
 from tora2_jax.config.train import TrainConfig
 from tora2_jax.models.layers.basic import flat_variables
 from tora2_jax.train import measures
-from tora2_jax.train.run import log as metric_log
+from tora2_jax.train.runs import log as metric_log
 from tora2_jax.train.stages import diffusion
 
 

@@ -12,7 +12,7 @@ from tests import test_train
 from tora2_jax.system import appended_file
 from tora2_jax.system.appended_file import AppendedFile
 from tora2_jax.train import loop, state
-from tora2_jax.train.run import log as metric_log
+from tora2_jax.train.runs import log as metric_log
 
 
 class FullDisk:

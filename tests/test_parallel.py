@@ -17,7 +17,7 @@ from tora2_jax.models.encoders.t5 import T5Encoder
 from tora2_jax.models.layers.stream import Layout
 from tora2_jax.parallel import placement
 from tora2_jax.train import state as train_state
-from tora2_jax.train.run.checkpoints import Checkpoints
+from tora2_jax.train.runs.checkpoints import Checkpoints
 from tora2_jax.train.stages import diffusion
 
 LOSS, GRADIENT = 1e-6, 1e-5

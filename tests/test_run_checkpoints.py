@@ -12,7 +12,7 @@ from absl import logging
 from tests.test_train import _assert_equal, _checkpoints, _config, _stage  # noqa: F401
 from tora2_jax.errors import CheckpointError
 from tora2_jax.train import loop
-from tora2_jax.train.run import checkpoints
+from tora2_jax.train.runs import checkpoints
 from tora2_jax.weights import checkpoint
 
 

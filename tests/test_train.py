@@ -26,8 +26,8 @@ from tora2_jax.config.train import MeshConfig, OptimConfig, TrainConfig, differe
 from tora2_jax.data.loader import ENDLESS
 from tora2_jax.train import loop, optim
 from tora2_jax.train import state as train_state
-from tora2_jax.train.run import checkpoints, export
-from tora2_jax.train.run import folder as run_folder
+from tora2_jax.train.runs import checkpoints, export
+from tora2_jax.train.runs import folder as run_folder
 from tora2_jax.weights import checkpoint
 
 TRAINABLE = r"head\."

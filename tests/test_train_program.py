@@ -14,7 +14,7 @@ from tora2_jax.config import toy
 from tora2_jax.config.help import comments, known_fields, unknown_fields
 from tora2_jax.config.train import ClipFolderConfig, TrainConfig, problems
 from tora2_jax.train import loop, state
-from tora2_jax.train.run import result
+from tora2_jax.train.runs import result
 from tora2_jax.train.smoke import smoke
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,4 +1,8 @@
-"""Tora2 in JAX: video diffusion with a word, reference images and a trajectory per entity."""
+"""Tora2 in JAX: videos whose entities look like their references and follow drawn paths."""
+
+from tora2_jax import moved
+
+moved.accept()
 
 
 def __getattr__(name: str):

@@ -12,7 +12,7 @@ from tora2_jax.config.train import TrainConfig
 from tora2_jax.errors import CheckpointError, TrainError
 from tora2_jax.models.frozen import needed_networks
 from tora2_jax.text import load_tokenizer
-from tora2_jax.train.run.export import export_paths
+from tora2_jax.train.runs.export import export_paths
 from tora2_jax.weights import checkpoint
 from tora2_jax.weights.networks import misfits
 from tora2_jax.weights.run_networks import TRAINED

@@ -44,13 +44,13 @@ from tora2_jax.system.finite import damage
 from tora2_jax.system.lease import Lease
 from tora2_jax.system.stop import StopSignals
 from tora2_jax.train import measures
-from tora2_jax.train.run import folder
-from tora2_jax.train.run.checkpoints import Checkpoints, SaveError, quiet
-from tora2_jax.train.run.export import check_export, export, export_paths, trained_components
-from tora2_jax.train.run.log import MetricLog
-from tora2_jax.train.run.profile import StepProfile
-from tora2_jax.train.run.result import result_lines
-from tora2_jax.train.run.samples import write_sample
+from tora2_jax.train.runs import folder
+from tora2_jax.train.runs.checkpoints import Checkpoints, SaveError, quiet
+from tora2_jax.train.runs.export import check_export, export, export_paths, trained_components
+from tora2_jax.train.runs.log import MetricLog
+from tora2_jax.train.runs.profile import StepProfile
+from tora2_jax.train.runs.result import result_lines
+from tora2_jax.train.runs.samples import write_sample
 from tora2_jax.train.smoke import smoke
 from tora2_jax.train.state import TrainState, compiled_step, find_stage, init_state, mesh_of
 

@@ -9,7 +9,7 @@ from typing import Any
 from tora2_jax.config import ModelConfig, to_dict
 from tora2_jax.config.train import TrainConfig
 from tora2_jax.system.files import write_text
-from tora2_jax.train.run.export import export_paths
+from tora2_jax.train.runs.export import export_paths
 
 EXAMPLE = Path("examples/request.json")  # of the toy world: both kinds of conditions
 

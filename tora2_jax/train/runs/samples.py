@@ -10,7 +10,7 @@ from flax import nnx
 from tora2_jax.config.train import TrainConfig
 from tora2_jax.errors import first_line
 from tora2_jax.parallel import processes
-from tora2_jax.train.run.export import model_of, on_first, shown_variables
+from tora2_jax.train.runs.export import model_of, on_first, shown_variables
 from tora2_jax.train.state import TrainState
 
 
