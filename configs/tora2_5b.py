@@ -82,5 +82,5 @@ def get_config(base: str = BASE) -> TrainConfig:
         frozen_dtype="bfloat16",
         checkpoint_every=500,
     )
-    config.optim.tora_initialised = r"tora2\.(trajectory_extractor|transformer\.blocks\.fuser)\."
+    config.optim.tora_initialized = r"tora2\.(trajectory_extractor|transformer\.blocks\.fuser)\."
     return config

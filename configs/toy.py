@@ -30,5 +30,5 @@ def get_config() -> TrainConfig:
         clip_norm=1.0,
         stacked=STACKED,
     )
-    config.optim.tora_initialised = r"tora2\.(trajectory_extractor|transformer\.blocks\.fuser)\."
+    config.optim.tora_initialized = r"tora2\.(trajectory_extractor|transformer\.blocks\.fuser)\."
     return config

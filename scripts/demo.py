@@ -48,7 +48,7 @@ def main() -> int:
 
 def report(job: command.Job, frames: np.ndarray) -> None:
     """Print of each entity where it is found and which reference it looks like."""
-    bench = look.load_bench(BENCH / "localiser.safetensors", BENCH / "judge.safetensors")
+    bench = look.load_bench(BENCH / "localizer.safetensors", BENCH / "judge.safetensors")
     wanted, model = job.requests[0], job.model.config
     for entity in wanted.entities:
         track, visible = conditioning.request_track(entity, wanted, model)

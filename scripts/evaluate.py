@@ -4,7 +4,7 @@
     python scripts/evaluate.py one-word --checkpoint DIR [--requests 50]
     python scripts/evaluate.py base --checkpoint DIR [--requests 90] [--pictures DIR]
     python scripts/evaluate.py conditions --checkpoint DIR [--requests 200]
-    python scripts/evaluate.py gate --vae FILE [--localiser FILE] [--judge FILE]
+    python scripts/evaluate.py gate --vae FILE [--localizer FILE] [--judge FILE]
 
 `world` tells how well generated entities follow their paths and keep their identities in the toy
 world; `one-word` whether two entities that one word names are each at its own place with its own
@@ -31,7 +31,7 @@ from tora2_jax.system.files import write_text
 from tora2_jax.system.stop import exit_code
 from tora2_jax.weights import checkpoint
 
-_BOLD_LOCALISER = "checkpoints/bold_bench/localiser.safetensors"
+_BOLD_LOCALIZER = "checkpoints/bold_bench/localizer.safetensors"
 
 
 def arguments() -> argparse.Namespace:
@@ -42,7 +42,10 @@ def arguments() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
-        "--localiser", type=local_path, default="checkpoints/bench/localiser.safetensors"
+        "--localizer",
+        "--localiser",  # its name until 2026-11
+        type=local_path,
+        default="checkpoints/bench/localizer.safetensors",
     )
     common.add_argument("--judge", type=local_path, default="checkpoints/bench/judge.safetensors")
     common.add_argument("--output", type=local_path, help="write the numbers to this JSON file")
@@ -60,7 +63,7 @@ def arguments() -> argparse.Namespace:
         command.add_argument("--guidance", type=float, default=defaults.guidance)
     base = commands.add_parser("base", help="does a base draw what its captions say?")
     base.add_argument("--checkpoint", required=True)
-    base.add_argument("--localiser", type=local_path, default=_BOLD_LOCALISER)
+    base.add_argument("--localizer", "--localiser", type=local_path, default=_BOLD_LOCALIZER)
     base.add_argument("--requests", type=int, default=90, help="of either kind of caption")
     base.add_argument("--seed", type=int, default=0)
     base.add_argument("--batch-size", type=int, default=30)
@@ -93,7 +96,7 @@ def _settings(options: argparse.Namespace) -> world.Settings:
 def run_world(options: argparse.Namespace) -> int:
     """Prints the table of the toy world's bench."""
     settings = _settings(options)
-    bench = look.load_bench(options.localiser, options.judge)
+    bench = look.load_bench(options.localizer, options.judge)
     pipeline = _pipeline(options)
     videos = settings.requests * len(requests.CONDITIONS)
     with feedback.bar("evaluating", videos, "video") as bar:
@@ -118,13 +121,13 @@ def run_one_word(options: argparse.Namespace) -> int:
 def run_base(options: argparse.Namespace) -> int:
     """Prints what a base draws of its captions; exit status 1 if it may not be frozen yet."""
     settings = _settings(options)
-    localiser = look.load_localiser(options.localiser)
+    localizer = look.load_localizer(options.localizer)
     pipeline = _pipeline(options)
     drawn: list = []
     with feedback.bar("drawing", 2 * settings.requests, "caption") as bar:
         measured = base.measure_base(
             pipeline,
-            localiser,
+            localizer,
             settings.requests,
             seed=settings.seed,
             settings=SampleSettings(steps=settings.steps, guidance=settings.guidance),
@@ -158,7 +161,7 @@ def run_conditions(options: argparse.Namespace) -> int:
 def run_gate(options: argparse.Namespace) -> int:
     """Prints whether the bench's networks can be trusted on videos of a VAE."""
     model = from_dict(ModelConfig, checkpoint.component_metadata(options.vae)["model"])
-    bench = look.load_bench(options.localiser, options.judge)
+    bench = look.load_bench(options.localizer, options.judge)
     records = requests.world_requests(model, options.clips, seed=1_000)
     style = requests.style_of(model)
     with feedback.working("evaluating"):

@@ -96,7 +96,7 @@ def _row(job: command.Job, frames: np.ndarray) -> np.ndarray:
 
 
 def _measured(job: command.Job, frames: np.ndarray, folder: Path) -> list[str]:
-    bench = look.load_bench(folder / "localiser.safetensors", folder / "judge.safetensors")
+    bench = look.load_bench(folder / "localizer.safetensors", folder / "judge.safetensors")
     wanted, model = job.requests[0], job.model.config
     lines = []
     for entity in wanted.entities:

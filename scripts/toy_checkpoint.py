@@ -24,7 +24,7 @@ STAGES = {
     "face": "configs/toy_face.py",
     "object": "configs/toy_object.py",
     "dino": "configs/toy_dino.py",
-    "localiser": "configs/bench_localiser.py",
+    "localizer": "configs/bench_localizer.py",
     "judge": "configs/bench_judge.py",
     "base": "configs/toy_base.py",
     "base_fine": "configs/toy_base_fine.py",
@@ -40,7 +40,7 @@ SHIPPED = {
     "face": "checkpoints/toy/face.safetensors",
     "object": "checkpoints/toy/object.safetensors",
     "dino": "checkpoints/toy/dino.safetensors",
-    "localiser": "checkpoints/bench/localiser.safetensors",
+    "localizer": "checkpoints/bench/localizer.safetensors",
     "judge": "checkpoints/bench/judge.safetensors",
     "base_fine": "checkpoints/toy",
     "motion": "checkpoints/toy/stages",  # the joint stage trains this on; its result lies above
@@ -59,7 +59,7 @@ class Chain(NamedTuple):
 _BOLD = {
     "vae": "stages/vae.safetensors",  # goes on in the next one
     "vae_fine": "vae.safetensors",
-    "localiser": "../bold_bench/localiser.safetensors",
+    "localizer": "../bold_bench/localizer.safetensors",
     "judge": "../bold_bench/judge.safetensors",
     "object": "object.safetensors",
     "face": "face.safetensors",

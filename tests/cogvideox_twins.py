@@ -17,7 +17,7 @@ from diffusers import (
 from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 
 from convert.__main__ import main
-from tests.parity import randomise
+from tests.parity import randomize
 from tora2_jax.config import PRESETS, ModelConfig
 
 PUBLISHED = [name for name in PRESETS if name != "toy"]
@@ -44,7 +44,7 @@ def pipeline(name: str) -> CogVideoXPipeline | CogVideoXImageToVideoPipeline:
     )
     fixed = None if fixed is None else fixed.clone()
     for seed, module in enumerate((transformer, vae, text)):
-        randomise(module, seed)
+        randomize(module, seed)
     if fixed is not None:
         transformer.patch_embed.pos_embedding.copy_(fixed)
     parts = {

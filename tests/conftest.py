@@ -1,6 +1,6 @@
 """Settings that must stand before JAX is imported: eight fake CPU devices, full precision.
 
-Nearly all time of the tests is that of XLA's compiler, so it optimises little (a third of the time,
+Nearly all time of the tests is that of XLA's compiler, so it optimizes little (a third of the time,
 and the programs are tiny) and keeps what it compiled for the other processes and the next run.
 """
 
@@ -22,7 +22,7 @@ os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
 )
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["TOKENIZERS_PARALLELIZM"] = "false"
 
 import jax
 

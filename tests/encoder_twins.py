@@ -11,7 +11,7 @@ import torch
 from flax import nnx
 
 from convert.__main__ import main
-from tests.parity import randomise
+from tests.parity import randomize
 from tora2_jax.models.layers.basic import assign_variables
 from tora2_jax.weights import checkpoint
 
@@ -21,7 +21,7 @@ def save(twin, folder: Path, kind: str = "safetensors", dtype=torch.float32) -> 
 
     In `dtype` on the disk, and with the same values in float32 here.
     """
-    randomise(twin, 2).to(dtype)
+    randomize(twin, 2).to(dtype)
     twin.save_pretrained(folder, max_shard_size="4KB" if kind == "shards" else "1GB")
     twin.float()
     if kind == "pickle":

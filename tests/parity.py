@@ -16,7 +16,7 @@ def relative_error(actual, expected) -> float:
     return float(np.abs(actual - expected).max() / np.abs(expected).max())
 
 
-def randomise(module, seed: int):
+def randomize(module, seed: int):
     """Give every parameter and buffer of a PyTorch module a random value that keeps it tame."""
     import torch
 

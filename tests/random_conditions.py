@@ -16,7 +16,7 @@ BATCH, ENTITIES, GRID = 2, 3, (3, 4, 5)
 FEATURES = ("dino", "face_tokens", "face_vector", "object_tokens", "object_vector")
 REFERENCE_FIELDS = (*FEATURES, "reference_mask", "prior_mask")
 
-# These programs are small and run once or twice: nearly all of their time would be optimisation.
+# These programs are small and run once or twice: nearly all of their time would be optimization.
 quick_jit = functools.partial(
     jax.jit,
     compiler_options={

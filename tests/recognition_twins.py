@@ -2,7 +2,7 @@
 
 import torch
 
-from tests.parity import randomise
+from tests.parity import randomize
 
 nn = torch.nn
 
@@ -60,7 +60,7 @@ class FaceTwin(nn.Module):
 
 def face_twin(seed=0):
     """With every tensor random."""
-    return randomise(FaceTwin(), seed)
+    return randomize(FaceTwin(), seed)
 
 
 class Bottleneck(nn.Module):
@@ -122,7 +122,7 @@ MEAN, DEVIATION = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.22
 
 
 def _unit_input(images):
-    """[b, 3, h, w] in [0, 1], normalised as torchvision's transforms do."""
+    """[b, 3, h, w] in [0, 1], normalized as torchvision's transforms do."""
     return (images - MEAN.view(3, 1, 1)) / DEVIATION.view(3, 1, 1)
 
 
@@ -182,8 +182,8 @@ class FastReid(nn.Module):
 
 
 def reid_twin(cls, seed=0):
-    """With every tensor random but what normalises colours."""
-    twin = randomise(cls(), seed)
+    """With every tensor random but what normalizes colors."""
+    twin = randomize(cls(), seed)
     if cls is FastReid:
         twin.heads.pool_layer.p.data += 2.7
         twin.pixel_mean.copy_(255 * MEAN.view(1, 3, 1, 1))

@@ -18,7 +18,7 @@ from tora2_jax.evaluation import gate, look, report, requests
 from tora2_jax.evaluation import world as evaluate
 from tora2_jax.evaluation.bench import measure
 from tora2_jax.evaluation.bench.judge import CANDIDATES, candidates
-from tora2_jax.evaluation.bench.localiser import truth
+from tora2_jax.evaluation.bench.localizer import truth
 from tora2_jax.evaluation.bench.networks import (
     ABSENT,
     JUDGE_SIDE,
@@ -26,20 +26,20 @@ from tora2_jax.evaluation.bench.networks import (
     PRESENT,
     UNSURE,
     Judge,
-    Localiser,
-    cell_centres,
+    Localizer,
+    cell_centers,
     crops_around,
     degrade,
     locate,
-    peak_centres,
+    peak_centers,
     white_square,
 )
 from tora2_jax.evaluation.own_looks import own_looks
 from tora2_jax.models.layers.basic import assign_variables, flat_variables
 from tora2_jax.models.vae.vae import CausalVAE
 from tora2_jax.sampling.pipeline import Sample
-from tora2_jax.train.stages import localiser, recognition
-from tora2_jax.train.stages.contrast import contrast, normalised
+from tora2_jax.train.stages import localizer, recognition
+from tora2_jax.train.stages.contrast import contrast, normalized
 from tora2_jax.types import PriorFeatures
 from tora2_jax.weights.checkpoint import stored_names
 from tora2_jax.world.clips import render_clip
@@ -59,9 +59,9 @@ def _batch(config: TrainConfig, stage, size: int) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def bench() -> look.Bench:
-    """Both networks with random weights, made without compiling their initialisation."""
+    """Both networks with random weights, made without compiling their initialization."""
     rng = np.random.default_rng(0)
-    networks = nnx.eval_shape(lambda: (Localiser(rngs=nnx.Rngs(0)), Judge(rngs=nnx.Rngs(0))))
+    networks = nnx.eval_shape(lambda: (Localizer(rngs=nnx.Rngs(0)), Judge(rngs=nnx.Rngs(0))))
     for network in networks:
         shapes = flat_variables(network)
         assign_variables(
@@ -72,10 +72,10 @@ def bench() -> look.Bench:
 
 def test_trajectory_error_by_hand():
     path = np.zeros((2, 3, 2))
-    centres = np.array([[[3.0, 4.0], [0.0, 0.0], [9.0, 9.0]], [[1.0, 0.0]] * 3])
+    centers = np.array([[[3.0, 4.0], [0.0, 0.0], [9.0, 9.0]], [[1.0, 0.0]] * 3])
     present = np.array([[True, False, True], [True] * 3])
     visible = np.array([[True, True, False], [False] * 3])
-    error = measure.trajectory_error(centres, present, path, visible)
+    error = measure.trajectory_error(centers, present, path, visible)
     np.testing.assert_allclose(error[0], (5.0 + 128.0 * 2**0.5) / 2)
     assert np.isnan(error[1])
 
@@ -101,15 +101,15 @@ def test_standard_errors():
     assert measure.mean_estimate(holes).count == 200
 
 
-def test_peak_centre_is_exact_between_cells():
-    places = np.asarray(cell_centres(24, 24))
+def test_peak_center_is_exact_between_cells():
+    places = np.asarray(cell_centers(24, 24))
     wanted = np.array([[21.3, 55.9], [12.0, 80.0]])
     distance = ((places[:, :, None] - wanted) ** 2).sum(-1)
-    found = peak_centres(jnp.asarray(-distance / (2 * localiser.TARGET_SIGMA**2))[None])
+    found = peak_centers(jnp.asarray(-distance / (2 * localizer.TARGET_SIGMA**2))[None])
     np.testing.assert_allclose(found[0], wanted, atol=0.3)
 
 
-def test_crop_is_centred_on_the_point():
+def test_crop_is_centered_on_the_point():
     frame = np.zeros((1, 96, 80, 3), np.float32)
     frame[0, 29:31, 49:51] = 1.0  # its middle is at (50, 30)
     crop = np.asarray(crops_around(jnp.asarray(frame), jnp.array([[50.0, 30.0]])))[0, ..., 0]
@@ -139,11 +139,11 @@ def test_degraded_frames_stay_images():
 
 def test_truth_agrees_with_the_record():
     record = render_clip(WorldConfig(seed=3, frames=9), 4)
-    centres, state = truth(record)
+    centers, state = truth(record)
     shown = [NAMES.index(entity.word) for entity in record.entities]
     for column, entity in zip(shown, record.entities, strict=True):
         np.testing.assert_array_equal(state[:, column] == PRESENT, entity.visible)
-        np.testing.assert_array_equal(centres[:, column], entity.track)
+        np.testing.assert_array_equal(centers[:, column], entity.track)
         hidden = ~entity.visible
         seen = entity.mask.any((1, 2))
         np.testing.assert_array_equal(state[hidden, column] == UNSURE, seen[hidden])
@@ -152,7 +152,7 @@ def test_truth_agrees_with_the_record():
 
 def test_unknown_word_is_named(bench):
     with pytest.raises(ValueError, match="dragon"):
-        locate(bench.localiser, np.zeros((1, 96, 96, 3), np.uint8), ["dragon"])
+        locate(bench.localizer, np.zeros((1, 96, 96, 3), np.uint8), ["dragon"])
 
 
 def test_networks_are_small(bench):
@@ -160,21 +160,21 @@ def test_networks_are_small(bench):
         assert sum(x.size for x in jax.tree.leaves(nnx.state(network, nnx.Param))) < 300_000
 
 
-@pytest.mark.parametrize("stage", ["face", "object", "judge", "localiser"])
+@pytest.mark.parametrize("stage", ["face", "object", "judge", "localizer"])
 def test_examples_are_pure_functions_of_the_index(stage):
     config = _config(stage)
-    module = localiser if stage == "localiser" else recognition
+    module = localizer if stage == "localizer" else recognition
     first, again = module.source(config)[3], module.source(config)[3]
     other = module.source(dataclasses.replace(config, seed=6))[3]
     assert jax.tree.all(jax.tree.map(np.array_equal, first, again))
-    if stage != "localiser":  # its examples depend on the seed of the world alone
+    if stage != "localizer":  # its examples depend on the seed of the world alone
         assert not jax.tree.all(jax.tree.map(np.array_equal, first, other))
 
 
-@pytest.mark.parametrize("stage", ["face", "object", "dino", "judge", "localiser"])
+@pytest.mark.parametrize("stage", ["face", "object", "dino", "judge", "localizer"])
 def test_stage_has_a_scalar_loss_and_exports_its_network(stage):
     config = _config(stage)
-    module = localiser if stage == "localiser" else recognition
+    module = localizer if stage == "localizer" else recognition
     batch = _batch(config, module, 1 if stage in ("object", "dino") else 2)
     model = nnx.eval_shape(lambda: module.build(config, nnx.Rngs(0)))
     graph, state = nnx.split(model)
@@ -187,7 +187,7 @@ def test_stage_has_a_scalar_loss_and_exports_its_network(stage):
     exported = {}
     for regex in module.COMPONENTS.values():
         exported |= stored_names(flat_variables(model), regex)
-    inner = model if stage in ("judge", "localiser") else model.encoder
+    inner = model if stage in ("judge", "localizer") else model.encoder
     assert exported.keys() == flat_variables(inner).keys()
 
 
@@ -208,7 +208,7 @@ def test_angular_loss_has_a_margin():
     wrong, _ = recognition._angular_loss(model, batch | {"identity": jnp.arange(4) + 4})
     assert metrics["right"] == 1.0 and right < 0.1 < 10.0 < wrong
     turned = np.cos(recognition.ANGLE_MARGIN)
-    vectors = normalised(jnp.asarray(directions.T))
+    vectors = normalized(jnp.asarray(directions.T))
     logits = recognition.ANGLE_SCALE * (vectors[:3] @ vectors.T)
     logits = logits.at[jnp.arange(3), jnp.arange(3)].set(recognition.ANGLE_SCALE * turned)
     wanted = -jax.nn.log_softmax(logits)[jnp.arange(3), jnp.arange(3)].mean()
@@ -221,7 +221,7 @@ def test_unknown_stage_is_refused():
 
 
 def test_contrast_prefers_the_right_pairs():
-    vectors = normalised(jnp.asarray(np.random.default_rng(0).normal(size=(8, 16))))
+    vectors = normalized(jnp.asarray(np.random.default_rng(0).normal(size=(8, 16))))
     word, usable = jnp.arange(8) // 4, jnp.arange(8) < 7
     good, right = contrast(vectors, vectors, word, usable)
     bad, _ = contrast(vectors, vectors[::-1], word, usable)
@@ -349,7 +349,7 @@ def test_settings_name_what_is_wrong():
 
 
 def test_all_missing_bench_files_are_named(tmp_path, bench, monkeypatch):
-    monkeypatch.setattr(look, "Localiser", lambda rngs: bench.localiser)
+    monkeypatch.setattr(look, "Localizer", lambda rngs: bench.localizer)
     monkeypatch.setattr(look, "Judge", lambda rngs: bench.judge)
     with pytest.raises(CheckpointError, match=r"(?s)one\.safetensors.*two\.safetensors"):
         look.load_bench(tmp_path / "one.safetensors", tmp_path / "two.safetensors")

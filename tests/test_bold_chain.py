@@ -85,7 +85,7 @@ def test_a_rich_caption_names_the_color_that_is_drawn():
     for index in range(60):
         record = render_clip(world, index)
         entity = sample_entity((3, index), record.entities[0].word, "bold")
-        main = entity.colours[2 if entity.kind == "human" else 0]
+        main = entity.colors[2 if entity.kind == "human" else 0]
         colors = [word for word in record.caption.lower().split() if word in (*COLORS, *NEUTRAL)]
         if entity.kind == "object" and colors:
             assert colors[0] == color_name(main)

@@ -96,8 +96,8 @@ def case(request, tmp_path_factory):
 def test_vision_tower_equals_transformers(case):
     reference, _, _, arrays, config = case
     images = np.random.default_rng(0).random((2, SIDE, SIDE, 3), np.float32)
-    normalised = (images - np.array(CLIP_MEAN)) / np.array(CLIP_STD)
-    pixels = torch.tensor(np.moveaxis(normalised, -1, 1), dtype=torch.float32)
+    normalized = (images - np.array(CLIP_MEAN)) / np.array(CLIP_STD)
+    pixels = torch.tensor(np.moveaxis(normalized, -1, 1), dtype=torch.float32)
     with torch.no_grad():
         hidden = reference.vision_model(pixels).last_hidden_state.numpy()
         embedding = reference.get_image_features(pixels).pooler_output.numpy()

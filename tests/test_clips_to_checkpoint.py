@@ -44,7 +44,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "scripts" / "clips_to_checkpoint.sh"
 BASE, STEPS = "cogvideox_5b", 4
 CAPTION = "A man, a kite."
-COLOURS = {"man": (250, 240, 10), "kite": (10, 40, 240)}  # what has no blue is a face
+COLORS = {"man": (250, 240, 10), "kite": (10, 40, 240)}  # what has no blue is a face
 SIZES = {
     "steps": STEPS,
     "batch_size": 4,
@@ -81,7 +81,7 @@ def discs(places: dict[str, np.ndarray], height: int, width: int, radius: int) -
     for word, track in places.items():
         distance = np.hypot(columns - track[:, 0, None, None], rows - track[:, 1, None, None])
         masks[word] = distance < radius
-        frames[masks[word]] = COLOURS[word]
+        frames[masks[word]] = COLORS[word]
     return frames, masks
 
 
@@ -114,7 +114,7 @@ def write_clips(folder: Path) -> Path:
 def write_request(folder: Path) -> Path:
     """The man and the kite along paths, each with a photo."""
     entities = []
-    for word in COLOURS:
+    for word in COLORS:
         picture, _ = discs({word: np.array([[100.0, 100.0]])}, 200, 200, 40)
         write_image(folder / f"{word}.png", picture[0])
         entities.append(

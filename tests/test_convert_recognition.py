@@ -162,7 +162,7 @@ def constant(model, name, array):
 def as_mxnet(path, target):
     """The same graph as exporters of MXNet write it.
 
-    Colours are normalised inside, by 1/128; epsilon is 2e-5; the embedding is a product and a sum;
+    Colors are normalized inside, by 1/128; epsilon is 2e-5; the embedding is a product and a sum;
     one slope serves all channels of the stem; no name means anything.
     """
     model = onnx.load(path)
@@ -362,8 +362,8 @@ def test_other_residual_networks_are_told(tmp_path, capsys):
     message = told(**{"backbone.layer1.0.bn1.IN.weight": one, "backbone.NL_2.0.g.weight": one})
     assert "(IBN), as in backbone.layer1.0.bn1.IN.weight, are not implemented" in message
     assert "non-local blocks, as in backbone.NL_2.0.g.weight" in message
-    grey = torch.full((1, 3, 1, 1), 127.5)
-    message = told(twins.FastReid, "--pooling", "mean", pixel_mean=grey)
+    gray = torch.full((1, 3, 1, 1), 127.5)
+    message = told(twins.FastReid, "--pooling", "mean", pixel_mean=gray)
     assert "pixel_mean: is" in message and "--pooling mean: but the file has" in message
     assert "ResNet-18 and -34" in told(**{"backbone.layer1.0.conv3.weight": None})
     reduction = torch.zeros(8, 128, 1, 1)

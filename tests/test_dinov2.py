@@ -73,8 +73,8 @@ def test_converted_dinov2_equals_transformers(case):
     generator = np.random.default_rng(0)
     for height, width in SIZES if len(changes) < 2 else SIZES[:1]:
         images = generator.random((2, height, width, 3), np.float32)
-        normalised = (images - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
-        pixels = torch.tensor(np.moveaxis(normalised, -1, 1), dtype=torch.float32)
+        normalized = (images - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
+        pixels = torch.tensor(np.moveaxis(normalized, -1, 1), dtype=torch.float32)
         with torch.no_grad():
             expected = reference(pixels).last_hidden_state.numpy()
         class_token, patches = forward(arrays, images)

@@ -12,7 +12,7 @@ from flax import nnx
 
 from convert.engine.rules import convert, export
 from convert.families.cogvideox_transformer import rules
-from tests.parity import BLOCK_TOLERANCE, insensitive, numpy_state, randomise, relative_error
+from tests.parity import BLOCK_TOLERANCE, insensitive, numpy_state, randomize, relative_error
 from tora2_jax.config import PRESETS, MotionConfig, PersonalizationConfig, TransformerConfig
 from tora2_jax.models.dit import CogVideoXTransformer, Shared
 from tora2_jax.models.layers import basic
@@ -80,7 +80,7 @@ def _twin(config: TransformerConfig) -> CogVideoXTransformer3DModel:
 def _random_twin(config):
     twin = _twin(config)
     fixed = None if config.positions == "rotary" else twin.patch_embed.pos_embedding.clone()
-    randomise(twin, 0)
+    randomize(twin, 0)
     if fixed is not None:
         twin.patch_embed.pos_embedding.copy_(fixed)
     return twin

@@ -35,7 +35,7 @@ from tora2_jax.world.clips import render_clip
 
 WORLD = WorldConfig(seed=5, height=64, width=64, frames=9, references=2, min_entities=2)
 PLAIN = ReferenceGuardConfig(
-    smallest=10_000, blur=0, colour=0, brightness=0, flip=0, shear=0, rotate=0, crop=1
+    smallest=10_000, blur=0, color=0, brightness=0, flip=0, shear=0, rotate=0, crop=1
 )
 
 
@@ -123,7 +123,7 @@ def test_points_and_masks_move_as_the_picture_does(tmp_path):
 
 
 def numbered(folder: Path, frames: int = 45, boxes: bool = False, fps: int = 8) -> None:
-    """A clip whose frames tell their number by their colour; one entity, everywhere."""
+    """A clip whose frames tell their number by their color; one entity, everywhere."""
     video = np.stack([np.full((64, 64, 3), 5 * number, np.uint8) for number in range(frames)])
     mask = np.zeros((frames, 64, 64), bool)
     mask[:, 8:56, 16:48] = True
@@ -310,7 +310,7 @@ def test_examples_depend_on_seed_clip_and_draw_alone(tmp_path):
     for other in draws[1:]:
         assert (draws[0].dino_images != other.dino_images).any()
         np.testing.assert_array_equal(draws[0].flow_video, other.flow_video)
-    assert_same_inputs(example("two", 1), draws[1], 0)  # without its neighbour
+    assert_same_inputs(example("two", 1), draws[1], 0)  # without its neighbor
     assert (example("one", 1, seed=7).dino_images != draws[0].dino_images).any()
     keys = {
         pool.fingerprint(model(), EntityExamples(settings, model(), tokenizer(), None), [])

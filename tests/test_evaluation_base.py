@@ -41,25 +41,25 @@ class Painter:
             entity = sample_entity((seed, index), word, "bold")
             record = render_clip(WORLD, seed * 1000 + index, entities=[entity])
             seen = record.entities[0].visible[0] and record.entities[0].mask.mean() > 0.06
-            if seen and color in (None, color_name(entity.colours[0])):
+            if seen and color in (None, color_name(entity.colors[0])):
                 return record.video
         raise AssertionError(prompt)
 
 
 @pytest.fixture(scope="module")
-def localiser():
-    return look.load_localiser(ROOT / "checkpoints" / "bold_bench" / "localiser.safetensors")
+def localizer():
+    return look.load_localizer(ROOT / "checkpoints" / "bold_bench" / "localizer.safetensors")
 
 
-def measure(localiser, choose, **options):
+def measure(localizer, choose, **options):
     settings = SampleSettings(steps=2)
-    return base.measure_base(Painter(choose), localiser, 27, settings=settings, **options)
+    return base.measure_base(Painter(choose), localizer, 27, settings=settings, **options)
 
 
-def test_true_pictures_pass(localiser):
+def test_true_pictures_pass(localizer):
     told, kept = [], []
     found = measure(
-        localiser,
+        localizer,
         lambda word: word,
         batch_size=10,
         done=told.append,
@@ -71,9 +71,9 @@ def test_true_pictures_pass(localiser):
     assert base.sheet(kept[:7]).shape[2] == 3
 
 
-def test_pictures_of_another_word_fail(localiser):
+def test_pictures_of_another_word_fail(localizer):
     words = list(KINDS)
-    found = measure(localiser, lambda word: words[(words.index(word) + 1) % len(words)])
+    found = measure(localizer, lambda word: words[(words.index(word) + 1) % len(words)])
     assert found["word"]["mean"] == 0 and found["asked"]["mean"] <= 0.1
     assert not base.may_be_frozen(found) and "missed" in base.table(found)
 

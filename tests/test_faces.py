@@ -23,7 +23,7 @@ POSES = [(1.2, 0, (90, 60)), (0.9, 35, (200, 30)), (1.1, -80, (150, 250)), (0.7,
 
 
 def photo(height=320, width=400, detail=24):
-    """Smooth random colours: neither edges nor anything finer than `detail` pixels."""
+    """Smooth random colors: neither edges nor anything finer than `detail` pixels."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (height // detail, width // detail, 3), np.uint8)
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
@@ -44,7 +44,7 @@ def test_alignment_is_that_of_insightface(scale, degrees, shift, size):
     image = photo()
     landmarks = pose(scale * size / 112, degrees, shift)
     expected = face_align.norm_crop(image, landmarks, size)
-    rounding = 1.001  # grey levels; the template is rounded to float32 there
+    rounding = 1.001  # gray levels; the template is rounded to float32 there
     np.testing.assert_allclose(align(image, landmarks, size) * 255, expected, atol=rounding)
     a_pixel = np.array([1, 0])
     moved = face_align.norm_crop(image, landmarks + a_pixel, size)

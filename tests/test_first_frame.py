@@ -17,7 +17,7 @@ from PIL import Image
 
 from convert.engine.rules import convert
 from convert.families.cogvideox_vae import rules
-from tests.parity import BLOCK_TOLERANCE, numpy_state, randomise, relative_error
+from tests.parity import BLOCK_TOLERANCE, numpy_state, randomize, relative_error
 from tora2_jax.conditioning.first_frame import encode_first_frame, first_frame
 from tora2_jax.config import ModelConfig, TransformerConfig, VAEConfig
 from tora2_jax.models.layers.basic import assign_variables, flat_variables
@@ -79,7 +79,7 @@ def their_pipeline(config: ModelConfig) -> CogVideoXImageToVideoPipeline:
     )
     scheduler = CogVideoXDPMScheduler(timestep_spacing="trailing")
     pipeline = CogVideoXImageToVideoPipeline(
-        None, None, randomise(vae, 0), randomise(transformer, 1), scheduler
+        None, None, randomize(vae, 0), randomize(transformer, 1), scheduler
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

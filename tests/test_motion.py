@@ -212,7 +212,7 @@ def test_samples_not_selected_pass_bit_by_bit(fuser, dtype):
     assert not np.isfinite(np.asarray(fused[1], np.float32)).any()
 
 
-def test_frames_are_normalised_alone(fuser):
+def test_frames_are_normalized_alone(fuser):
     fuser.gamma_temporal.bias[...] = np.ones(64, np.float32)
     changed = TOKENS.copy()
     changed[:, 8:16] *= np.linspace(1, 3, 64, dtype=np.float32)

@@ -73,7 +73,7 @@ def test_speed_of_a_step():
     peak = targets.peak_of("NVIDIA H200")
     measures = flops.speed(8e15, seconds=4.0, devices=8, peak=peak)
     assert measures["speed/tflops_per_device"] == 250
-    assert measures["speed/utilisation"] == pytest.approx(250e12 / 989e12)
+    assert measures["speed/utilization"] == pytest.approx(250e12 / 989e12)
     assert set(flops.speed(1.0, 1.0, 1, targets.peak_of("cpu"))) == {"speed/tflops_per_device"}
 
 

@@ -54,7 +54,7 @@ def losses(sizes: tuple[int, ...], order: list[int]) -> list[float]:
 @pytest.mark.parametrize(
     ("sizes", "order"),
     [
-        ((1, 4, 1, 1), [0, 2, 3, 1]),  # as on a torus: no process has neighbouring samples
+        ((1, 4, 1, 1), [0, 2, 3, 1]),  # as on a torus: no process has neighboring samples
         ((2, 1, 2, 1), [0, 2, 1, 3]),  # the stream is cut between the processes
     ],
 )

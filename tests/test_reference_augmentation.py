@@ -25,7 +25,7 @@ from tora2_jax.world.clips import render_clip
 
 GUARDS = ReferenceGuardConfig()
 NONE = ReferenceGuardConfig(
-    smallest=10_000, blur=0, colour=0, brightness=0, flip=0, shear=0, rotate=0, crop=1
+    smallest=10_000, blur=0, color=0, brightness=0, flip=0, shear=0, rotate=0, crop=1
 )
 WORLD = WorldConfig(seed=3, height=64, width=64, frames=9, references=2)
 UNCHANGED = Change(1.0, 1, False, np.eye(2), np.ones(2), np.zeros(2), np.ones(3))
@@ -67,7 +67,7 @@ def test_draws_fill_the_ranges_of_the_settings():
     assert_fills(sheared[:, 1, 0], -0.05, 0.05)
     kept = np.array([change.kept for change in changes(crop=0.67)]) ** 2
     assert_fills(kept, 0.67, 1)
-    gains = np.array([change.gains for change in changes(colour=0.05)])
+    gains = np.array([change.gains for change in changes(color=0.05)])
     assert_fills(gains, 0.95, 1.05)
     assert np.abs(gains[:, 0] - gains[:, 1]).max() > 0.05
     light = np.array([change.gains for change in changes(brightness=0.1)])
@@ -100,15 +100,15 @@ def test_each_change_does_what_it_says():
     assert ((soft > 0) & (soft < 255)).any() and soft.shape[0] >= 89
 
 
-def test_colours_of_the_ground_never_enter_the_entity():
-    guards = dataclasses.replace(GUARDS, colour=0, brightness=0, blur=0.1)
+def test_colors_of_the_ground_never_enter_the_entity():
+    guards = dataclasses.replace(GUARDS, color=0, brightness=0, blur=0.1)
     rng = np.random.default_rng(1)
     for _ in range(30):
         changed = augment(entity(), "object", guards, rng)
         seen = changed[..., 3] > 0
         assert not changed[seen][:, 2].any()  # nothing blue
-        colours = changed[seen][:, :2].astype(int)
-        assert np.abs(colours.sum(1) - 200).max() <= 1  # red, green, or between
+        colors = changed[seen][:, :2].astype(int)
+        assert np.abs(colors.sum(1) - 200).max() <= 1  # red, green, or between
         assert (changed[~seen][:, :3] == 255).all()
         solid = changed[..., 3] > 127
         assert solid.mean() > 0.4 and changed.dtype == np.uint8
@@ -207,7 +207,7 @@ def test_the_toy_worlds_pool_is_as_before_unless_it_is_switched_on():
 
 def test_settings_out_of_their_ranges_are_named():
     wrong = ReferenceGuardConfig(
-        max_images=0, frame_gap=-1, smallest=0, blur=1, colour=-1, brightness=2, flip=2, shear=1,
+        max_images=0, frame_gap=-1, smallest=0, blur=1, color=-1, brightness=2, flip=2, shear=1,
         rotate=200, crop=0,
     )  # fmt: skip
     faults = problems(TrainConfig(reference_guards=wrong))

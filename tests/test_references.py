@@ -31,18 +31,18 @@ from tora2_jax.text import load_tokenizer
 from tora2_jax.train.stages import diffusion
 
 PROMPT = "A man walks on the grass with a cat."
-COLOUR = (200, 120, 40)
+COLOR = (200, 120, 40)
 
 
 def picture(mode: str, folder):
-    """A file of that mode: `COLOUR`, or its grey, above and black below."""
+    """A file of that mode: `COLOR`, or its gray, above and black below."""
     path = folder / f"{mode.replace(';', '')}.png"
     rgb = np.zeros((8, 6, 3), np.uint8)
-    rgb[:4] = COLOUR
+    rgb[:4] = COLOR
     image = Image.fromarray(rgb)
     if mode.startswith("I;16"):
-        grey = np.asarray(image.convert("L")).astype(np.uint16) * 257
-        Image.fromarray(grey).save(path, **({"transparency": 0} if "clear" in mode else {}))
+        gray = np.asarray(image.convert("L")).astype(np.uint16) * 257
+        Image.fromarray(gray).save(path, **({"transparency": 0} if "clear" in mode else {}))
     elif mode == "RGB;16":
         cv2.imwrite(str(path), cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR).astype(np.uint16) * 257)
     elif mode.startswith("P"):
@@ -57,7 +57,7 @@ def picture(mode: str, folder):
         large = image.resize((60, 80), Image.Resampling.NEAREST).convert("CMYK")
         if mode == "CMYK marked":
             large.save(path, quality=100)
-        else:  # Pillow writes inverted colours and marks them; here neither
+        else:  # Pillow writes inverted colors and marks them; here neither
             ImageChops.invert(large).save(path, quality=100)
             content = path.read_bytes()
             mark = content.index(b"\xff\xee\x00\x0eAdobe")
@@ -75,9 +75,9 @@ def picture(mode: str, folder):
 def test_images_of_every_mode_become_rgba(mode, tmp_path):
     image = load_image(picture(mode, tmp_path))
     assert image.dtype == np.uint8 and image.shape[2] == 4
-    grey = int(np.dot(COLOUR, (0.299, 0.587, 0.114)))
-    greys = {"1": 255, "L": grey, "LA": grey, "I;16": grey, "I;16 clear": grey}
-    np.testing.assert_allclose(image[1, 1, :3], greys.get(mode, COLOUR), atol=3)
+    gray = int(np.dot(COLOR, (0.299, 0.587, 0.114)))
+    grays = {"1": 255, "L": gray, "LA": gray, "I;16": gray, "I;16 clear": gray}
+    np.testing.assert_allclose(image[1, 1, :3], grays.get(mode, COLOR), atol=3)
     np.testing.assert_allclose(image[-2, 1, :3], 0, atol=3)
     assert image[1, 1, 3] == 255 and image[-2, 1, 3] == (0 if "clear" in mode else 255)
 
@@ -91,7 +91,7 @@ def test_photos_are_upright_and_animations_stand(tmp_path):
     image = load_image(tmp_path / "turned.jpg")
     assert image.shape == (20, 10, 4)
     assert image[3, 5, 1] < 40 and image[16, 5, 1] > 220  # red is above
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     assert load_image(tmp_path / "moving.gif")[0, 0].tolist() == [255, 0, 0, 255]
 
@@ -111,7 +111,7 @@ def test_unreadable_images_are_named(tmp_path, monkeypatch):
 def cat_picture():
     """A disc on a gradient, its mask and its box."""
     image = np.dstack([np.tile(np.arange(0, 200, 2, dtype=np.uint8), (60, 1))] * 3)
-    cv2.ellipse(image, (40, 30), (20, 10), 0, 0, 360, COLOUR, -1)
+    cv2.ellipse(image, (40, 30), (20, 10), 0, 0, 360, COLOR, -1)
     mask = np.zeros((60, 100), np.uint8)
     cv2.ellipse(mask, (40, 30), (20, 10), 0, 0, 360, 255, -1)
     return image, mask, (20, 20, 61, 41)
@@ -125,7 +125,7 @@ def test_objects_are_cut_from_alpha_mask_or_box_onto_a_white_square():
     assert visible_box(with_mask(opaque, mask)) == visible_box(opaque, box) == box
     np.testing.assert_array_equal(prepare(with_mask(opaque, mask), "object", model).dino, cut.dino)
     assert cut.object.shape == (224, 224, 3) and not cut.face.any() and cut.search is None
-    np.testing.assert_allclose(cut.object[112, 112] * 255, COLOUR, atol=1)
+    np.testing.assert_allclose(cut.object[112, 112] * 255, COLOR, atol=1)
     assert (cut.object[[0, 223]] == 1).all()  # wider than high: bars above and below
     corner = (112 - 50, 3)
     assert (cut.object[corner] == 1).all()  # outside of the mask
@@ -149,7 +149,7 @@ def test_masks_are_brightness_alpha_or_labels(tmp_path):
     labels.putpalette([0, 0, 0, 9, 9, 9, 8, 8, 8, 128, 0, 0])
     alpha = Image.new("RGBA", image.size, "black")
     alpha.putalpha(image)
-    for name, file in {"grey": image, "one": image.convert("1"), "labels": labels,
+    for name, file in {"gray": image, "one": image.convert("1"), "labels": labels,
                        "alpha": alpha}.items():  # fmt: skip
         file.save(tmp_path / f"{name}.png")
         np.testing.assert_array_equal(load_mask(tmp_path / f"{name}.png"), mask, name)

@@ -47,7 +47,7 @@ def test_everything_that_is_wrong_is_told_at_once_and_nothing_is_written(tmp_pat
         tmp_path,
         height=100,
         frames=16,
-        colour="red",
+        color="red",
         entities=[
             {"word": "dog", "trajectory": [[10, 10], [300, 20]]},
             {"word": "man", "kind": "human", "images": ["absent.png"]},
@@ -69,7 +69,7 @@ def test_everything_that_is_wrong_is_told_at_once_and_nothing_is_written(tmp_pat
         "--save-latents",
         "height",
         "frames",
-        "colour",
+        "color",
         "entities[0].word",
         "entities[0].trajectory",
         "entities[1].images[0]",

@@ -8,8 +8,8 @@ import pytest
 from convert.__main__ import main as convert
 from tests import test_train
 from tests.test_chain import TOY
-from tora2_jax.config import stored, toy
-from tora2_jax.config.train import ClipFolderConfig, TrainConfig
+from tora2_jax.config import from_dict, stored, toy
+from tora2_jax.config.train import ClipFolderConfig, ReferenceGuardConfig, TrainConfig
 from tora2_jax.errors import CheckpointError
 from tora2_jax.train import loop, state
 from tora2_jax.weights import bundle, checkpoint
@@ -42,7 +42,7 @@ def test_settings_that_are_renamed_are_found_in_earlier_files(tmp_path, monkeypa
     loop.train(test_train._config(steps=2), tmp_path)
     path = tmp_path / "config.json"
     old = json.loads(path.read_text())
-    old["rhythm"] = old.pop("log_every")
+    old["rhythm"], old["version"] = old.pop("log_every"), 1
     write(path, old)
 
     def first(content):
@@ -56,6 +56,18 @@ def test_settings_that_are_renamed_are_found_in_earlier_files(tmp_path, monkeypa
     loop.train(test_train._config(steps=2), tmp_path)
     new = json.loads(path.read_text())
     assert new["version"] == 3 and new["log_every"] == 10 and "rhythm" not in new
+
+
+def test_british_names_of_the_first_version_are_read():
+    run = TrainConfig(stage="localizer", reference_guards=ReferenceGuardConfig(color=0.3))
+    run.optim.tora_initialized = "motion"
+    old = stored.of_run(run)
+    del old["version"]
+    old["stage"] = "localiser"
+    old["optim"]["tora_initialised"] = old["optim"].pop("tora_initialized")
+    old["reference_guards"]["colour"] = old["reference_guards"].pop("color")
+    assert from_dict(TrainConfig, stored.current(old)) == run
+    assert from_dict(TrainConfig, stored.current(stored.of_run(run))) == run
 
 
 def test_a_run_of_a_later_version_is_not_continued(tmp_path, monkeypatch):

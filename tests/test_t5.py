@@ -17,7 +17,7 @@ from tests.parity import (
     BLOCK_TOLERANCE,
     insensitive,
     numpy_state,
-    randomise,
+    randomize,
     relative_error,
 )
 from tora2_jax.config import T5Config
@@ -51,7 +51,7 @@ def abstract(config: T5Config) -> T5Encoder:
 
 @pytest.fixture(scope="module")
 def case():
-    reference = randomise(twin(TINY), seed=3)
+    reference = randomize(twin(TINY), seed=3)
     with torch.no_grad():
         expected = reference(input_ids=torch.from_numpy(TOKEN_IDS)).last_hidden_state.numpy()
     variables = convert(table.rules(TINY), numpy_state(reference), flat_variables(abstract(TINY)))

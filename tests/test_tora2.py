@@ -48,7 +48,7 @@ def conditions_for(model_config: config.ModelConfig, seed: int = 0):
 
 
 def trained(model_config, names, seed=0) -> Tora2:
-    """A model whose components `names` are random everywhere; the others as initialised."""
+    """A model whose components `names` are random everywhere; the others as initialized."""
     model = nnx.jit(lambda: Tora2(model_config, rngs=nnx.Rngs(seed)))()
     rng = np.random.default_rng(seed)
     arrays = flat_variables(model)

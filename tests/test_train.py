@@ -492,7 +492,7 @@ def test_weight_decay_and_groups():
 
     config = OptimConfig(
         learning_rate=0.1, warmup_steps=0, weight_decay=0.5, new_lr_scale=3.0,
-        tora_initialised="motion",
+        tora_initialized="motion",
     )  # fmt: skip
     variables = {name: jnp.ones((2, 2)) for name in ("motion.kernel", "motion.bias", "new.kernel")}
     optimizer = optim.make_optimizer(config, steps=10)
@@ -505,7 +505,7 @@ def test_weight_decay_and_groups():
 
 def test_the_scalar_of_a_tanh_gate_learns_faster():
     config = OptimConfig(learning_rate=1e-3, warmup_steps=0, clip_norm=1e9, new_lr_scale=3.0)
-    config.tora_initialised = "motion"
+    config.tora_initialized = "motion"
     names = (
         "binder.gate_motion.alpha",
         "binder.gate_motion.value.kernel",

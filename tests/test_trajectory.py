@@ -1,4 +1,4 @@
-"""The rasteriser: the released pixels in compat mode, and hand-computed cases of our own."""
+"""The rasterizer: the released pixels in compat mode, and hand-computed cases of our own."""
 
 import json
 import subprocess
@@ -83,7 +83,7 @@ def test_the_order_of_entities_does_not_matter():
     assert np.abs(difference).max() <= 1.01 / 127.5
 
 
-def test_colours():
+def test_colors():
     still = trajectory.color_flow(np.zeros((2, 3, 4, 2)))
     assert still.dtype == np.float32 and (still == 1).all()
     directions = np.array([[1, 0], [-1, 0], [0.5, 0], [0, 0]], np.float32).reshape(1, 1, 4, 2)
@@ -269,7 +269,7 @@ def test_the_command_plots_several_paths_with_their_gaps(tmp_path, capsys):
     around = picture[24 + 77 - 3 : 24 + 77 + 4, 40 + 197 - 3 : 40 + 197 + 4]
     assert (np.ptp(around, axis=-1) > 40).any()
     right = picture[24:384, 2 * 40 + 480 : 2 * 40 + 960]
-    assert (np.ptp(right, axis=-1) > 40).sum() > 500  # the flow picture has colours
+    assert (np.ptp(right, axis=-1) > 40).sum() > 500  # the flow picture has colors
 
 
 def test_the_command_names_all_problems_and_writes_nothing(tmp_path, capsys):

@@ -94,7 +94,7 @@ def test_places_of_a_request_on_the_token_grid(inputs):
     ):
         expected = np.zeros((3, 2, 3))
         for k, row, column in np.ndindex(expected.shape):
-            # Tokens are 16 pixels wide, and token 0 is centred on pixel 8.
+            # Tokens are 16 pixels wide, and token 0 is centered on pixel 8.
             near = []
             for frame in frames[k]:
                 x, y = place(frame)
@@ -107,7 +107,7 @@ def test_places_of_a_request_on_the_token_grid(inputs):
 
 
 class PlainVAE(CausalVAE):
-    """Every fourth frame, row and column, its colours mixed to latent channels."""
+    """Every fourth frame, row and column, its colors mixed to latent channels."""
 
     def __init__(self, scaling_factor: float):
         kernel = np.random.default_rng(0).standard_normal((3, 8))

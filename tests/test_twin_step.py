@@ -24,7 +24,7 @@ BATCH, STEPS = 4, 6
 
 
 class Path(nnx.Module):
-    """Normalised inputs times a matrix; `motion` as Tora has it, with stored statistics."""
+    """Normalized inputs times a matrix; `motion` as Tora has it, with stored statistics."""
 
     def __init__(self):
         self.norm = BatchNorm(3, rngs=nnx.Rngs(0))
@@ -143,7 +143,7 @@ class TwinAdamW:
 def optimizer_config(**changes) -> OptimConfig:
     settings = {"learning_rate": 0.02, "warmup_steps": 2, "schedule": "cosine", "eps": 1e-3}
     settings |= {"betas": (0.8, 0.9), "weight_decay": 0.3, "clip_norm": 15.0, "gate_lr_scale": 4.0}
-    return OptimConfig(**settings | {"new_lr_scale": 3.0, "tora_initialised": "motion"} | changes)
+    return OptimConfig(**settings | {"new_lr_scale": 3.0, "tora_initialized": "motion"} | changes)
 
 
 @functools.cache

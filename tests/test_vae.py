@@ -12,7 +12,7 @@ from flax import nnx
 
 from convert.engine.rules import ConversionError, convert, export
 from convert.families.cogvideox_vae import rules
-from tests.parity import BLOCK_TOLERANCE, insensitive, numpy_state, randomise, relative_error
+from tests.parity import BLOCK_TOLERANCE, insensitive, numpy_state, randomize, relative_error
 from tora2_jax.config import ModelConfig, VAEConfig
 from tora2_jax.config.train import TrainConfig
 from tora2_jax.models.layers.basic import assign_variables, flat_variables
@@ -37,7 +37,7 @@ def torch_vae(config: VAEConfig) -> AutoencoderKLCogVideoX:
 
 @cache
 def twins() -> tuple[AutoencoderKLCogVideoX, CausalVAE]:
-    reference = randomise(torch_vae(CONFIG), seed=0)
+    reference = randomize(torch_vae(CONFIG), seed=0)
     model = CausalVAE(CONFIG, rngs=nnx.Rngs(0))
     arrays = convert(rules(CONFIG), numpy_state(reference), flat_variables(model))
     assign_variables(model, arrays)

@@ -12,7 +12,7 @@ from flax import nnx
 
 from convert.engine.rules import convert
 from convert.families.cogvideox_vae import rules
-from tests.parity import BLOCK_TOLERANCE, numpy_state, randomise, relative_error
+from tests.parity import BLOCK_TOLERANCE, numpy_state, randomize, relative_error
 from tests.test_vae import from_torch, random, to_torch
 from tora2_jax.config import VAEConfig
 from tora2_jax.models.layers.basic import assign_variables, flat_variables
@@ -42,7 +42,7 @@ def twins() -> tuple[AutoencoderKLCogVideoX, CausalVAE]:
         norm_num_groups=CONFIG.norm_groups,
         temporal_compression_ratio=CONFIG.temporal_compression,
     )
-    randomise(reference, seed=0)
+    randomize(reference, seed=0)
     model = CausalVAE(CONFIG, rngs=nnx.Rngs(0))
     arrays = convert(rules(CONFIG), numpy_state(reference), flat_variables(model))
     assign_variables(model, arrays)

@@ -40,7 +40,7 @@ def test_another_seed_is_another_world(clips):
     held_out = render_clip(dataclasses.replace(CONFIG, seed=1), 3)
     assert np.any(held_out.video != clips[3].video)
     first, second = sample_entity((0, 3), "fish"), sample_entity((1, 3), "fish")
-    for name in ("shape", "colours", "pattern", "face"):
+    for name in ("shape", "colors", "pattern", "face"):
         assert np.all(getattr(first, name)[:3] != getattr(second, name)[:3])
 
 
@@ -77,8 +77,8 @@ def test_masks_do_not_overlap_and_follow_the_tracks(clips):
                 rows, columns = np.nonzero(entity.mask[frame])
                 if len(rows) < 0.93 * largest:  # hidden in part, or small in the distance
                     continue
-                centre = np.array([columns.mean(), rows.mean()]) + 0.5
-                assert np.abs(centre - entity.track[frame]).max() < 3
+                center = np.array([columns.mean(), rows.mean()]) + 0.5
+                assert np.abs(center - entity.track[frame]).max() < 3
                 checked += 1
     assert checked > 100
 

@@ -31,7 +31,7 @@ def save(path: Path, outputs: int = 9) -> Path:
                       strides=[stride] * 2)
             for plane in (redness, green)
         ]  # fmt: skip
-        # Normalised colours go from about -1 to 1.
+        # Normalized colors go from about -1 to 1.
         share = graph.add("Mul", pooled[0], graph.constant(0.5 if stride == 8 else 0.0))
         reach = graph.add("Mul", graph.add("Add", pooled[1], graph.constant(1.0)),
                           graph.constant(REACH / 2))  # fmt: skip

@@ -26,8 +26,8 @@ class EntityRecord(NamedTuple):
     span: tuple[int, int]  # character range of the word in the caption
     kind: Kind
     images: tuple[UInt8[np.ndarray, "height width 4"], ...]  # references: RGBA, alpha is the mask
-    track: Float[np.ndarray, "f 2"]  # centre, (x, y) in pixels of the clip
-    visible: Bool[np.ndarray, " f"]  # whether the centre is inside the frame and seen
+    track: Float[np.ndarray, "f 2"]  # center, (x, y) in pixels of the clip
+    visible: Bool[np.ndarray, " f"]  # whether the center is inside the frame and seen
     mask: Bool[np.ndarray, "f height width"] | None  # its visible pixels; None: not known
     has_trajectory: bool = True  # False: the path is withheld from the model
 
@@ -59,7 +59,7 @@ class Inputs(NamedTuple):
     """Numbers in, before any network: what `conditioning.encode` turns into `Conditions`."""
 
     token_ids: Int[Array, "b l"]  # caption, padded with 0, no attention mask
-    flow_video: Float[Array, "b f height width 3"]  # coloured paths in [-1, 1], white is still
+    flow_video: Float[Array, "b f height width 3"]  # colored paths in [-1, 1], white is still
     splat: Float[Array, "b e t h w"]  # A~: where the entity is, in [0, 1]
     path: Float[Array, "b e t 4"]  # mean visible x, y and their change, fractions of the frame
     on: Bool[Array, "b e t"]  # whether the entity has a path there
@@ -121,7 +121,7 @@ class BoundConditions(NamedTuple):
 class ContrastEmbeddings(NamedTuple):
     """Both sides of the contrastive loss, one row per entity."""
 
-    personalization: Float[Array, "b e 256"]  # L2-normalised
+    personalization: Float[Array, "b e 256"]  # L2-normalized
     motion: Float[Array, "b e 256"]
     takes_part: Bool[Array, "b e"]
 

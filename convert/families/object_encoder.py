@@ -1,6 +1,6 @@
 """`python -m convert reid`: residual networks of several programs -> our object encoder.
 
-They share the network (ResNet with bottlenecks) and its normalisation of colours; they differ in
+They share the network (ResNet with bottlenecks) and its normalization of colors; they differ in
 names, in the pooling behind the stem, in what becomes the vector, and in what no tensor tells.
 """
 

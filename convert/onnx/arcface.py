@@ -16,7 +16,7 @@ from convert.engine.weight_places import SourceError
 from convert.onnx.graph import Graph, Node, UnexpectedNode
 from tora2_jax.models.layers.batch_norm import EPSILON
 
-_HALVES = (127.5, 0.5)  # half of the largest colour, for files that normalise colours themselves
+_HALVES = (127.5, 0.5)  # half of the largest color, for files that normalize colors themselves
 _ARITHMETIC = ("Sub", "Add", "Mul", "Div")
 _NORM = "BatchNormalization"
 _ADVICE = (
@@ -67,7 +67,7 @@ def _network(graph: Graph) -> Tensors:
             f"it has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs, as detectors "
             "have, not one image and one embedding"
         )
-    value, factor = _colours(graph, next(iter(graph.inputs)))
+    value, factor = _colors(graph, next(iter(graph.inputs)))
     stem = _convolution(graph, value, "the stem", 3)
     if stem.weight.shape[1] != 3 or stem.stride != 1:
         raise UnexpectedNode("its stem is not a convolution of RGB with stride 1")
@@ -82,16 +82,16 @@ def _network(graph: Graph) -> Tensors:
     return tensors | blocks | head
 
 
-def _colours(graph: Graph, value: str) -> tuple[str, np.ndarray]:
-    """The value behind arithmetic on the colours, and the factor that replaces it, per channel.
+def _colors(graph: Graph, value: str) -> tuple[str, np.ndarray]:
+    """The value behind arithmetic on the colors, and the factor that replaces it, per channel.
 
-    Files without any are given colours that were normalised exactly as our network does it.
+    Files without any are given colors that were normalized exactly as our network does it.
     """
     scale, shift, start = np.ones(3), np.zeros(3), value
     while (node := graph.next(value)) and node.operator in _ARITHMETIC:
         constant = graph.other_operand(node, "its input").astype(np.float64)
         if constant.size not in (1, 3):
-            raise UnexpectedNode(f"its colours are changed by {constant.size} numbers, not 1 or 3")
+            raise UnexpectedNode(f"its colors are changed by {constant.size} numbers, not 1 or 3")
         constant = np.broadcast_to(constant.reshape(-1), (3,))
         if node.operator in ("Mul", "Div"):
             factor = constant if node.operator == "Mul" else 1 / constant
@@ -105,7 +105,7 @@ def _colours(graph: Graph, value: str) -> tuple[str, np.ndarray]:
         if np.abs(half * scale + shift).max() < 1e-5:
             return value, half * scale
     raise UnexpectedNode(
-        "it does not move the middle of the range of colours to 0, which our network cannot follow "
+        "it does not move the middle of the range of colors to 0, which our network cannot follow "
         "at the border of the image"
     )
 

@@ -8,9 +8,24 @@ from typing import Any
 from tora2_jax.config.model import ModelConfig, from_dict, to_dict
 from tora2_jax.config.train import TrainConfig
 
+
+def _american_spelling(content: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 -> 2: settings that had British names."""
+    renamed = {"optim": ("tora_initialised", "tora_initialized")}
+    renamed["reference_guards"] = ("colour", "color")
+    for part, (old, new) in renamed.items():
+        if isinstance(content.get(part), dict) and old in content[part]:
+            settings = dict(content[part])
+            settings[new] = settings.pop(old)
+            content[part] = settings
+    if content.get("stage") == "localiser":
+        content["stage"] = "localizer"
+    return content
+
+
 # What makes a file of version k + 1 of one of version k. Whoever renames or moves a setting adds a
-# step here. Files of 2026-11 and before have no number; they are what version 1 writes.
-_STEPS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = ()
+# step here. Files of 2026-11 and before have no number; they are of version 1.
+_STEPS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = (_american_spelling,)
 _FIRST = 1
 
 

@@ -49,8 +49,8 @@ class OptimConfig:
     eps: float = 1e-12  # behind a zero map gradients start 1e4 times smaller
     weight_decay: float = 1e-4  # on kernels and embedding tables only
     clip_norm: float = 0.1  # of the whole gradient
-    new_lr_scale: float = 1.0  # for the variables that `tora_initialised` does not match
-    tora_initialised: str = ".*"  # regex, matched from the start of a variable's path
+    new_lr_scale: float = 1.0  # for the variables that `tora_initialized` does not match
+    tora_initialized: str = ".*"  # regex, matched from the start of a variable's path
     # For the scalars of `binding.gate: tanh`: at 3e-6 x 15,000 steps one could not pass 0.045.
     gate_lr_scale: float = 100.0
     # The same for variables whose leading axis counts layers; Muon must know. By default none.
@@ -118,7 +118,7 @@ class ReferenceGuardConfig:
     frame_gap: float = 1.0  # seconds of the clip between a frame shown and one cut from
     smallest: int = 112  # pixels that the longer side keeps at least when shrunk
     blur: float = 0.02  # side of the largest kernel, in longer sides of the picture
-    colour: float = 0.05  # largest change of each channel, as a share
+    color: float = 0.05  # largest change of each channel, as a share
     brightness: float = 0.1  # of all channels together
     flip: float = 0.5  # probability of a mirrored picture
     shear: float = 0.05  # largest, along x and along y
@@ -278,7 +278,7 @@ def _optimizer_checks(optim: OptimConfig) -> list[tuple[str, bool, str]]:
         ),
         *(
             (f"optim.{name}", _is_regex(getattr(optim, name)), "is no regular expression")
-            for name in ("tora_initialised", "stacked", "muon", "fused")
+            for name in ("tora_initialized", "stacked", "muon", "fused")
         ),
         ("optim.fused_maps", optim.fused_maps > 0, "must be positive"),
     ]
@@ -332,7 +332,7 @@ def _clip_checks(config: TrainConfig) -> list[tuple[str, bool, str]]:
 def _guard_checks(guards: ReferenceGuardConfig) -> list[tuple[str, bool, str]]:
     shares = [
         (f"reference_guards.{name}", 0 <= getattr(guards, name) < 1, "must be at least 0, below 1")
-        for name in ("blur", "colour", "brightness", "shear")
+        for name in ("blur", "color", "brightness", "shear")
     ]
     return [
         *shares,

@@ -244,6 +244,8 @@ class EntityExamples(ClipExamples):
         entities = [[one.fingerprint for one in clip.entities] for clip in self._folder.clips]
         own = {"entities": entities, "personalization": self._model.personalization is not None}
         guards = None if self._guards is None else to_dict(self._guards)
+        if guards is not None:  # as pools of earlier versions know it
+            guards["colour"] = guards.pop("color")
         own |= {"face_detector": self._model.face_detector, "guards": guards}
         if found_by := detector_identity(self._model.face_detector, self._detector):
             own["face_detector_file"] = found_by

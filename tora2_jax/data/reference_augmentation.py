@@ -1,8 +1,8 @@
 """How training changes references, so that a model cannot paste them into the video.
 
 Kinds and ranges of changes after Video Alchemist (Chen et al., CVPR 2025), Table 4; their order and
-what the table leaves open are ours (docs/entity_clips.md). Colours are kept apart from what lies
-outside of the mask: all that resamples works on colours times alpha.
+what the table leaves open are ours (docs/entity_clips.md). Colors are kept apart from what lies
+outside of the mask: all that resamples works on colors times alpha.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ class Change(NamedTuple):
     linear: Float[np.ndarray, "2 2"]  # rotation and shear
     kept: Float[np.ndarray, "2"]  # shares of height and width that the crop keeps
     place: Float[np.ndarray, "2"]  # where the crop is, from 0 (top, left) to 1
-    gains: Float[np.ndarray, "3"]  # of the channels, colour and brightness together
+    gains: Float[np.ndarray, "3"]  # of the channels, color and brightness together
 
 
 def generator(seed: int, name: str, *numbers: int) -> np.random.Generator:
@@ -54,7 +54,7 @@ def draw_change(
     shear = guards.shear * rng.uniform(-1, 1, 2)
     cosine, sine = np.cos(turn), np.sin(turn)
     rotation = np.array([[cosine, -sine], [sine, cosine]])
-    gains = 1 + guards.colour * rng.uniform(-1, 1, 3)
+    gains = 1 + guards.color * rng.uniform(-1, 1, 3)
     return Change(
         scale=scale,
         kernel=max(1, kernel - 1 + kernel % 2),
@@ -85,7 +85,7 @@ def augment(
 
 
 def apply_change(image: Picture, kind: Kind, change: Change) -> Picture:
-    """`augment` with a draw that is given: shrink, blur, mirror, turn and shear, crop, colour."""
+    """`augment` with a draw that is given: shrink, blur, mirror, turn and shear, crop, color."""
     picture = image.astype(np.float32) / 255
     picture[..., :3] *= picture[..., 3:]
     if change.scale < 1:
@@ -98,9 +98,9 @@ def apply_change(image: Picture, kind: Kind, change: Change) -> Picture:
         picture = picture[:, ::-1]
     picture = _cropped(_turned(picture, change.linear), kind, change)
     alpha = np.clip(picture[..., 3:], 0, 1)
-    colour = np.clip(picture[..., :3] / np.maximum(alpha, 1e-6) * change.gains, 0, 1)
-    colour = np.where(np.round(alpha * 255) > 0, colour, 1)
-    return np.round(np.concatenate([colour, alpha], -1) * 255).astype(np.uint8)
+    color = np.clip(picture[..., :3] / np.maximum(alpha, 1e-6) * change.gains, 0, 1)
+    color = np.where(np.round(alpha * 255) > 0, color, 1)
+    return np.round(np.concatenate([color, alpha], -1) * 255).astype(np.uint8)
 
 
 def _turned(picture: np.ndarray, linear: np.ndarray) -> np.ndarray:
@@ -109,7 +109,7 @@ def _turned(picture: np.ndarray, linear: np.ndarray) -> np.ndarray:
         return picture
     size = np.array(picture.shape[1::-1])
     target = np.ceil(np.abs(linear) @ size).astype(int)
-    # OpenCV counts from pixel centres.
+    # OpenCV counts from pixel centers.
     shift = target / 2 - 0.5 - linear @ (size / 2 - 0.5)
     matrix = np.concatenate([linear, shift[:, None]], axis=1)
     return cv2.warpAffine(picture, matrix, target.tolist(), flags=cv2.INTER_LINEAR)

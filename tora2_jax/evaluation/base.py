@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from tora2_jax.evaluation.bench.measure import mean_estimate
-from tora2_jax.evaluation.bench.networks import Localiser, locate
+from tora2_jax.evaluation.bench.networks import Localizer, locate
 from tora2_jax.evaluation.requests import WORLD_SEED
 from tora2_jax.media import drawing
 from tora2_jax.request import Request, parse_request
@@ -50,7 +50,7 @@ def captions(count: int, seed: int, colored: bool) -> list[tuple[str, str, str]]
 
 def measure_base(
     pipeline: Tora2Pipeline,
-    localiser: Localiser,
+    localizer: Localizer,
     requests: int,
     *,
     seed: int = 0,
@@ -63,7 +63,7 @@ def measure_base(
 
     Args:
         pipeline: A base of the bold toy world, of stills or clips.
-        localiser: Of the bench.
+        localizer: Of the bench.
         requests: Of either kind of caption.
         seed: Of the captions and the noise.
         settings: How to sample.
@@ -88,7 +88,7 @@ def measure_base(
                 if colored:
                     right["color"].append(color in main_colors(video))
                     continue
-                _, present = locate(localiser, video, names)
+                _, present = locate(localizer, video, names)
                 seen = present.mean(1) >= 0.5
                 asked = bool(seen[names.index(word)])
                 others = seen.sum() == asked

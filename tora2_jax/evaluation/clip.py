@@ -95,7 +95,7 @@ def tokenize(
 def preprocess(
     picture: Image.Image | UInt8[np.ndarray, "height width 3"], side: int = 224
 ) -> Float[np.ndarray, "side side 3"]:
-    """A picture as CLIP sees it: shorter side to `side` (bicubic, 8 bits), centre cut out.
+    """A picture as CLIP sees it: shorter side to `side` (bicubic, 8 bits), center cut out.
 
     The network itself subtracts the mean and divides by the deviation.
 

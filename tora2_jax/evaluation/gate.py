@@ -10,21 +10,21 @@ from flax import nnx
 from jaxtyping import UInt8
 
 from tora2_jax.config import ModelConfig
-from tora2_jax.evaluation.bench import judge, localiser, measure
+from tora2_jax.evaluation.bench import judge, localizer, measure
 from tora2_jax.evaluation.look import Bench
 from tora2_jax.models.vae.vae import CausalVAE
 from tora2_jax.types import Record
 from tora2_jax.weights import checkpoint
 from tora2_jax.world.entities import Style
 
-GATE_PIXELS = 3.0  # canvas pixels that the localiser may miss on videos through the VAE
+GATE_PIXELS = 3.0  # canvas pixels that the localizer may miss on videos through the VAE
 GATE_SHARE = 0.95  # own references that the judge must find there
 
 
 class Gate(NamedTuple):
     """Whether the bench can be trusted on what the VAE can show."""
 
-    pixels: measure.Estimate  # canvas pixels that the localiser misses
+    pixels: measure.Estimate  # canvas pixels that the localizer misses
     absent: measure.Estimate  # share of absent words rightly called absent
     present: measure.Estimate  # share of visible entities found
     identified: measure.Estimate  # share of own references found among eight
@@ -56,6 +56,6 @@ def gate(
 ) -> Gate:
     """Accuracy of both networks on true clips encoded and decoded by the VAE."""
     videos = [np.asarray(_through(vae, record.video)) for record in records]
-    located = localiser.reliability(bench.localiser, list(records), videos)
+    located = localizer.reliability(bench.localizer, list(records), videos)
     identified = judge.reliability(bench.judge, list(records), videos, style=style)
     return Gate(located.error, located.absent, located.present, identified)

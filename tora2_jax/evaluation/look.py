@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, UInt8
 from tora2_jax.errors import CheckpointError
 from tora2_jax.evaluation.bench import measure
 from tora2_jax.evaluation.bench.judge import candidates, judge_entity
-from tora2_jax.evaluation.bench.networks import Judge, Localiser, locate, white_square
+from tora2_jax.evaluation.bench.networks import Judge, Localizer, locate, white_square
 from tora2_jax.types import Record
 from tora2_jax.weights import checkpoint
 from tora2_jax.world.entities import Style
@@ -21,7 +21,7 @@ _ORDINALS = {1: "st", 2: "nd", 3: "rd"}
 class Bench(NamedTuple):
     """The two networks that look at videos."""
 
-    localiser: Localiser
+    localizer: Localizer
     judge: Judge
 
 
@@ -37,15 +37,15 @@ class Seen(NamedTuple):
     preferred: Float[np.ndarray, " e"]
 
 
-def load_bench(localiser: str | Path, judge: str | Path) -> Bench:
+def load_bench(localizer: str | Path, judge: str | Path) -> Bench:
     """Both networks with their weights.
 
     Raises:
         CheckpointError: names every file that is missing or does not fit, and how to make it.
     """
-    bench = Bench(Localiser(rngs=nnx.Rngs(0)), Judge(rngs=nnx.Rngs(0)))
+    bench = Bench(Localizer(rngs=nnx.Rngs(0)), Judge(rngs=nnx.Rngs(0)))
     faults = []
-    for name, path in {"localiser": localiser, "judge": judge}.items():
+    for name, path in {"localizer": localizer, "judge": judge}.items():
         try:
             checkpoint.merge(getattr(bench, name), checkpoint.load_component(path)[0])
         except CheckpointError as error:
@@ -57,11 +57,11 @@ def load_bench(localiser: str | Path, judge: str | Path) -> Bench:
     return bench
 
 
-def load_localiser(path: str | Path) -> Localiser:
+def load_localizer(path: str | Path) -> Localizer:
     """The localizer alone; raises CheckpointError if the file is missing or does not fit."""
-    localiser = Localiser(rngs=nnx.Rngs(0))
-    checkpoint.merge(localiser, checkpoint.load_component(path)[0])
-    return localiser
+    localizer = Localizer(rngs=nnx.Rngs(0))
+    checkpoint.merge(localizer, checkpoint.load_component(path)[0])
+    return localizer
 
 
 def look(
@@ -84,8 +84,8 @@ def look(
     """
     height, width = video.shape[1:3]
     entities = record.entities
-    centres, present = locate(bench.localiser, video, [entity.word for entity in entities])
-    places = measure.to_canvas(centres, height, width)
+    centers, present = locate(bench.localizer, video, [entity.word for entity in entities])
+    places = measure.to_canvas(centers, height, width)
     paths = measure.to_canvas(np.stack([entity.track for entity in entities]), height, width)
     visible = np.stack([entity.visible for entity in entities])
     identified, preferred = np.zeros(len(entities)), np.zeros(len(entities))
@@ -93,7 +93,7 @@ def look(
         options = candidates((seed, row), entity.word, entity.images[0], style)
         old = (before or record).entities[row].images[0]
         options = np.concatenate([options, white_square(old)[None]])
-        scores = judge_entity(bench.judge, video, centres[row], present[row], options)
+        scores = judge_entity(bench.judge, video, centers[row], present[row], options)
         if scores is not None:
             identified[row] = measure.found_own(scores[:-1])
             preferred[row] = scores[0] > scores[-1]
@@ -142,11 +142,11 @@ def look_at_entity(
 ) -> EntityReport:
     """Where one entity of a video is found, and which reference it looks like most."""
     height, width = video.shape[1:3]
-    centres, present = locate(bench.localiser, video, [word])
-    places, path = (measure.to_canvas(points, height, width) for points in (centres, track[None]))
+    centers, present = locate(bench.localizer, video, [word])
+    places, path = (measure.to_canvas(points, height, width) for points in (centers, track[None]))
     shown = present & visible
     options = candidates((0, 0), word, image, style)
-    scores = judge_entity(bench.judge, video, centres[0], present[0], options)
+    scores = judge_entity(bench.judge, video, centers[0], present[0], options)
     place = None if scores is None else 1 + int(np.ceil(measure.rank_of_own(scores)))
     distance = float(_median_distance(places, shown, path)[0])
     return EntityReport(int(shown.sum()), int(visible.sum()), distance, place, len(options))

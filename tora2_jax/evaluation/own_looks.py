@@ -41,12 +41,12 @@ def own_looks(
 
 
 def _looks(
-    frame: UInt8[np.ndarray, "height width 3"], centre: Float[np.ndarray, "2"]
+    frame: UInt8[np.ndarray, "height width 3"], center: Float[np.ndarray, "2"]
 ) -> Float[np.ndarray, "rows columns 3"]:
     """Mean colors of cells around a point; beyond the frame its border goes on."""
     padded = np.pad(frame, ((2 * _HALF,) * 2, (2 * _HALF,) * 2, (0, 0)), mode="edge")
     size = np.array(frame.shape[1::-1])
-    left, top = (np.clip(np.round(centre), 0, size).astype(int) + _HALF).tolist()
+    left, top = (np.clip(np.round(center), 0, size).astype(int) + _HALF).tolist()
     patch = padded[top : top + 2 * _HALF, left : left + 2 * _HALF].astype(np.float64)
     side = 2 * _HALF // _CELLS
     return patch.reshape(_CELLS, side, _CELLS, side, 3).mean((1, 3))

@@ -1,4 +1,4 @@
-"""Which data a compiled program sends between devices, read from its optimised HLO text."""
+"""Which data a compiled program sends between devices, read from its optimized HLO text."""
 
 import math
 import re

@@ -1,7 +1,7 @@
 """Floating-point operations of one sample, counted from the sizes (a compiler counts a scan once).
 
 Only products of matrices and convolutions are counted, a multiplication and an addition as two, as
-is usual for utilisation (MFU). Norms, activations and softmax are left out.
+is usual for utilization (MFU). Norms, activations and softmax are left out.
 """
 
 from collections.abc import Collection
@@ -22,14 +22,14 @@ class Work(NamedTuple):
     name: str
     forward: float
     weights: str | None  # the component whose weights they are; None: of activations (attention)
-    in_blocks: bool  # computed again where blocks are rematerialised
+    in_blocks: bool  # computed again where blocks are rematerialized
 
 
 class TrainingWork(NamedTuple):
     """Operations of a training step."""
 
-    model: float  # what the mathematics asks for: this counts for the utilisation
-    executed: float  # with what rematerialisation of blocks computes again; attention in chunks,
+    model: float  # what the mathematics asks for: this counts for the utilization
+    executed: float  # with what rematerialization of blocks computes again; attention in chunks,
     # where no kernel does it (TPU, CPU), computes its own forward pass once more
 
 
@@ -106,7 +106,7 @@ def speed(operations: float, seconds: float, devices: int, peak: float) -> dict[
     """
     rate = operations / seconds / devices
     measures = {"speed/tflops_per_device": rate / 1e12}
-    return measures | ({"speed/utilisation": rate / peak} if peak else {})
+    return measures | ({"speed/utilization": rate / peak} if peak else {})
 
 
 def _transformer(model: ModelConfig, grid: tuple[int, int, int]) -> list[Work]:

@@ -46,7 +46,7 @@ class Kind(NamedTuple):
     memory: int  # bytes
     peak: float  # bfloat16 operations per second, dense
     bandwidth: float  # bytes per second, of the memory
-    link: float  # bytes per second that a device receives from its neighbours at best
+    link: float  # bytes per second that a device receives from its neighbors at best
     device_kind: str = ""  # how the names begin that JAX has for it
     devices_per_chip: int = 1
 

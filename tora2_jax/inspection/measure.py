@@ -288,7 +288,7 @@ def _retrieval(binding: Binding | None, count: int) -> Retrieval | None:
 
 
 def _strongest(flow: Float[np.ndarray, "f height width 3"]) -> Float[np.ndarray, "height width 3"]:
-    """All frames of a flow clip in one: at every place the colour farthest from white."""
+    """All frames of a flow clip in one: at every place the color farthest from white."""
     strongest = np.abs(1 - flow).sum(-1).argmax(0)
     picture = np.take_along_axis(flow, strongest[None, ..., None], 0)[0]
     return picture / 2 + 0.5

@@ -136,8 +136,8 @@ def path(inspection: Inspection, entity: EntityView) -> Image.Image:
         parts.append(drawing.captioned(flow, "flow picture of all entities", "all frames in one"))
     parts.append(splats(entity))
     explanation = (
-        "Colour is time, dark to light; dots are the mean place in a token frame, with its number; "
-        "grey are the other entities, the fine grid is the token grid. A splat says where a token "
+        "Color is time, dark to light; dots are the mean place in a token frame, with its number; "
+        "gray are the other entities, the fine grid is the token grid. A splat says where a token "
         "frame reads and writes the motion map."
     )
     return drawing.panel("path", explanation, drawing.beside(parts))
@@ -214,5 +214,5 @@ def frames_width(frames: list[Image.Image]) -> int:
 
 
 def entity_color(index: int) -> tuple[int, int, int]:
-    """The colour of an entity in all panels, as in overlays."""
+    """The color of an entity in all panels, as in overlays."""
     return COLORS[index % len(COLORS)]

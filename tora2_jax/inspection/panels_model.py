@@ -50,7 +50,7 @@ def _attention(view: BindingView) -> Image.Image:
     sizes = ", ".join(
         f"{name} {number}" for name, number in zip(MODALITIES, view.counts, strict=True)
     )
-    bar = drawing.color_bar(0, high, 200, "weight of a token; grey: masked")
+    bar = drawing.color_bar(0, high, 200, "weight of a token; gray: masked")
     left = drawing.stacked([table, drawing.text_block(f"tokens: {sizes}", 220, SMALL)], 10)
     content = drawing.beside([left, drawing.stacked([whole, bar], 6)], 24)
     explanation = (
@@ -85,7 +85,7 @@ def _words_over_time(entity: EntityView, view: BindingView) -> Image.Image:
         write=True,
         separators=((), (2,)),
     )
-    explanation = "What the path's token of each token frame looks at; grey: no path there."
+    explanation = "What the path's token of each token frame looks at; gray: no path there."
     return drawing.panel("binder: path to word", explanation, picture)
 
 
@@ -268,6 +268,6 @@ def retrieval(inspection: Inspection, entity: EntityView) -> Image.Image | None:
     explanation = (
         "Contrastive embeddings: references (rows) against paths (columns); the diagonal should be "
         "highest. After binding both sides may share a code that says nothing about looks or "
-        "motion. Grey: lacks a reference or a path."
+        "motion. Gray: lacks a reference or a path."
     )
     return drawing.panel("retrieval: references against paths", explanation, content)

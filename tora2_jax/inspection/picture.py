@@ -55,7 +55,7 @@ def _head(inspection: Inspection, entity: EntityView) -> Image.Image:
 
 
 def _diagnosis(notes: list[Note]) -> Image.Image:
-    """Problems first, each line with a dot in the colour of its level."""
+    """Problems first, each line with a dot in the color of its level."""
     order = list(_MARKS)
     lines = []
     for note in sorted(notes, key=lambda note: order.index(note.level)):

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 INK, SOFT, LINE, ABSENT = (32, 34, 38), (110, 114, 120), (198, 202, 208), (228, 228, 228)
 ACCENT = (31, 94, 168)
-# From nothing to everything; and from -1 over 0 to 1. Both can be told apart in grey.
+# From nothing to everything; and from -1 over 0 to 1. Both can be told apart in gray.
 MAGNITUDE = ((255, 255, 255), (198, 219, 239), (107, 174, 214), (33, 113, 181), (8, 36, 82))
 SIGNED = ((178, 60, 40), (244, 190, 160), (250, 250, 250), (150, 190, 225), (25, 80, 150))
 BODY, SMALL = 13, 12
@@ -104,7 +104,7 @@ def captioned(picture: Image.Image, above: str = "", below: str = "") -> Image.I
 
 
 def colors_of(values: np.ndarray, low: float, high: float, scale=MAGNITUDE) -> np.ndarray:
-    """uint8 `[..., 3]`; NaN is grey."""
+    """uint8 `[..., 3]`; NaN is gray."""
     place = np.linspace(low, high if high > low else low + 1, len(scale))
     filled = np.nan_to_num(np.asarray(values, np.float64))
     channels = [np.interp(filled, place, channel) for channel in np.array(scale).T]
@@ -114,7 +114,7 @@ def colors_of(values: np.ndarray, low: float, high: float, scale=MAGNITUDE) -> n
 
 
 def color_bar(low: float, high: float, width: int, label: str, scale=MAGNITUDE) -> Image.Image:
-    """What the colours of a map mean."""
+    """What the colors of a map mean."""
     left, right = f"{low:.3g}", f"{high:.3g}"
     bar = max(40, min(110, width - text_width(left, SMALL) - text_width(right, SMALL) - 12))
     picture = blank(bar + text_width(left, SMALL) + text_width(right, SMALL) + 10, 14)
@@ -140,13 +140,13 @@ def heat_map(
     separators: tuple[Sequence[int], Sequence[int]] = ((), ()),
     axis: bool = False,
 ) -> Image.Image:
-    """A table of values as colours.
+    """A table of values as colors.
 
     Args:
-        values: `[rows, columns]`; NaN is grey: nothing is there.
+        values: `[rows, columns]`; NaN is gray: nothing is there.
         cell: width and height of a cell in pixels.
         limits: what the ends of the scale stand for.
-        scale: colours from low to high.
+        scale: colors from low to high.
         rows: labels at the left; fewer than there are rows: each stands for an equal part.
         columns: labels above, likewise.
         write: the numbers too.
@@ -242,7 +242,7 @@ def bars(
 
 
 def legend(names: Sequence[str], colors: Sequence[Color], width: int) -> Image.Image:
-    """Which colour is whose."""
+    """Which color is whose."""
     parts = []
     for name, color in zip(names, colors, strict=True):
         part = blank(text_width(name, SMALL) + 16, 14)

@@ -31,7 +31,7 @@ _UNREADABLE = (OSError, SyntaxError, ValueError)
 def load_image(path: str | Path) -> UInt8[np.ndarray, "height width 4"]:
     """Read an image file as RGBA, upright; files without transparency are opaque.
 
-    Colours of 16 bits are scaled to 8; of an animation the first picture is taken; colour profiles
+    Colors of 16 bits are scaled to 8; of an animation the first picture is taken; color profiles
     are not applied.
 
     Raises:
@@ -43,7 +43,7 @@ def load_image(path: str | Path) -> UInt8[np.ndarray, "height width 4"]:
 def load_mask(path: str | Path) -> UInt8[np.ndarray, "height width"]:
     """Read the mask of an entity: 255 is the entity, 0 is not.
 
-    The alpha channel if the file has transparency; else, of a palette with colours, every index
+    The alpha channel if the file has transparency; else, of a palette with colors, every index
     but 0 (label images); else the brightness.
 
     Raises:
@@ -130,13 +130,13 @@ def _what_it_is(path: str | Path) -> str:
 
 
 def _from_16_bits(image: Image.Image) -> UInt8[np.ndarray, "height width 4"]:
-    """Grey; Pillow would clip it to 8 bits, not scale it."""
+    """Gray; Pillow would clip it to 8 bits, not scale it."""
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError("it holds 32-bit numbers without a known range")
-    grey = (values >> 8).astype(np.uint8)
+    gray = (values >> 8).astype(np.uint8)
     alpha = np.where(values == image.info.get("transparency", -1), 0, 255).astype(np.uint8)
-    return np.stack([grey, grey, grey, alpha], axis=-1)
+    return np.stack([gray, gray, gray, alpha], axis=-1)
 
 
 def _to_mask(image: Image.Image) -> UInt8[np.ndarray, "height width"]:

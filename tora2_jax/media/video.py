@@ -106,7 +106,7 @@ def _encode(path: Path, frames: Frames, fps: float) -> None:
 
 
 def write_image(path: str | Path, image: UInt8[np.ndarray, "height width channels"]) -> None:
-    """Writes a picture (grey, RGB or RGBA) in the format that its name ends in.
+    """Writes a picture (gray, RGB or RGBA) in the format that its name ends in.
 
     Raises:
         VideoError: not a picture, or the file cannot be written.
@@ -207,7 +207,7 @@ def _draw_path(picture: Image.Image, track, visible, now: int, label: str, entit
 
 
 def _write_label(draw: ImageDraw.ImageDraw, place, label: str, color, size) -> None:
-    """White text on the entity's colour, moved so that it stays inside the picture."""
+    """White text on the entity's color, moved so that it stays inside the picture."""
     font = ImageFont.load_default(max(12, min(size) // 24))
     left, top, right, bottom = draw.textbbox((0, 0), label, font=font)
     x = min(max(place[0], 2), max(size[0] - (right - left) - 6, 2))

@@ -101,7 +101,7 @@ class FeedForward(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One layer: attention, then feed-forward, each normalised, modulated and gated.
+    """One layer: attention, then feed-forward, each normalized, modulated and gated.
 
     Motion enters on the modulated video tokens before attention, references between attention
     and feed-forward (Table 5 of the paper, M->P) or first in the block (P->M).

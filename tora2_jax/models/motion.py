@@ -48,14 +48,14 @@ class FrameConvolution(nnx.Module):
         return self.product(jnp.concatenate(taps, axis=-1))
 
     def product(self, taps: Float[Array, "*m 9*c"]) -> Float[Array, "*m d"]:
-        """Neighbourhoods (row, column, channel) times the kernel."""
+        """Neighborhoods (row, column, channel) times the kernel."""
         return _product(taps, self.kernel, self.bias, self.dtype)
 
 
 def _product(
     taps: Float[Array, "*m k"], kernel: nnx.Param, bias: nnx.Param, dtype: jnp.dtype
 ) -> Float[Array, "*m d"]:
-    """Neighbourhoods times a convolution kernel, computed in `dtype`."""
+    """Neighborhoods times a convolution kernel, computed in `dtype`."""
     taps, bias = taps.astype(dtype), bias[...].astype(dtype)
     matrix = kernel[...].reshape(taps.shape[-1], -1).astype(dtype)
     if parallel.sequence_shards() > 1:  # see `Linear`
@@ -168,7 +168,7 @@ class TemporalConvolution(nnx.Module):
 
 
 class FrameGroupNorm(nnx.Module):
-    """Group normalisation with the statistics of single frames, in float32 (two passes).
+    """Group normalization with the statistics of single frames, in float32 (two passes).
 
     The statistics are sums over the positions of a frame, wherever they lie: of a stream that is
     cut, only these sums cross devices.
@@ -183,7 +183,7 @@ class FrameGroupNorm(nnx.Module):
     def __call__(
         self, tokens: Float[Array, "b n c"], frames: Float[Array, "n t"]
     ) -> Float[Array, "b n c"]:
-        """Normalised tokens, float32; meaningless but finite where no frame is.
+        """Normalized tokens, float32; meaningless but finite where no frame is.
 
         Args:
             tokens: the stream.
@@ -236,7 +236,7 @@ class MotionGuidanceFuser(nnx.Module):
 
         They do not depend on the timestep, so they can be computed once.
         """
-        taps = neighbourhoods(motion_map, layout)
+        taps = neighborhoods(motion_map, layout)
         _, h, w = layout.grid
         step = taps.shape[2] - 2 * h * w
 
@@ -274,10 +274,10 @@ class MotionGuidanceFuser(nnx.Module):
         return self.apply(tokens, *self.modulation(motion_map, layout), select, layout)
 
 
-def neighbourhoods(
+def neighborhoods(
     motion_map: Float[Array, "b t h w u"], layout: Layout
 ) -> Float[Array, "b shards m 9*u"]:
-    """The 3 x 3 neighbourhood of each position of the stream, for each part of it.
+    """The 3 x 3 neighborhood of each position of the stream, for each part of it.
 
     A part has `m` rows: its own positions and one frame more on both sides, where the first and
     the last frame are repeated. Beside the video stand values that nobody uses.

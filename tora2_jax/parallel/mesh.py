@@ -159,7 +159,7 @@ def images(pictures: Float[Array, "n height width 3"]) -> Float[Array, "n height
 def batch_rows(mesh: Mesh, size: int, process: int | None = None) -> np.ndarray:
     """Which samples of each batch a process has to make, in order.
 
-    On a torus its devices may hold samples that are no neighbours. Processes whose devices share
+    On a torus its devices may hold samples that are no neighbors. Processes whose devices share
     the same samples make the same.
 
     Args:
@@ -195,7 +195,7 @@ def global_batch(mesh: Mesh, size: int, local: Mapping[str, np.ndarray]) -> dict
 def picture(video: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
     """Frames of a video: samples are cut, and rows over the axes that no samples are cut over.
 
-    What looks beyond its rows, as a convolution does, is given its neighbours' by the compiler. The
+    What looks beyond its rows, as a convolution does, is given its neighbors' by the compiler. The
     rows must be a multiple of the parts, see `row_parts`.
     """
     mesh = current()

@@ -5,7 +5,7 @@
 
 compiles one step of training or sampling with the target's own compiler (`pip install
 tora2_jax[tpu]` or `[cuda]`; neither needs the hardware), and prints the memory of one device by
-kind, what a block sends between devices, operations, and the time at an assumed utilisation.
+kind, what a block sends between devices, operations, and the time at an assumed utilization.
 Without that compiler, fake CPU devices stand in for the machine, and the output says so.
 
 Exit codes: 0 it fits; 1 it does not, or the compiler refuses it; 2 something has to be changed;
@@ -29,7 +29,7 @@ from tora2_jax.system import feedback
 from tora2_jax.system.addresses import address_problems
 from tora2_jax.system.files import write_text
 
-UTILISATION = 0.4  # of the devices' peak; what well-tuned trainings of video diffusion reach
+UTILIZATION = 0.4  # of the devices' peak; what well-tuned trainings of video diffusion reach
 _SHOWN = 1 << 20  # bytes; smaller exchanges are counted but not listed
 _SECONDS_PER_DAY = 86_400
 
@@ -142,9 +142,9 @@ def _cost_lines(target: targets.Target, program: programs.Program) -> list[str]:
         f"{work.executed / 1e15:.2f} with what is computed again"
     ]
     if target.kind.peak:
-        seconds = work.model / (target.kind.peak * program.mesh.size * UTILISATION)
+        seconds = work.model / (target.kind.peak * program.mesh.size * UTILIZATION)
         line = (
-            f"estimate at {UTILISATION:.0%} utilisation (assumed, not measured): "
+            f"estimate at {UTILIZATION:.0%} utilization (assumed, not measured): "
             f"{seconds:.2f} s per step"
         )
         if program.steps > 1:

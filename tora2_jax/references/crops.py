@@ -200,7 +200,7 @@ def mask_top_face(
 ) -> UInt8[np.ndarray, "side side 3"] | None:
     """The square at the top of the mask, where the toy world's people have their head.
 
-    Its side is a fixed share of the height of the mask; it is centred on the head, and white
+    Its side is a fixed share of the height of the mask; it is centered on the head, and white
     outside of the mask. None if the mask is too small. Needs no network.
     """
     solid = _solid(image)
@@ -238,8 +238,8 @@ def _solid(image: np.ndarray) -> np.ndarray:
 
 def _on_white(image: np.ndarray) -> np.ndarray:
     weight = cv2.extractChannel(image, 3) * np.float32(1 / 255)
-    colour = cv2.cvtColor(image, cv2.COLOR_RGBA2RGB)
-    return cv2.blendLinear(colour, np.full_like(colour, 255), weight, 1 - weight)
+    color = cv2.cvtColor(image, cv2.COLOR_RGBA2RGB)
+    return cv2.blendLinear(color, np.full_like(color, 255), weight, 1 - weight)
 
 
 def _as_rgba(image: Image.Image | np.ndarray) -> np.ndarray:

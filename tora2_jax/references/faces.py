@@ -1,6 +1,6 @@
 """Faces in a picture: found, chosen, and aligned as ArcFace wants them.
 
-Positions are (x, y) as OpenCV and insightface count them: whole numbers are centres of pixels.
+Positions are (x, y) as OpenCV and insightface count them: whole numbers are centers of pixels.
 """
 
 import hashlib

@@ -104,7 +104,7 @@ def is_number(value: Any) -> bool:
 
 
 def name_of(value: Any) -> str:
-    """A JSON value as a person would recognise it, short."""
+    """A JSON value as a person would recognize it, short."""
     try:
         text = "null" if value is None else json.dumps(value, ensure_ascii=False, default=str)
     except RecursionError:  # the parser goes a little deeper than the writer

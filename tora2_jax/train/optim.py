@@ -44,7 +44,7 @@ def rate_scales(config: OptimConfig, paths: Iterable[str]) -> dict[str, float]:
 
     1 if Tora has it, else `new_lr_scale`; for the scalar of a tanh gate also `gate_lr_scale`.
     """
-    known = re.compile(config.tora_initialised)
+    known = re.compile(config.tora_initialized)
 
     def scale(path: str) -> float:
         group = 1.0 if known.match(path) else config.new_lr_scale
@@ -129,7 +129,7 @@ class _Matrices:
 
 
 def _muon(config: OptimConfig, rate: Callable) -> optax.GradientTransformation:
-    """Orthogonalised momentum for kernels, Adam for the rest.
+    """Orthogonalized momentum for kernels, Adam for the rest.
 
     A network that is trained for minutes gets further than with Adam.
     """

@@ -51,7 +51,7 @@ STAGES = {
     "object": "tora2_jax.train.stages.recognition",
     "dino": "tora2_jax.train.stages.recognition",
     "judge": "tora2_jax.train.stages.recognition",
-    "localiser": "tora2_jax.train.stages.localiser",
+    "localizer": "tora2_jax.train.stages.localizer",
     "base": "tora2_jax.train.stages.diffusion",
     "motion": "tora2_jax.train.stages.diffusion",
     "motion_vae": "tora2_jax.train.stages.motion_vae",

@@ -21,7 +21,7 @@ from tora2_jax.trajectory.points import DEFAULT_CANVAS, Points, TrajectoryError,
 
 _SIDE = 480  # pixels of the longer side of a panel
 _MARGIN, _TOP, _BOTTOM = 40, 24, 44
-# From the first frame to the last; dark to light, to be told apart in grey too.
+# From the first frame to the last; dark to light, to be told apart in gray too.
 _TIME_COLORS = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 190, 37]])
 
 
@@ -161,13 +161,13 @@ def _label(name: Path) -> str:
 
 
 def time_color(fraction: float) -> tuple[int, int, int]:
-    """The colour of a time between 0, the first frame, and 1, the last."""
+    """The color of a time between 0, the first frame, and 1, the last."""
     place = np.linspace(0, 1, len(_TIME_COLORS))
     return tuple(round(np.interp(fraction, place, channel)) for channel in _TIME_COLORS.T)
 
 
 def _strongest_flow(tracks: np.ndarray, visible: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """All frames of the flow clip in one picture, the strongest colour on top."""
+    """All frames of the flow clip in one picture, the strongest color on top."""
     flow = flow_map(tracks, visible, *size)
     strongest = np.square(flow).sum(-1).argmax(0)
     rows, columns = np.indices(strongest.shape)
@@ -175,7 +175,7 @@ def _strongest_flow(tracks: np.ndarray, visible: np.ndarray, size: tuple[int, in
 
 
 def _draw_scale(draw, corner, panel, canvas, frames: int) -> None:
-    """The canvas's coordinates at its edges, and the colours of time below."""
+    """The canvas's coordinates at its edges, and the colors of time below."""
     font = ImageFont.load_default(11)
     x, y = corner
     draw.text((x - 4, y - 2), "0", fill="gray", font=font, anchor="ra")
@@ -190,7 +190,7 @@ def _draw_scale(draw, corner, panel, canvas, frames: int) -> None:
 
 
 def draw_track(draw, corner, track: np.ndarray, seen: np.ndarray) -> None:
-    """A path in the colours of time, from `track` `[f, 2]` in pixels; a gap where it is unseen."""
+    """A path in the colors of time, from `track` `[f, 2]` in pixels; a gap where it is unseen."""
     frames = len(track)
     for frame in np.flatnonzero(seen[:-1] & seen[1:]):
         step = (track[frame : frame + 2] + corner).ravel().tolist()

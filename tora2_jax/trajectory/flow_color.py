@@ -1,6 +1,6 @@
-"""Sparse flow around paths, and optical flow as colours. NumPy on the host.
+"""Sparse flow around paths, and optical flow as colors. NumPy on the host.
 
-The colours are the Middlebury wheel (Baker et al., ICCV 2007): direction is hue, magnitude is
+The colors are the Middlebury wheel (Baker et al., ICCV 2007): direction is hue, magnitude is
 saturation, white stands still. The bytes are those of the common PyTorch utility, which Tora's
 motion VAE saw in training.
 """
@@ -15,7 +15,7 @@ _RELEASED_HEIGHT = 480
 _RELEASED_RADIUS = 49
 _RADIUS_IN_SIGMAS = 4.9
 
-# Steps between neighbouring pure colours: red, yellow, green, cyan, blue, magenta, (red).
+# Steps between neighboring pure colors: red, yellow, green, cyan, blue, magenta, (red).
 _STEPS = (15, 6, 4, 11, 13, 6)
 _CORNERS = np.array(
     [[255, 0, 0], [255, 255, 0], [0, 255, 0], [0, 255, 255], [0, 0, 255], [255, 0, 255]]
@@ -24,7 +24,7 @@ _CORNERS = np.array(
 
 @cache
 def _wheel() -> np.ndarray:
-    """The 55 colours in [0, 1] and the first one again."""
+    """The 55 colors in [0, 1] and the first one again."""
     arcs = []
     for index, steps in enumerate(_STEPS):
         start, end = _CORNERS[index], _CORNERS[(index + 1) % len(_CORNERS)]
@@ -36,7 +36,7 @@ def _wheel() -> np.ndarray:
 
 
 def color_bytes(flow: np.ndarray) -> np.ndarray:
-    """Flow as RGB bytes, normalised by the largest displacement of the whole clip.
+    """Flow as RGB bytes, normalized by the largest displacement of the whole clip.
 
     Args:
         flow: `[f, height, width, 2]`, displacement (x, y) in pixels.
@@ -53,7 +53,7 @@ def color_flow(flow: np.ndarray) -> np.ndarray:
 
 
 def _paint(flow: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """The colours of `flow`, each byte replaced by its entry of `levels`."""
+    """The colors of `flow`, each byte replaced by its entry of `levels`."""
     flow = np.asarray(flow, np.float32)
     colors = np.full((*flow.shape[:-1], 3), levels[255], levels.dtype)
     # Most pixels of sparse flow are still; only the others pay for the arctangent.
@@ -157,5 +157,5 @@ def _mirrored_spread(center: int, size: int, _height: int) -> tuple[slice, np.nd
 def flow_video(
     tracks: np.ndarray, visible: np.ndarray, height: int, width: int, compat: bool = False
 ) -> np.ndarray:
-    """`flow_map` in colours: one clip for all entities, `[f, height, width, 3]` in [-1, 1]."""
+    """`flow_map` in colors: one clip for all entities, `[f, height, width, 3]` in [-1, 1]."""
     return color_flow(flow_map(tracks, visible, height, width, compat))

@@ -35,10 +35,10 @@ class DISFlow:
         import cv2
 
         estimator = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-        grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in video]
+        gray = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in video]
         steps = np.zeros((len(video) - 1, *video.shape[1:3], 2), np.float32)
         for index in range(len(steps)):
-            steps[index] = estimator.calc(grey[index], grey[index + 1], None)
+            steps[index] = estimator.calc(gray[index], gray[index + 1], None)
         return steps
 
 
@@ -93,7 +93,7 @@ def draw_starts(
         max_paths: most paths.
 
     Returns:
-        Centres of pixels, (x, y).
+        Centers of pixels, (x, y).
     """
     height, width = first.shape[:2]
     rows = np.arange(rng.integers(min(grid, height)), height, grid)
@@ -138,7 +138,7 @@ def follow(
 def _between_pixels(
     field: Float[np.ndarray, "height width 2"], place: Float[np.ndarray, "n 2"]
 ) -> Float[np.ndarray, "n 2"]:
-    """Bilinear, the outermost pixels' values beyond their centres."""
+    """Bilinear, the outermost pixels' values beyond their centers."""
     last = np.array(field.shape[1::-1]) - 1
     place = np.clip(place - 0.5, 0, last)
     corner = np.minimum(np.floor(place).astype(int), np.maximum(last - 1, 0))

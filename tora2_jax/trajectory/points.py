@@ -1,4 +1,4 @@
-"""From points to what the model sees of a path; with `flow_color` the only rasteriser.
+"""From points to what the model sees of a path; with `flow_color` the only rasterizer.
 
 Pixel coordinates are continuous: pixel i covers [i, i + 1], and a track holds `(x, y)` in
 [0, width] x [0, height], x right, y down. Everything here is NumPy on the host.
@@ -61,7 +61,7 @@ def parse_points(value: Any, canvas: tuple[float, float] = DEFAULT_CANVAS) -> Po
 
     `{"x": x, "y": y}`, with `time` or `visible` if wanted, is a point as well. Without times the
     entries are equally spaced in time. Where the points have times, a null lies midway between its
-    neighbours.
+    neighbors.
 
     Raises:
         TrajectoryError: with every kind of problem once, naming the first entry that has it
@@ -206,7 +206,7 @@ def _entry_times(visible: np.ndarray, times: np.ndarray | None) -> np.ndarray:
     if times is None:
         return np.linspace(0, 1, count) if count > 1 else np.zeros(1)
     known = np.flatnonzero(visible).astype(float)
-    # Virtual neighbours just outside the list give leading and trailing nulls the time that
+    # Virtual neighbors just outside the list give leading and trailing nulls the time that
     # the points leave free.
     known = np.concatenate([[-1.0], known, [float(count)]])
     return np.interp(np.arange(count), known, np.concatenate([[0.0], times, [1.0]]))

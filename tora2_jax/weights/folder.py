@@ -19,7 +19,7 @@ from tora2_jax.system.files import write_text
 from tora2_jax.weights import array_items
 
 OWN_ITEM = 64 << 20  # bytes from which an array is an item of its own
-_CHUNK = 64 << 20  # bytes that are read at least, so that a shard does not read its neighbours
+_CHUNK = 64 << 20  # bytes that are read at least, so that a shard does not read its neighbors
 _SMALL = "_small"
 _METADATA = "metadata.json"
 

@@ -24,7 +24,7 @@ def bold_brush() -> Brush:
 def render_bold_object(entity: Entity) -> UInt8[np.ndarray, "side side 4"]:
     """Sprite of an object."""
     brush = bold_brush()
-    _OBJECTS[entity.word](brush, entity.shape, entity.colours[:2])
+    _OBJECTS[entity.word](brush, entity.shape, entity.colors[:2])
     return brush.sprite()
 
 

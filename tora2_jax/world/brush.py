@@ -18,23 +18,23 @@ class Brush:
     def __init__(self, outline: Sequence[float], width: int = OUTLINES["patterned"]) -> None:
         self._width = width
         self._outline = tuple(float(channel) for channel in outline)
-        self._colour = np.full((SPRITE_SIZE, SPRITE_SIZE, 3), self._outline, np.uint8)
+        self._color = np.full((SPRITE_SIZE, SPRITE_SIZE, 3), self._outline, np.uint8)
         self._covered = np.zeros((SPRITE_SIZE, SPRITE_SIZE), np.uint8)
 
     def part(self, points: np.ndarray, fill: np.ndarray, outline: bool = True) -> None:
-        """Fill a polygon `[n, 2]` with a colour `[3]` or a texture `[side, side, 3]`."""
+        """Fill a polygon `[n, 2]` with a color `[3]` or a texture `[side, side, 3]`."""
         polygon = [_fixed(points)]
         if outline:
             cv2.polylines(
-                self._colour, polygon, True, self._outline, self._width, cv2.LINE_AA, _FIXED
+                self._color, polygon, True, self._outline, self._width, cv2.LINE_AA, _FIXED
             )
             cv2.fillPoly(self._covered, polygon, 255, cv2.LINE_AA, _FIXED)
         if fill.ndim == 1:
-            cv2.fillPoly(self._colour, polygon, tuple(fill.tolist()), cv2.LINE_AA, _FIXED)
+            cv2.fillPoly(self._color, polygon, tuple(fill.tolist()), cv2.LINE_AA, _FIXED)
             return
         inside = np.zeros_like(self._covered)
         cv2.fillPoly(inside, polygon, 255, cv2.LINE_8, _FIXED)
-        cv2.copyTo(fill, inside, self._colour)
+        cv2.copyTo(fill, inside, self._color)
 
     def line(self, points: np.ndarray, fill: np.ndarray, width: float, outline: bool = False):
         """Draw a line of that width (units) through points `[n, 2]`."""
@@ -42,14 +42,14 @@ class Brush:
         path, ink = [_fixed(points)], tuple(np.asarray(fill, np.float64).tolist())
         if outline:
             wide = thickness + self._width
-            cv2.polylines(self._colour, path, False, self._outline, wide, cv2.LINE_AA, _FIXED)
+            cv2.polylines(self._color, path, False, self._outline, wide, cv2.LINE_AA, _FIXED)
             cv2.polylines(self._covered, path, False, 255, thickness, cv2.LINE_AA, _FIXED)
-        cv2.polylines(self._colour, path, False, ink, thickness, cv2.LINE_AA, _FIXED)
+        cv2.polylines(self._color, path, False, ink, thickness, cv2.LINE_AA, _FIXED)
 
     def sprite(self) -> UInt8[np.ndarray, "side side 4"]:
         """What was drawn, as RGBA; the outline is part of the mask."""
         disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (self._width, self._width))
-        return cv2.merge([*cv2.split(self._colour), cv2.dilate(self._covered, disc)])
+        return cv2.merge([*cv2.split(self._color), cv2.dilate(self._covered, disc)])
 
 
 def _fixed(points: np.ndarray) -> np.ndarray:

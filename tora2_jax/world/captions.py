@@ -113,12 +113,12 @@ def rich_phrases(
         wishes.append((rng.random() * 0.4, slot, 1, _color(entity)))
         wishes.append((rng.random(), slot, 3, whereabouts(track)))
         if entity.kind == "human":
-            hair = f"with {color_name(entity.colours[1])} hair"
+            hair = f"with {color_name(entity.colors[1])} hair"
             wishes.append((rng.random() + 0.2, slot, 2, hair))
         else:
             name = _SHAPES[entity.word][int(entity.shape[0] > 0.5)]
             wishes.append((rng.random() + 0.2, slot, 0, name))
-            second = color_name(entity.colours[1])
+            second = color_name(entity.colors[1])
             wishes.append((rng.random() + 0.2, slot, 1, f"{_color(entity)} and {second}"))
     for _, slot, part, text in sorted(wishes):
         cost = len(text.split()) - len(told[slot][part].split())
@@ -130,8 +130,8 @@ def rich_phrases(
 def _color(entity: Entity) -> str:
     """Of a human the clothes, of an object its main color."""
     if entity.kind == "human":
-        return f"in {color_name(entity.colours[2])}"
-    return color_name(entity.colours[0])
+        return f"in {color_name(entity.colors[2])}"
+    return color_name(entity.colors[0])
 
 
 def _phrase(entity: Entity, shape: str, color: str, look: str, place: str) -> Phrase:

@@ -61,9 +61,9 @@ _COUNTS = (0.42, 0.44, 0.14)  # shares of clips of 1, 2 and 3 entities in the bo
 
 
 class _Sprite(NamedTuple):
-    """A picture ready to be placed, and the point that is its centre."""
+    """A picture ready to be placed, and the point that is its center."""
 
-    pixels: UInt8[np.ndarray, "side side 4"]  # colours go on outside of the mask
+    pixels: UInt8[np.ndarray, "side side 4"]  # colors go on outside of the mask
     anchor: Float[np.ndarray, "2"]
 
 
@@ -156,7 +156,7 @@ def render_reference(
 
     Alpha is the mask; outside of it the picture shows a background. The sides are between 0.7
     of `size` and `size`. Augmentation after the reference augmentation of multi-subject work:
-    downscale, blur, colour, brightness, flip, shear, rotation, and a crop that spares humans.
+    downscale, blur, color, brightness, flip, shear, rotation, and a crop that spares humans.
     """
     return _reference(entity, _picture(entity, rng), rng, size)
 
@@ -229,16 +229,16 @@ def _compose(
     linear = _linear_parts(motion, np.asarray(flips))
     for frame in range(frames):
         for slot, layer in enumerate(layers):
-            centre = motion.track[slot, frame]
-            placed = _place(layer, linear[slot, frame], centre, height, width)
+            center = motion.track[slot, frame]
+            placed = _place(layer, linear[slot, frame], center, height, width)
             if placed is None:
                 continue
             rows, columns, patch, areas[slot, frame] = placed
             opacity = cv2.extractChannel(patch, 3)
             weight = opacity * np.float32(1 / 255)
             region = video[frame, rows, columns]
-            colour = cv2.cvtColor(patch, cv2.COLOR_RGBA2RGB)
-            region[:] = cv2.blendLinear(region, colour, 1 - weight, weight)
+            color = cv2.cvtColor(patch, cv2.COLOR_RGBA2RGB)
+            region[:] = cv2.blendLinear(region, color, 1 - weight, weight)
             inside = opacity > 127
             masks[:slot, frame, rows, columns] &= ~inside
             masks[slot, frame, rows, columns] = inside
@@ -277,15 +277,15 @@ def _linear_parts(motion: Motion, flips: np.ndarray) -> Float[np.ndarray, "e f 2
 
 
 def _place(
-    layer: _Sprite, linear: np.ndarray, centre: np.ndarray, height: int, width: int
+    layer: _Sprite, linear: np.ndarray, center: np.ndarray, height: int, width: int
 ) -> tuple[slice, slice, np.ndarray, float] | None:
     """The part of a moved sprite inside the frame, and the area of the whole of it."""
     far = np.maximum(layer.anchor, np.array(layer.pixels.shape[1::-1]) - layer.anchor)
     reach = np.ceil(np.abs(linear) @ far)
-    left, top = (int(value) for value in np.floor(centre) - reach)
+    left, top = (int(value) for value in np.floor(center) - reach)
     wide, high = (int(value) for value in 2 * reach + 1)
-    # OpenCV counts from pixel centres, the world from pixel corners.
-    shift = centre - np.array([left, top]) - 0.5 - linear @ (layer.anchor - 0.5)
+    # OpenCV counts from pixel centers, the world from pixel corners.
+    shift = center - np.array([left, top]) - 0.5 - linear @ (layer.anchor - 0.5)
     matrix = np.concatenate([linear, shift[:, None]], axis=1)
     patch = cv2.warpAffine(
         layer.pixels, matrix, (wide, high), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
@@ -324,8 +324,8 @@ def _reference(
     corners = np.abs(linear) @ np.array([width, height])
     linear *= side * rng.uniform(0.78, 0.96) / corners.max()
     slack = (side - np.abs(linear) @ np.array([width, height])) / 2
-    centre = side / 2 + rng.uniform(-1, 1, 2) * slack
-    shift = centre - 0.5 - linear @ np.array([left + width / 2 - 0.5, top + height / 2 - 0.5])
+    center = side / 2 + rng.uniform(-1, 1, 2) * slack
+    shift = center - 0.5 - linear @ np.array([left + width / 2 - 0.5, top + height / 2 - 0.5])
     matrix = np.concatenate([linear, shift[:, None]], axis=1)
     moved = cv2.warpAffine(picture, matrix, (side, side), flags=cv2.INTER_LINEAR)
     plain = entity.style == "bold"
@@ -343,7 +343,7 @@ def _reference(
 
 
 def _light(image: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
-    """Brightness, a colour cast, and light that falls from one side."""
+    """Brightness, a color cast, and light that falls from one side."""
     side = image.shape[0]
     gains = 1 + strength * rng.uniform(-0.1, 0.1)
     gains = gains * (1 + strength * rng.uniform(-0.05, 0.05, 3))
@@ -351,8 +351,8 @@ def _light(image: np.ndarray, rng: np.random.Generator, strength: float) -> np.n
     axis = np.linspace(-1, 1, side, dtype=np.float32)
     light = 1 + slope[0].astype(np.float32) * axis[None] + slope[1] * axis[:, None]
     light = cv2.merge([(light * gain).astype(np.float32) for gain in gains])
-    colour = cv2.cvtColor(image, cv2.COLOR_RGBA2RGB)
-    return cv2.multiply(colour, light, dtype=cv2.CV_8U)  # saturates
+    color = cv2.cvtColor(image, cv2.COLOR_RGBA2RGB)
+    return cv2.multiply(color, light, dtype=cv2.CV_8U)  # saturates
 
 
 def _crop(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

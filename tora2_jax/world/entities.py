@@ -32,7 +32,7 @@ class Entity(NamedTuple):
     word: str
     kind: Kind
     shape: Float[np.ndarray, "12"]  # in [0, 1]
-    colours: Float[np.ndarray, "6 3"]  # RGB in [0, 255]
+    colors: Float[np.ndarray, "6 3"]  # RGB in [0, 255]
     pattern: Float[np.ndarray, "8"]  # in [0, 1]
     pattern_weights: Float[np.ndarray, "4"]  # gradient, stripes, checks, dots; their sum is 1
     face: Float[np.ndarray, "20"]  # in [0, 1]; humans only
@@ -55,13 +55,13 @@ def sample_entity(seed: Sequence[int], word: str, style: Style = "patterned") ->
     position = list(KINDS).index(word)
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([*seed, position])))
     kind = KINDS[word]
-    colours = _COLORS[style, kind](rng)
+    colors = _COLORS[style, kind](rng)
     weights = rng.gamma(0.3, size=4) + 1e-3  # a small shape: mostly one pattern prevails
     return Entity(
         word=word,
         kind=kind,
         shape=rng.random(12),
-        colours=colours,
+        colors=colors,
         pattern=rng.random(8),
         pattern_weights=weights / weights.sum(),
         face=rng.random(20),
@@ -73,27 +73,27 @@ def _hsv(hue: float, saturation: float, value: float) -> list[float]:
     return [255 * channel for channel in colorsys.hsv_to_rgb(hue % 1.0, saturation, value)]
 
 
-def _object_colours(rng: np.random.Generator) -> np.ndarray:
+def _object_colors(rng: np.random.Generator) -> np.ndarray:
     hue = rng.random()
     other = hue + rng.uniform(0.2, 0.8)
     light = rng.random() < 0.5
     values = (rng.uniform(0.85, 1.0), rng.uniform(0.5, 0.75))
-    colours = [
+    colors = [
         _hsv(hue, rng.uniform(0.65, 1.0), values[0] if light else values[1]),
         _hsv(other, rng.uniform(0.2, 0.9), values[1] if light else values[0]),
         *(_hsv(rng.random(), rng.uniform(0.4, 0.9), rng.uniform(0.55, 1.0)) for _ in range(4)),
     ]
-    return np.array(colours)
+    return np.array(colors)
 
 
-def _human_colours(rng: np.random.Generator) -> np.ndarray:
+def _human_colors(rng: np.random.Generator) -> np.ndarray:
     depth, warmth = rng.random(), rng.random()
     light, dark = np.array([255.0, 224, 196]), np.array([104.0, 62, 38])
     skin = light + (dark - light) * depth + np.array([0.0, -14, 10]) * (warmth - 0.5)
     hair = _hsv(rng.random(), rng.uniform(0.3, 0.95), rng.uniform(0.15, 0.95))
     if rng.random() < 0.6:  # natural: black, brown, red, blond
         hair = _hsv(rng.uniform(0.02, 0.14), rng.uniform(0.3, 0.85), rng.uniform(0.12, 0.95))
-    top, second = _object_colours(rng)[:2]
+    top, second = _object_colors(rng)[:2]
     bottom = _hsv(rng.random(), rng.uniform(0.3, 0.9), rng.uniform(0.35, 0.85))
     eyes = _hsv(rng.random(), rng.uniform(0.5, 1.0), rng.uniform(0.25, 0.8))
     return np.array([skin, hair, top, second, bottom, eyes])
@@ -118,7 +118,7 @@ def _bold_object_colors(rng: np.random.Generator) -> np.ndarray:
 
 def _bold_human_colors(rng: np.random.Generator) -> np.ndarray:
     """Skin, hair, shirt or dress, its second color, trousers, eyes."""
-    colors = _human_colours(rng)
+    colors = _human_colors(rng)
     if rng.random() < 0.5:
         colors[1] = _hsv(rng.random(), rng.uniform(0.7, 1.0), rng.uniform(0.5, 1.0))
     colors[2], colors[4] = _bold_pair(rng)
@@ -127,8 +127,8 @@ def _bold_human_colors(rng: np.random.Generator) -> np.ndarray:
 
 
 _COLORS = {
-    ("patterned", "object"): _object_colours,
-    ("patterned", "human"): _human_colours,
+    ("patterned", "object"): _object_colors,
+    ("patterned", "human"): _human_colors,
     ("bold", "object"): _bold_object_colors,
     ("bold", "human"): _bold_human_colors,
 }

@@ -66,8 +66,8 @@ def render_human(entity: Entity, pose: Pose) -> UInt8[np.ndarray, "side side 4"]
 
 
 def _limbs(brush: Brush, entity: Entity, body: _Body, pose: Pose) -> None:
-    skin, _, _, _, bottom, _ = entity.colours
-    top = entity.colours[2] if entity.style == "bold" else texture(entity, base=2)
+    skin, _, _, _, bottom, _ = entity.colors
+    top = entity.colors[2] if entity.style == "bold" else texture(entity, base=2)
     neck_y = body.head_y + body.head_half_height - 0.06
     bare = entity.word == "woman"
     spread = body.hip * 0.55
@@ -83,7 +83,7 @@ def _limbs(brush: Brush, entity: Entity, body: _Body, pose: Pose) -> None:
         hand = shoulder + body.arm * np.array([side * np.sin(angle), np.cos(angle)])
         brush.line(np.stack([shoulder, hand]), skin, 0.13, outline=True)
         sleeve = shoulder + 0.45 * (hand - shoulder)
-        brush.line(np.stack([shoulder, sleeve]), entity.colours[2], 0.15)
+        brush.line(np.stack([shoulder, sleeve]), entity.colors[2], 0.15)
     if not bare:
         hips = [[-body.hip, body.hip_y - 0.1], [body.hip, body.hip_y - 0.1]]
         trousers = [*hips, [body.hem, body.hem_y + 0.08], [-body.hem, body.hem_y + 0.08]]
@@ -106,7 +106,7 @@ def _head_half_width(entity: Entity, body: _Body) -> float:
 
 
 def _head(brush: Brush, entity: Entity, body: _Body) -> None:
-    skin = entity.colours[0]
+    skin = entity.colors[0]
     half = _head_half_width(entity, body)
     for side in (-1, 1):
         ear = between(0.06, 0.11, entity.face[2])
@@ -126,11 +126,11 @@ def _long_hair(brush: Brush, entity: Entity, body: _Body) -> None:
     flare = np.linspace(0, between(-0.06, 0.12, entity.shape[5]), 8) + wave
     right = np.stack([half + flare, down], -1)
     left = right[::-1] * np.array([-1, 1])
-    brush.part(np.vstack([arc, right, left]), entity.colours[1])
+    brush.part(np.vstack([arc, right, left]), entity.colors[1])
 
 
 def _hair(brush: Brush, entity: Entity, body: _Body) -> None:
-    face, colour = entity.face, entity.colours[1]
+    face, color = entity.face, entity.colors[1]
     half, tall = _head_half_width(entity, body), body.head_half_height
     if entity.word == "child":
         _tuft(brush, entity, body)
@@ -143,7 +143,7 @@ def _hair(brush: Brush, entity: Entity, body: _Body) -> None:
     fringe = between(-0.05, 0.2, face[7]) * np.abs(np.cos(share * between(2.0, 9.0, face[8])))
     height = -tall * (rise * (1 - np.abs(share - parting) / (1 + abs(parting))) + 0.12) + fringe
     line = np.stack([-share * half * 0.97, np.maximum(height, -0.85 * tall)], -1)
-    brush.part(np.vstack([crown, line]) + np.array([0, body.head_y]), colour, outline=True)
+    brush.part(np.vstack([crown, line]) + np.array([0, body.head_y]), color, outline=True)
 
 
 def _tuft(brush: Brush, entity: Entity, body: _Body) -> None:
@@ -153,7 +153,7 @@ def _tuft(brush: Brush, entity: Entity, body: _Body) -> None:
         reach = lean * between(0.12, 0.3, entity.shape[2]) + 0.2 * (entity.shape[3] - 0.5)
         root = lean * 0.5 * width
         spike = [[root - width / 2, top], [root + width / 2, top], [reach, top - height]]
-        brush.part(np.array(spike), entity.colours[1])
+        brush.part(np.array(spike), entity.colors[1])
 
 
 def _beard(brush: Brush, entity: Entity, body: _Body) -> None:
@@ -165,13 +165,13 @@ def _beard(brush: Brush, entity: Entity, body: _Body) -> None:
     low = low[np.argsort(-low[:, 0])]
     rise = between(0.1, 0.26, entity.face[10])
     inner = low[::-1] * np.array([0.62, 0.0]) + np.array([0.0, body.head_y + rise])
-    skin, hair = entity.colours[:2]
+    skin, hair = entity.colors[:2]
     brush.part(np.vstack([low, inner]), skin + (hair - skin) * strength, outline=False)
 
 
 def _eyes(brush: Brush, entity: Entity, body: _Body, pose: Pose) -> None:
     face = entity.face
-    dark = 0.5 * entity.colours[1]
+    dark = 0.5 * entity.colors[1]
     spacing, radius = between(0.12, 0.19, face[11]), between(0.075, 0.115, face[12])
     open_height = radius * between(0.75, 1.1, face[13]) * (1 + 0.12 * pose.lids)
     y = body.head_y + between(0.0, 0.06, face[14])
@@ -180,7 +180,7 @@ def _eyes(brush: Brush, entity: Entity, body: _Body, pose: Pose) -> None:
         x = side * spacing
         brush.part(ellipse(x, y, radius, open_height, 18), np.full(3, 252.0), outline=False)
         iris = ellipse(x + 0.2 * radius * pose.look, y, radius * 0.66, open_height * 0.72, 14)
-        brush.part(iris, entity.colours[5], outline=False)
+        brush.part(iris, entity.colors[5], outline=False)
         pupil = ellipse(x + 0.2 * radius * pose.look, y, radius * 0.34, radius * 0.34, 10)
         brush.part(pupil, np.full(3, 12.0), outline=False)
         tilt, lift = 0.07 * (face[15] - 0.5), between(0.03, 0.07, face[16])
@@ -189,12 +189,12 @@ def _eyes(brush: Brush, entity: Entity, body: _Body, pose: Pose) -> None:
         brush.line(brow, dark, between(0.02, 0.075, face[17]))
         if glasses > 0:
             ring = ellipse(x, y, spacing * 0.98, radius + 0.075, 20)
-            rim = entity.colours[4] * 0.45
+            rim = entity.colors[4] * 0.45
             brush.line(np.vstack([ring, ring[:1]]), rim, 0.02 + 0.02 * glasses)
 
 
 def _nose_and_mouth(brush: Brush, entity: Entity, body: _Body, pose: Pose) -> None:
-    skin, face, shape = entity.colours[0], entity.face, entity.shape
+    skin, face, shape = entity.colors[0], entity.face, entity.shape
     y = body.head_y + between(0.12, 0.17, shape[6])
     wide = between(0.025, 0.07, shape[7])
     brush.part(ellipse(0, y, wide, between(0.03, 0.055, shape[8]), 14), 0.72 * skin, outline=False)

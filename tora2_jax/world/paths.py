@@ -95,10 +95,10 @@ def _progress(rng: np.random.Generator, frames: int, pause: bool) -> np.ndarray:
     time = np.linspace(0, 1, frames - 1) if frames > 1 else np.zeros(0)
     speed = 1 + rng.uniform(-0.6, 0.6) * np.cos(np.pi * time) - rng.uniform(0, 0.7) * (time - 0.5)
     if pause:
-        centre, half = rng.uniform(0, 1), rng.uniform(0.12, 0.25)
-        speed = speed * np.clip((np.abs(time - centre) - half) / 0.1, 0, 1)
-    travelled = np.concatenate([[0.0], np.cumsum(speed)])
-    return travelled / max(travelled[-1], 1e-6)
+        center, half = rng.uniform(0, 1), rng.uniform(0.12, 0.25)
+        speed = speed * np.clip((np.abs(time - center) - half) / 0.1, 0, 1)
+    traveled = np.concatenate([[0.0], np.cumsum(speed)])
+    return traveled / max(traveled[-1], 1e-6)
 
 
 def _spline(points: np.ndarray, progress: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-# Colour at the top and at the bottom, strength of the soft and of the fine texture (0 to 255).
+# Color at the top and at the bottom, strength of the soft and of the fine texture (0 to 255).
 _SCENES = {
     "grass": ((150, 190, 120), (110, 160, 84), 8, 5),
     "snow": ((224, 232, 242), (244, 246, 250), 7, 3),
@@ -26,9 +26,9 @@ def background(
     tint = rng.normal(0, 5, 3)
     position = np.linspace(-1, 1, height) * rng.uniform(1.0, 2.5) + rng.uniform(-0.5, 0.5)
     share = np.clip(0.5 + 0.5 * position, 0, 1)[:, None]
-    colour = np.array(top) * (1 - share) + np.array(bottom) * share + tint
+    color = np.array(top) * (1 - share) + np.array(bottom) * share + tint
     texture = soft * _noise(rng, 5, height, width) + fine * _noise(rng, 24, height, width)
-    planes = [colour[:, axis, None].astype(np.float32) + texture for axis in range(3)]
+    planes = [color[:, axis, None].astype(np.float32) + texture for axis in range(3)]
     return cv2.convertScaleAbs(np.maximum(cv2.merge(planes), 0))
 
 

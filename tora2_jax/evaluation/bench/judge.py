@@ -29,17 +29,17 @@ def strangers(
 def _scores(
     model: Judge,
     frames: Float[Array, "f height width 3"],
-    centres: Float[Array, "f 2"],
+    centers: Float[Array, "f 2"],
     references: Float[Array, "candidates side side 3"],
 ) -> Float[Array, "f candidates"]:
-    crops = crops_around(frames.astype(jnp.float32) / 255.0, centres, float(CROP_SIDE))
+    crops = crops_around(frames.astype(jnp.float32) / 255.0, centers, float(CROP_SIDE))
     return model.embed_crops(crops) @ model.embed_references(references).T
 
 
 def judge_entity(
     model: Judge,
     video: np.ndarray,
-    centres: Float[np.ndarray, "f 2"],
+    centers: Float[np.ndarray, "f 2"],
     present: Bool[np.ndarray, " f"],
     references: Float[np.ndarray, "candidates side side 3"],
 ) -> Float[np.ndarray, "candidates"] | None:
@@ -47,7 +47,7 @@ def judge_entity(
 
     Returns None for a video that never shows the entity.
     """
-    scores = np.asarray(_scores(model, video, centres, references))
+    scores = np.asarray(_scores(model, video, centers, references))
     return scores[present].mean(0) if present.any() else None
 
 

@@ -28,7 +28,7 @@ def to_canvas(
 
 
 def trajectory_error(
-    centres: Float[np.ndarray, "... f 2"],
+    centers: Float[np.ndarray, "... f 2"],
     present: Bool[np.ndarray, "... f"],
     path: Float[np.ndarray, "... f 2"],
     visible: Bool[np.ndarray, "... f"],
@@ -36,15 +36,15 @@ def trajectory_error(
     """Mean distance between where an entity is and where it should be, over the path's frames.
 
     Args:
-        centres: found centres, pixels of the canvas.
+        centers: found centers, pixels of the canvas.
         present: whether the entity was found; a frame without it counts `ABSENT`.
-        path: wanted centres, pixels of the canvas.
+        path: wanted centers, pixels of the canvas.
         visible: frames that count.
 
     Returns:
         Pixels of the canvas; NaN where no frame counts.
     """
-    distance = np.where(present, np.linalg.norm(centres - path, axis=-1), ABSENT)
+    distance = np.where(present, np.linalg.norm(centers - path, axis=-1), ABSENT)
     frames = visible.sum(-1)
     total = np.where(visible, distance, 0.0).sum(-1)
     return np.where(frames > 0, total / np.maximum(frames, 1), np.nan)

@@ -14,12 +14,12 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from tora2_jax.world.clips import WORDS
 
-NAMES = [word for word, _ in WORDS]  # order of the localiser's maps
+NAMES = [word for word, _ in WORDS]  # order of the localizer's maps
 STRIDE = 4  # pixels per cell of a heat map
 WINDOW = 2  # cells around the peak that take part in the mean
-CROP_SIDE = 42  # pixels of the frame that the judge sees around a centre
+CROP_SIDE = 42  # pixels of the frame that the judge sees around a center
 JUDGE_SIDE = 48  # pixels of the judge's input
-ABSENT, PRESENT, UNSURE = 0, 1, 2  # UNSURE: partly seen with a hidden centre, never counted
+ABSENT, PRESENT, UNSURE = 0, 1, 2  # UNSURE: partly seen with a hidden center, never counted
 _convolution = functools.partial(nnx.Conv, kernel_size=(3, 3), use_bias=False)
 
 
@@ -74,7 +74,7 @@ class _Stage(nnx.Module):
         return x + self.unit(x)
 
 
-class Localiser(nnx.Module):
+class Localizer(nnx.Module):
     """Frame -> for every word of the toy world a map of where it is, and whether it is there."""
 
     def __init__(
@@ -127,17 +127,17 @@ def _resized(x: Float[Array, "b y x c"], like: Float[Array, "b y2 x2 c"]):
     return jax.image.resize(x, like.shape, "linear")
 
 
-def cell_centres(rows: int, columns: int) -> Float[Array, "y x 2"]:
-    """Centre (x, y) of every cell of a heat map, in pixels."""
+def cell_centers(rows: int, columns: int) -> Float[Array, "y x 2"]:
+    """Center (x, y) of every cell of a heat map, in pixels."""
     y, x = jnp.meshgrid(jnp.arange(rows), jnp.arange(columns), indexing="ij")
     return STRIDE * (jnp.stack([x, y], axis=-1) + 0.5)
 
 
-def peak_centres(heat: Float[Array, "b y x words"]) -> Float[Array, "b words 2"]:
+def peak_centers(heat: Float[Array, "b y x words"]) -> Float[Array, "b words 2"]:
     """Mean place in pixels (x, y) within a window around the highest cell of every map."""
     batch, rows, columns, words = heat.shape
     flat = heat.reshape(batch, rows * columns, words)
-    places = cell_centres(rows, columns).reshape(-1, 2)
+    places = cell_centers(rows, columns).reshape(-1, 2)
     peak = places[jnp.argmax(flat, axis=1)]
     distance = jnp.abs(places[None, :, None] - peak[:, None]).max(-1)
     weights = jax.nn.softmax(jnp.where(distance <= STRIDE * WINDOW, flat, -1e9), axis=1)
@@ -146,17 +146,17 @@ def peak_centres(heat: Float[Array, "b y x words"]) -> Float[Array, "b words 2"]
 
 @nnx.jit
 def _locate(
-    localiser: Localiser, frames: UInt8[Array, "f height width 3"], index: Int[Array, " e"]
+    localizer: Localizer, frames: UInt8[Array, "f height width 3"], index: Int[Array, " e"]
 ) -> tuple[Float[Array, "e f 2"], Float[Array, "e f"]]:
-    heat, shown = localiser(frames.astype(jnp.float32) / 255.0)
-    centres = peak_centres(heat[..., index])
-    return centres.transpose(1, 0, 2), shown[:, index].T
+    heat, shown = localizer(frames.astype(jnp.float32) / 255.0)
+    centers = peak_centers(heat[..., index])
+    return centers.transpose(1, 0, 2), shown[:, index].T
 
 
 def locate(
-    localiser: Localiser, frames: UInt8[Array, "f height width 3"], words: list[str]
+    localizer: Localizer, frames: UInt8[Array, "f height width 3"], words: list[str]
 ) -> tuple[Float[np.ndarray, "e f 2"], Bool[np.ndarray, "e f"]]:
-    """Where the words are in a video: centres (x, y) in its pixels, and whether they are there.
+    """Where the words are in a video: centers (x, y) in its pixels, and whether they are there.
 
     Raises:
         ValueError: a word that the toy world does not have.
@@ -165,8 +165,8 @@ def locate(
     if unknown:
         raise ValueError(f"the toy world has no {', '.join(unknown)}; it has {', '.join(NAMES)}")
     index = jnp.asarray([NAMES.index(word) for word in words])
-    centres, shown = _locate(localiser, jnp.asarray(frames), index)
-    return np.asarray(centres), np.asarray(shown) > 0.0
+    centers, shown = _locate(localizer, jnp.asarray(frames), index)
+    return np.asarray(centers), np.asarray(shown) > 0.0
 
 
 class Judge(nnx.Module):
@@ -199,12 +199,12 @@ def _unit(x: Float[Array, "b d"]) -> Float[Array, "b d"]:
 
 def crops_around(
     frames: Float[Array, "n height width 3"],
-    centres: Float[Array, "n 2"],
+    centers: Float[Array, "n 2"],
     side: Float[Array, " n"] | float = CROP_SIDE,
 ) -> Float[Array, "n side side 3"]:
-    """Squares of `side` pixels around (x, y), resampled for the judge; outside is grey."""
-    scale = jnp.broadcast_to(JUDGE_SIDE / jnp.asarray(side, jnp.float32), centres.shape[:1])
-    shift = JUDGE_SIDE / 2 - centres[:, ::-1] * scale[:, None]
+    """Squares of `side` pixels around (x, y), resampled for the judge; outside is gray."""
+    scale = jnp.broadcast_to(JUDGE_SIDE / jnp.asarray(side, jnp.float32), centers.shape[:1])
+    shift = JUDGE_SIDE / 2 - centers[:, ::-1] * scale[:, None]
 
     def crop(frame: Array, scale: Array, shift: Array) -> Array:
         shape = (JUDGE_SIDE, JUDGE_SIDE, 3)

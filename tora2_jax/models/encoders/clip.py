@@ -20,7 +20,7 @@ LEGACY_END = 2  # eos_token_id of configs written before transformers knew where
 class ImageFeatures(NamedTuple):
     """What CLIP sees in images."""
 
-    embedding: Float[Array, "*n f"]  # in the space shared with captions; not normalised
+    embedding: Float[Array, "*n f"]  # in the space shared with captions; not normalized
     class_token: Float[Array, "*n c"]  # of the last layer, before the last norm
     patches: Float[Array, "*n k c"]  # of the last layer, row-major
 
@@ -28,7 +28,7 @@ class ImageFeatures(NamedTuple):
 class TextFeatures(NamedTuple):
     """What CLIP reads in captions."""
 
-    embedding: Float[Array, "b f"]  # in the space shared with images; not normalised
+    embedding: Float[Array, "b f"]  # in the space shared with images; not normalized
     tokens: Float[Array, "b l c"]  # after the last norm
 
 

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from tora2_jax.config import DINOv2Config
-from tora2_jax.models.encoders.object_encoder import imagenet_normalise
+from tora2_jax.models.encoders.object_encoder import imagenet_normalize
 from tora2_jax.models.layers.basic import LayerNorm, Linear, scan, stack
 from tora2_jax.models.layers.vit import SelfAttention, image_patches, small_normal
 
@@ -89,7 +89,7 @@ class DINOv2(nnx.Module):
             ValueError: an image side is not a multiple of the patch size.
         """
         leading = images.shape[:-3]
-        x = self._embed(imagenet_normalise(images).reshape(-1, *images.shape[-3:]))
+        x = self._embed(imagenet_normalize(images).reshape(-1, *images.shape[-3:]))
         x, _ = scan(lambda block, carry, _: (block(carry), None), self.blocks, x)
         x = self.norm(x)
         x = x.reshape(*leading, *x.shape[1:])
@@ -124,21 +124,21 @@ class DINOv2(nnx.Module):
 
 
 def bicubic_matrix(source: int, target: int, antialias: bool) -> Float[np.ndarray, "target source"]:
-    """Matrix that resamples a line of `source` values to `target` values, pixel centres at 0.5.
+    """Matrix that resamples a line of `source` values to `target` values, pixel centers at 0.5.
 
     PyTorch's two kernels: without antialiasing Keys' cubic with -0.75 and repeated border values;
-    with it -0.5, widened by the shrink factor, border values cut off and weights normalised.
+    with it -0.5, widened by the shrink factor, border values cut off and weights normalized.
     """
     ratio = source / target
-    centre = (np.arange(target) + 0.5) * ratio - 0.5
+    center = (np.arange(target) + 0.5) * ratio - 0.5
     if antialias:
-        distance = (np.arange(source) - centre[:, None]) / max(ratio, 1.0)
+        distance = (np.arange(source) - center[:, None]) / max(ratio, 1.0)
         weights = _keys_cubic(distance, -0.5)
         return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
     matrix = np.zeros((target, source))
     for offset in range(-1, 3):
-        position = np.floor(centre).astype(int) + offset
-        weights = _keys_cubic(position - centre, -0.75)
+        position = np.floor(center).astype(int) + offset
+        weights = _keys_cubic(position - center, -0.75)
         np.add.at(matrix, (np.arange(target), position.clip(0, source - 1)), weights)
     return matrix.astype(np.float32)
 

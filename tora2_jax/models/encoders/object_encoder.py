@@ -18,7 +18,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 SMALLEST_POOLED = 1e-6  # so that any power is defined
 
 
-def imagenet_normalise(images: Float[Array, "*n 3"]) -> Float[Array, "*n 3"]:
+def imagenet_normalize(images: Float[Array, "*n 3"]) -> Float[Array, "*n 3"]:
     """RGB in [0, 1] -> zero mean and unit deviation over ImageNet, per channel."""
     return (images - jnp.asarray(IMAGENET_MEAN, jnp.float32)) / jnp.asarray(
         IMAGENET_STD, jnp.float32
@@ -100,7 +100,7 @@ class ObjectEncoder(nnx.Module):
         """
         check_shape("ObjectEncoder", images.shape, self.image_shape)
         leading = images.shape[:-3]
-        x = self.stem(imagenet_normalise(images).reshape(-1, *images.shape[-3:]))
+        x = self.stem(imagenet_normalize(images).reshape(-1, *images.shape[-3:]))
         x = jax.nn.relu(self.norm_stem(x, train=train))
         x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=self.stem_padding)
         for stage in self.stages:

@@ -28,7 +28,7 @@ class PriorEncoder(Protocol):
         """Tokens `[*n, k, f]`, any fixed k, and a vector `[*n, f_vector]`.
 
         Args:
-            images: RGB in [0, 1]; the network normalises them itself.
+            images: RGB in [0, 1]; the network normalizes them itself.
             train: use and update statistics of the batch, if the network has any.
 
         Raises:

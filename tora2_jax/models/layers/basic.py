@@ -68,7 +68,7 @@ class Linear(nnx.Linear):
 
 
 class LayerNorm(nnx.LayerNorm):
-    """Layer normalisation over the last axis, statistics in float32 (two passes)."""
+    """Layer normalization over the last axis, statistics in float32 (two passes)."""
 
     def __init__(
         self,
@@ -144,7 +144,7 @@ def rotary_tables(
 
 
 def rotate(inputs: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turns neighbouring channel pairs of `[b, n, heads, d]` by the angles of `rotary_tables`."""
+    """Turns neighboring channel pairs of `[b, n, heads, d]` by the angles of `rotary_tables`."""
     cosines, sines = (table[None, :, None, :] for table in tables)
     pairs = inputs.astype(jnp.float32).reshape(*inputs.shape[:-1], -1, 2)
     first, second = pairs[..., 0], pairs[..., 1]

@@ -1,4 +1,4 @@
-"""Batch normalisation over channels, with stored statistics that only training writes."""
+"""Batch normalization over channels, with stored statistics that only training writes."""
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +9,10 @@ EPSILON = 1e-5  # PyTorch's default, added to every variance
 
 
 class BatchNorm(nnx.Module):
-    """Normalises the last axis over all others; float32 inside, whatever the input is.
+    """Normalizes the last axis over all others; float32 inside, whatever the input is.
 
     Stored statistics are used unless the call says `train=True`: then the statistics of the batch
-    normalise it and the stored ones move towards them. The stored variance is the unbiased one.
+    normalize it and the stored ones move towards them. The stored variance is the unbiased one.
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class BatchNorm(nnx.Module):
         self.momentum = momentum
 
     def __call__(self, x: Float[Array, "*n c"], *, train: bool = False) -> Float[Array, "*n c"]:
-        """Normalised `x` in the dtype of `x`."""
+        """Normalized `x` in the dtype of `x`."""
         values = x.astype(jnp.float32)
         mean, variance = (
             self._batch_statistics(values) if train else (_single(self.mean), _single(self.var))

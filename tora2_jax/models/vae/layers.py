@@ -248,7 +248,7 @@ class GroupNorm(nnx.Module):
         self.eps = eps
 
     def affine(self, x: Float[Array, "b f h w c"], memory: Memory) -> tuple[Array, Array]:
-        """Factor and offset per channel, each `[b, 1, 1, 1, c]`, that normalise x."""
+        """Factor and offset per channel, each `[b, 1, 1, 1, c]`, that normalize x."""
         x = x.astype(jnp.float32)
         by_group = (x.shape[0], self.groups, -1)
         mean = self._spread(memory.mean(x).reshape(by_group).mean(-1))
@@ -266,7 +266,7 @@ class GroupNorm(nnx.Module):
 
 
 def repeat_frames(x: Float[Array, "b t ..."], count: int) -> Float[Array, "b count ..."]:
-    """Nearest neighbour in time. Of an odd count the first frame stands alone, as in pooling."""
+    """Nearest neighbor in time. Of an odd count the first frame stands alone, as in pooling."""
     frames = x.shape[1]
     if count == frames:
         return x
@@ -287,7 +287,7 @@ class SpatialNorm(nnx.Module):
     """Group norm whose scale and shift are read off the latents, pixel by pixel.
 
     The published model resizes the latents first; 1 x 1 x 1 convolutions commute with nearest
-    neighbour resizing, so here they run at the latents' size. From scratch it starts as a plain
+    neighbor resizing, so here they run at the latents' size. From scratch it starts as a plain
     group norm (our decision): a random scale of either sign would scramble every feature.
     """
 

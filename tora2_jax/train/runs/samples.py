@@ -1,4 +1,4 @@
-"""Videos that a run makes of what it has learnt so far."""
+"""Videos that a run makes of what it has learned so far."""
 
 import gc
 from pathlib import Path

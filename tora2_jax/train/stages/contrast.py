@@ -27,7 +27,7 @@ def contrast(
     return masked_mean(sum(losses) / len(losses), usable), masked_mean(right, usable)
 
 
-def normalised(x: Float[Array, "..."], axis: int = -1) -> Float[Array, "..."]:
+def normalized(x: Float[Array, "..."], axis: int = -1) -> Float[Array, "..."]:
     """Unit length along an axis, with a finite gradient at zero."""
     return x * jax.lax.rsqrt(jnp.sum(x**2, axis=axis, keepdims=True) + 1e-6)
 

@@ -18,13 +18,13 @@ from tora2_jax.evaluation.bench.networks import (
     white_square,
 )
 from tora2_jax.train.stages.contrast import TEMPERATURE, contrast, masked_mean
-from tora2_jax.train.stages.localiser import HELD_OUT
+from tora2_jax.train.stages.localizer import HELD_OUT
 from tora2_jax.world.clips import render_clip
 
 ENTITIES = 3  # entities of a clip that an example has room for
 VIEWS = 2  # frames of a clip in an example
 STRANGERS = 3  # fresh identities of the same word beside every entity of an example
-JITTER = 2.0  # pixels by which the localiser may miss
+JITTER = 2.0  # pixels by which the localizer may miss
 
 
 def build(config: TrainConfig, rngs: nnx.Rngs) -> Judge:
@@ -46,7 +46,7 @@ class Clips:
         style = self.config.world.style
         rng = np.random.default_rng((self.config.seed, index))
         chosen = rng.choice(len(record.video), VIEWS, replace=False)
-        centres = np.zeros((VIEWS, ENTITIES, 2), np.float32)
+        centers = np.zeros((VIEWS, ENTITIES, 2), np.float32)
         visible = np.zeros((VIEWS, ENTITIES), bool)
         side = (JUDGE_SIDE, JUDGE_SIDE, 3)
         references = np.ones((ENTITIES, 1 + STRANGERS, *side), np.float32)
@@ -54,7 +54,7 @@ class Clips:
         for row, entity in enumerate(record.entities[:ENTITIES]):
             if not entity.images:
                 continue
-            centres[:, row], visible[:, row] = entity.track[chosen], entity.visible[chosen]
+            centers[:, row], visible[:, row] = entity.track[chosen], entity.visible[chosen]
             own = entity.images[rng.integers(len(entity.images))]
             references[row, 0] = white_square(own)
             seed = (self.config.seed, index, row)
@@ -62,7 +62,7 @@ class Clips:
             word[row] = NAMES.index(entity.word)
         return {
             "frames": record.video[chosen],
-            "centres": centres,
+            "centers": centers,
             "visible": visible,
             "references": references,
             "word": word,
@@ -96,16 +96,16 @@ def loss(
 def _training_crops(
     batch: dict[str, Array], key: Array
 ) -> tuple[Float[Array, "n views side side 3"], Bool[Array, "n views"]]:
-    """Degraded frames, cut around centres that are a little off, at slightly different sizes."""
+    """Degraded frames, cut around centers that are a little off, at slightly different sizes."""
     frames = batch["frames"].astype(jnp.float32) / 255.0
     samples, views = frames.shape[:2]
     fault_key, jitter_key, side_key = jax.random.split(key, 3)
     flat = degrade(frames.reshape(-1, *frames.shape[2:]), fault_key)
     frames = jnp.repeat(flat.reshape(frames.shape)[:, None], ENTITIES, axis=1)
-    centres = batch["centres"].transpose(0, 2, 1, 3).reshape(-1, 2)
-    centres += jax.random.uniform(jitter_key, centres.shape, jnp.float32, -JITTER, JITTER)
-    side = jax.random.uniform(side_key, centres.shape[:1], jnp.float32, 40.0, 44.0)
-    crops = crops_around(frames.reshape(-1, *frames.shape[3:]), centres, side)
+    centers = batch["centers"].transpose(0, 2, 1, 3).reshape(-1, 2)
+    centers += jax.random.uniform(jitter_key, centers.shape, jnp.float32, -JITTER, JITTER)
+    side = jax.random.uniform(side_key, centers.shape[:1], jnp.float32, 40.0, 44.0)
+    crops = crops_around(frames.reshape(-1, *frames.shape[3:]), centers, side)
     visible = batch["visible"].transpose(0, 2, 1).reshape(-1, views)
     return crops.reshape(samples * ENTITIES, views, *crops.shape[1:]), visible
 

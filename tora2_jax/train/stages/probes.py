@@ -25,7 +25,7 @@ class Probe(NamedTuple):
 
 def targets(entity: Entity) -> Float[np.ndarray, " values"]:
     """Colors in [0, 255], then the shape's numbers (objects only) in [0, 1]."""
-    colors = entity.colours[list(COLORS[entity.kind])].ravel()
+    colors = entity.colors[list(COLORS[entity.kind])].ravel()
     return np.concatenate([colors, entity.shape[:SHAPES] if entity.kind == "object" else []])
 
 

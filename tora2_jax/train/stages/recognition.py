@@ -23,7 +23,7 @@ from tora2_jax.models.encoders.object_encoder import ObjectEncoder
 from tora2_jax.models.layers.basic import Linear
 from tora2_jax.references.crops import prepare
 from tora2_jax.train.stages import judge, local_appearance, probes
-from tora2_jax.train.stages.contrast import contrast, masked_mean, normalised
+from tora2_jax.train.stages.contrast import contrast, masked_mean, normalized
 from tora2_jax.types import PriorFeatures
 from tora2_jax.world.clips import WORDS, render_reference, sample_entity
 from tora2_jax.world.entities import Entity
@@ -184,8 +184,8 @@ def _angular_loss(
     """ArcFace: softmax over cosines, with a margin added to the angle of the right identity."""
     described = model.describe(batch["image"], train=True)
     drawing = model.drawing_loss(described.tokens, batch["image"])
-    vectors = normalised(described.vector)
-    cosine = vectors @ normalised(model.head.kernel[...], axis=0)
+    vectors = normalized(described.vector)
+    cosine = vectors @ normalized(model.head.kernel[...], axis=0)
     own = jax.nn.one_hot(batch["identity"], FACE_IDENTITIES, dtype=bool)
     angle = jnp.arccos(jnp.clip(cosine, -1.0 + 1e-6, 1.0 - 1e-6))
     logits = ANGLE_SCALE * jnp.where(own, jnp.cos(angle + ANGLE_MARGIN), cosine)
@@ -211,7 +211,7 @@ def _contrast_loss(
     if mask_key is not None:
         seen = local_appearance.mask_patches(images, model.encoder.patch_size, mask_key)
     tokens, features = model.describe(seen, train=True)
-    vectors = normalised(model.head(features)).reshape(groups * members, 2, -1)
+    vectors = normalized(model.head(features)).reshape(groups * members, 2, -1)
     word = jnp.repeat(jnp.arange(groups), members)
     usable = batch["usable"].reshape(-1)
     total, right = contrast(vectors[:, 0], vectors[:, 1], word, usable)
@@ -229,7 +229,7 @@ def _contrast_loss(
 
 @nnx.jit
 def _vectors(model: Recognition, images: Float[Array, "b side side 3"]) -> Float[Array, "b c"]:
-    return normalised(model.describe(images).vector)
+    return normalized(model.describe(images).vector)
 
 
 @nnx.jit

@@ -25,7 +25,7 @@ COMPONENTS = {"vae": ".*"}
 MEASURED = ("scaling_factor",)  # by `finish`, so the weights to go on from may have any
 
 CROPS_PER_CLIP = 4  # rendering costs more than cropping
-_FLOW_SHARE = 0.25  # of the examples: the same network encodes coloured paths
+_FLOW_SHARE = 0.25  # of the examples: the same network encodes colored paths
 _DENSE_SHARE = 0.3  # of the flow examples: of every pixel, not of the paths alone
 _ENTITY_SHARE = 0.75  # of the crops: around a pixel of an entity, for details are there
 _FOREGROUND_WEIGHT = 4.0  # of a pixel in the loss: what moves stays blurred longest
@@ -90,7 +90,7 @@ def _window(
 
 
 def _picture(record: Record, rng: np.random.Generator) -> Float[np.ndarray, "f height width 3"]:
-    """The clip or its flow in colours, in [-1, 1]."""
+    """The clip or its flow in colors, in [-1, 1]."""
     if rng.random() >= _FLOW_SHARE:
         return record.video / np.float32(127.5) - 1
     if rng.random() < _DENSE_SHARE:
@@ -139,7 +139,7 @@ def loss(
     kl = 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance).mean()
     total = _charbonnier(error, weight)
     total = total + _WEIGHTS["square"] * (weight * jnp.square(error)).mean()
-    # Brightness varies most and is learned first; without this term colours come much later.
+    # Brightness varies most and is learned first; without this term colors come much later.
     hues = _charbonnier(jnp.diff(error, axis=-1), weight)
     total = total + _WEIGHTS["edges"] * edges + _WEIGHTS["hues"] * hues + _WEIGHTS["kl"] * kl
     psnr = 10 * jnp.log10(4 / jnp.square(error).mean())  # the values span 2

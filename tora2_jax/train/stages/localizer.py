@@ -1,4 +1,4 @@
-"""Stage `localiser`: the bench's network that finds the toy world's words in a frame."""
+"""Stage `localizer`: the bench's network that finds the toy world's words in a frame."""
 
 import jax
 import jax.numpy as jnp
@@ -8,30 +8,30 @@ from jaxtyping import Array, Float, Int
 
 from tora2_jax.config.train import TrainConfig
 from tora2_jax.data.loader import ENDLESS
-from tora2_jax.evaluation.bench.localiser import Reliability, reliability, truth
+from tora2_jax.evaluation.bench.localizer import Reliability, reliability, truth
 from tora2_jax.evaluation.bench.networks import (
     NAMES,
     PRESENT,
     STRIDE,
     UNSURE,
-    Localiser,
-    cell_centres,
+    Localizer,
+    cell_centers,
     degrade,
-    peak_centres,
+    peak_centers,
     presence,
 )
 from tora2_jax.types import Record
 from tora2_jax.world.clips import render_clip
 
 TRAINABLE = ".*"
-COMPONENTS = {"localiser": ".*"}
-TARGET_SIGMA = 3.0  # pixels; spread of the wanted heat around the centre
+COMPONENTS = {"localizer": ".*"}
+TARGET_SIGMA = 3.0  # pixels; spread of the wanted heat around the center
 HELD_OUT = 2_000_000_000  # clip numbers from here on are never trained on
 
 
-def build(config: TrainConfig, rngs: nnx.Rngs) -> Localiser:
-    """A fresh localiser for every word of the world."""
-    return Localiser(rngs=rngs)
+def build(config: TrainConfig, rngs: nnx.Rngs) -> Localizer:
+    """A fresh localizer for every word of the world."""
+    return Localizer(rngs=rngs)
 
 
 def word_of_cells(record: Record) -> Int[np.ndarray, "f y x"]:
@@ -55,32 +55,32 @@ class _Frames:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         record = render_clip(self.config.world, index)
-        centres, state = truth(record)
+        centers, state = truth(record)
         cells = word_of_cells(record)
-        return {"frames": record.video, "centres": centres, "state": state, "cells": cells}
+        return {"frames": record.video, "centers": centers, "state": state, "cells": cells}
 
 
 def source(config: TrainConfig) -> _Frames:
-    """Examples: `frames [f, height, width, 3]`, `centres [f, words, 2]`, `state [f, words]` and
+    """Examples: `frames [f, height, width, 3]`, `centers [f, words, 2]`, `state [f, words]` and
     `cells [f, y, x]`.
     """
     return _Frames(config)
 
 
 def loss(
-    config: TrainConfig, model: Localiser, batch: dict[str, Array], key: Array
+    config: TrainConfig, model: Localizer, batch: dict[str, Array], key: Array
 ) -> tuple[Array, dict[str, Array]]:
     """Divergence of the heat map, distance of its mean place, presence, and word of every cell."""
-    frames, centres, state, cells = (
+    frames, centers, state, cells = (
         batch[name].reshape(-1, *batch[name].shape[2:])
-        for name in ("frames", "centres", "state", "cells")
+        for name in ("frames", "centers", "state", "cells")
     )
     heat, evidence = model.maps(degrade(frames.astype(jnp.float32) / 255.0, key))
     shown = presence(heat, evidence)
     present, sure = state == PRESENT, state != UNSURE
     count = jnp.maximum(present.sum(), 1)
-    place_loss = jnp.where(present, _place_loss(heat, centres), 0.0).sum() / count
-    distance = jnp.linalg.norm(peak_centres(heat) - centres + 1e-6, axis=-1)
+    place_loss = jnp.where(present, _place_loss(heat, centers), 0.0).sum() / count
+    distance = jnp.linalg.norm(peak_centers(heat) - centers + 1e-6, axis=-1)
     distance_loss = jnp.where(present, jnp.minimum(distance, 8.0), 0.0).sum() / count
     said = present * jax.nn.softplus(-shown) + ~present * jax.nn.softplus(shown)
     presence_loss = jnp.where(sure, said, 0.0).sum() / jnp.maximum(sure.sum(), 1)
@@ -96,12 +96,12 @@ def loss(
 
 
 def _place_loss(
-    heat: Float[Array, "b y x words"], centres: Float[Array, "b words 2"]
+    heat: Float[Array, "b y x words"], centers: Float[Array, "b words 2"]
 ) -> Float[Array, "b words"]:
-    """Divergence of the heat map from a Gaussian around the centre."""
+    """Divergence of the heat map from a Gaussian around the center."""
     batch, rows, columns, words = heat.shape
-    places = cell_centres(rows, columns).reshape(-1, 2)
-    squared = jnp.sum((places[None, :, None] - centres[:, None]) ** 2, axis=-1)
+    places = cell_centers(rows, columns).reshape(-1, 2)
+    squared = jnp.sum((places[None, :, None] - centers[:, None]) ** 2, axis=-1)
     wanted = jax.nn.log_softmax(-squared / (2 * TARGET_SIGMA**2), axis=1)
     said = jax.nn.log_softmax(heat.reshape(batch, rows * columns, words), axis=1)
     return jnp.sum(jnp.exp(wanted) * (wanted - said), axis=1)
@@ -119,7 +119,7 @@ def _cell_loss(
     return sum(parts) / 2
 
 
-def finish(config: TrainConfig, model: Localiser, clips: int = 64) -> dict[str, float]:
+def finish(config: TrainConfig, model: Localizer, clips: int = 64) -> dict[str, float]:
     """Held-out numbers on clean clips: error in canvas pixels and shares of right answers."""
     records = [render_clip(config.world, HELD_OUT + index) for index in range(clips)]
     result = reliability(model, records)

@@ -1,10 +1,10 @@
 """Bench: finds every word of the toy world in a frame.
 
-    python -m tora2_jax.train --config configs/bench_localiser.py --workdir workdirs/localiser
+    python -m tora2_jax.train --config configs/bench_localizer.py --workdir workdirs/localizer
 
 Hardware: 2 CPU cores. Minutes: 3. Measured: within 1.3 px of 256; 97.7 % of
 visible entities and 99.9 % of absent words right. Goal: 2 px and 98 %.
-Shipped as `checkpoints/bench/localiser.safetensors`, whose metadata holds the numbers.
+Shipped as `checkpoints/bench/localizer.safetensors`, whose metadata holds the numbers.
 """
 
 from tora2_jax.config import toy
@@ -15,7 +15,7 @@ from tora2_jax.config.world import WorldConfig
 def get_config() -> TrainConfig:
     """The settings of the run."""
     return TrainConfig(
-        stage="localiser",
+        stage="localizer",
         seed=7001,
         steps=1400,
         batch_size=16,

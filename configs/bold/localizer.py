@@ -1,9 +1,9 @@
 """Bench of the bold toy world: finds every word in a frame.
 
-    python -m tora2_jax.train --config configs/bold/localiser.py --workdir workdirs/bold/localiser
+    python -m tora2_jax.train --config configs/bold/localizer.py --workdir workdirs/bold/localizer
 
 Hardware: 2 CPU cores. Expected: see docs/toy.md.
-Its result goes to `checkpoints/bold_bench/localiser.safetensors`; its metadata holds the numbers.
+Its result goes to `checkpoints/bold_bench/localizer.safetensors`; its metadata holds the numbers.
 """
 
 from configs.bold.vae import bold_world
@@ -14,7 +14,7 @@ from tora2_jax.world.model import toy_bold
 def get_config() -> TrainConfig:
     """The settings of the run."""
     return TrainConfig(
-        stage="localiser",
+        stage="localizer",
         seed=7101,
         steps=4000,
         batch_size=16,
