@@ -36,9 +36,8 @@ def test_training_by_its_old_names():
         _ = train.never
 
 
-def test_a_program_of_before_runs_without_a_word():
-    code = (
-        "from tora2_jax.bundle import load_config\nfrom tora2_jax.train_config import TrainConfig"
-    )
+def test_a_program_of_before_runs_and_is_told_where_to_look():
+    code = "from tora2_jax.bundle import load_config; from tora2_jax import train_config"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0 and done.stderr == ""
+    assert done.returncode == 0 and "is now tora2_jax.weights.bundle" in done.stderr
+    assert "is now tora2_jax.config.train" in done.stderr and "Error" not in done.stderr
