@@ -18,6 +18,7 @@ from tora2_jax.inspection.numbers import as_data
 from tora2_jax.inspection.picture import draw_entity
 from tora2_jax.inspection.views import Inspection
 from tora2_jax.media import video
+from tora2_jax.media.image_file import decoded_once
 from tora2_jax.references.faces import FaceModelError, detector_file
 from tora2_jax.request import Request, RequestError, for_each, load_request
 from tora2_jax.sampling.command import SamplingError, write_faults
@@ -53,6 +54,11 @@ def run(options: Options, say: Callable[[str], None] = print) -> list[Path]:
         SamplingError: all problems of options, checkpoint and requests, before anything is written;
             or a file that cannot be written, with those that were.
     """
+    with decoded_once():
+        return _run(options, say)
+
+
+def _run(options: Options, say: Callable[[str], None]) -> list[Path]:
     requests = check(options)
     keep_compiled_programs()
     written: list[Path] = []

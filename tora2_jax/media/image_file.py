@@ -1,6 +1,10 @@
 """Image files of every common kind, upright, as 8-bit arrays."""
 
+import os
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import cv2
@@ -26,6 +30,7 @@ _OTHER_FILES = {
     b"PK\x03\x04": "it is an archive",
 }
 _UNREADABLE = (OSError, SyntaxError, ValueError)
+_HELD: ContextVar[dict[tuple, np.ndarray] | None] = ContextVar("_HELD", default=None)
 
 
 def load_image(path: str | Path) -> UInt8[np.ndarray, "height width 4"]:
@@ -37,7 +42,7 @@ def load_image(path: str | Path) -> UInt8[np.ndarray, "height width 4"]:
     Raises:
         ValueError: The file is missing or is no image that can be read.
     """
-    return _load(path, to_rgba)
+    return _decoded(path, to_rgba)
 
 
 def load_mask(path: str | Path) -> UInt8[np.ndarray, "height width"]:
@@ -49,7 +54,41 @@ def load_mask(path: str | Path) -> UInt8[np.ndarray, "height width"]:
     Raises:
         ValueError: The file is missing or is no image that can be read.
     """
-    return _load(path, _to_mask)
+    return _decoded(path, _to_mask)
+
+
+@contextmanager
+def decoded_once() -> Iterator[None]:
+    """Files that are read several times while the block is open are decoded once.
+
+    So a command may check a picture, prepare it and show it. At most `limits.REQUEST_PIXELS` are
+    held; what does not fit is decoded again.
+    """
+    token = _HELD.set({})
+    try:
+        yield
+    finally:
+        _HELD.reset(token)
+
+
+def _decoded(path: str | Path, convert: Callable) -> np.ndarray:
+    """A picture, or the one that is held; nobody may write into the latter."""
+    held = _HELD.get()
+    if held is None:
+        return _load(path, convert)
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return _load(path, convert)  # says what is wrong
+    key = (convert, os.path.realpath(path), stat.st_mtime_ns, stat.st_size)
+    if key not in held:
+        pixels = _load(path, convert)
+        pixels.setflags(write=False)
+        total = sum(other.shape[0] * other.shape[1] for other in held.values())
+        if total + pixels.shape[0] * pixels.shape[1] > limits.REQUEST_PIXELS:
+            return pixels
+        held[key] = pixels
+    return held[key]
 
 
 def to_rgba(image: Image.Image) -> UInt8[np.ndarray, "height width 4"]:

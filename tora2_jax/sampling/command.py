@@ -18,6 +18,7 @@ from tora2_jax.config import DiffusionConfig, ModelConfig
 from tora2_jax.config.train import MeshConfig
 from tora2_jax.errors import CheckpointError
 from tora2_jax.media import video
+from tora2_jax.media.image_file import decoded_once
 from tora2_jax.models.vae.tiling import VAEMemory
 from tora2_jax.references.crops import cut_out
 from tora2_jax.references.faces import FaceModelError, detector_file
@@ -114,10 +115,11 @@ def run(options: Options) -> list[Path]:
     Raises:
         SamplingError: see `prepare` and `write`.
     """
-    with nullcontext() if options.mesh is None else _on_mesh(options.mesh):
-        job = prepare(options)
-        result = sample(options, job)
-    return write(options, job, result)
+    with decoded_once():
+        with nullcontext() if options.mesh is None else _on_mesh(options.mesh):
+            job = prepare(options)
+            result = sample(options, job)
+        return write(options, job, result)
 
 
 def _on_mesh(written: str):
