@@ -99,6 +99,8 @@ def test_standard_errors():
     assert doubled.error == pytest.approx(plain.error, rel=0.1), "members are not independent"
     holes = np.where(np.arange(400) % 2 == 0, np.nan, values)
     assert measure.mean_estimate(holes).count == 200
+    uneven = measure.cluster_estimate(np.array([[1.0, 2.0], [6.0, np.nan], [np.nan, np.nan]]))
+    assert (uneven.mean, uneven.count) == (3.0, 3)
 
 
 def test_peak_center_is_exact_between_cells():

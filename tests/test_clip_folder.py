@@ -201,6 +201,9 @@ def test_paths_follow_the_flow_with_fractions_and_leave_for_good():
     np.testing.assert_allclose(tracks[0, -1], [10.5 + 5 * 0.25, 20.5 - 5 * 0.5])
     assert visible[0].all()
     assert visible[1].tolist() == [True] * 4 + [False] * 2
+    flow[3:] = (0, 2)  # back from the border
+    _, visible = optical_flow.follow(flow, np.array([[5.5, 0.75]]))
+    assert visible[0].tolist() == [True] * 2 + [False] * 4
     ramp = np.zeros((2, 4, 8, 2), np.float32)
     ramp[1, :, :, 0] = np.arange(8)
     tracks, _ = optical_flow.follow(ramp, np.array([[2.75, 2.0], [0.0, 0.0]]))

@@ -85,7 +85,7 @@ def assert_equal(ours, theirs):
         assert relative_error(tensor, theirs[name]) <= TENSOR_TOLERANCE, name
 
 
-PATTERNS = {"rank_pattern": {"to_q": 3}, "alpha_pattern": {"1.attn1.to_k": 2}}
+PATTERNS = {"rank_pattern": {"to_q": 3}, "alpha_pattern": {"1.attn1.to_k": 2, "to_k": 5}}
 
 
 @pytest.mark.parametrize(
@@ -98,6 +98,19 @@ def test_a_lora_of_peft_merges_as_in_peft(base, settings, tmp_path, capsys):
     told = capsys.readouterr().out
     assert "merged 13 weights of rank" in told and "does not say its alpha" not in told
     assert_equal(merged_here(tmp_path / "out"), model.merge_and_unload().state_dict())
+
+
+def test_a_base_in_bfloat16_is_rounded_once(tmp_path):
+    model, half = trained(), twins.convert(NAME, tmp_path / "base", dtype=torch.bfloat16)[1]
+    model.save_pretrained(tmp_path / "lora")
+    run("lora", "--src", tmp_path / "lora", "--base", half, "--dst", tmp_path / "out")
+    for name, parameter in model.named_parameters():
+        if "lora_" not in name:
+            parameter.data.copy_(parameter.data.bfloat16())
+    ours = merged_here(tmp_path / "out")
+    for name, tensor in model.merge_and_unload().state_dict().items():
+        same = ours[name].astype(np.float32) == tensor.bfloat16().float().numpy()
+        assert same.mean() > 0.99, name
 
 
 @pytest.mark.parametrize("metadata", [True, False])

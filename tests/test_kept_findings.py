@@ -181,6 +181,18 @@ def test_processes_take_in_what_others_have_kept(clips, opened):
     assert cache_file(clips).stat().st_mtime_ns == state
 
 
+def test_what_was_found_later_is_kept(clips, opened):
+    cache, path = clips.parent / "cache", clips / "videos" / "a.mp4"
+    mine, other = KeptFindings(cache, clips), KeptFindings(cache, clips)
+    assert mine.video(path).frames == 40
+    mine.save()
+    write(path, [gray(number) for number in range(20)])
+    assert other.video(path).frames == 20
+    other.save()
+    opened.clear()
+    assert KeptFindings(cache, clips).video(path).frames == 20 and not opened
+
+
 def test_another_version_of_the_reader_looks_at_faults_again(clips, opened, monkeypatch):
     look(clips)
     monkeypatch.setattr(kept_findings, "version", lambda name: "99")

@@ -20,7 +20,8 @@ def test_a_fault_can_be_planted(fault):
     [
         (0, 1, "E   AssertionError: 1 is not 2", "noticed"),
         (0, 0, "3 passed", "SURVIVED"),
-        (0, 1, "E   NameError: name 'x'", "fails, but not on a value (code 1)"),
+        (0, 1, "E       assert 1 == 2", "noticed"),
+        (0, 1, ">   assert x == 1\nE   NameError: name 'x'", "fails, but not on a value (code 1)"),
         (0, 2, "assert", "fails, but not on a value (code 2)"),
         (1, 1, "E   AssertionError", "the tests fail without it"),
     ],

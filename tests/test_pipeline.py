@@ -12,6 +12,7 @@ from tora2_jax import Tora2Pipeline, conditioning
 from tora2_jax.config import toy
 from tora2_jax.models.vae import tiling
 from tora2_jax.request import Request, RequestError, parse_request
+from tora2_jax.sampling import command
 from tora2_jax.sampling.pipeline import SampleSettings
 
 TOY = Path(__file__).resolve().parent.parent / "checkpoints" / "toy"
@@ -62,6 +63,15 @@ def test_a_row_of_a_batch_is_its_request_alone(pipeline, requests):
         alone = pipeline.generate(request, seed=5 + row, settings=settings)
         assert relative_error(together.latents[row], alone.latents[0]) < PIPELINE_TOLERANCE
     assert relative_error(together.latents[0], together.latents[1]) > 0.1
+
+
+def test_the_command_gives_every_request_its_own_seed(pipeline, requests, tmp_path):
+    files = [tmp_path / "a.json", tmp_path / "b.json"]
+    options = command.Options(tmp_path, files, tmp_path / "o.mp4", steps=2, seed=5)
+    loaded, inputs = pipeline.prepare(requests)
+    found = command.sample(options, command.Job(pipeline, loaded, inputs, None))
+    expected = pipeline.generate(requests, seed=5, settings=options.settings)
+    np.testing.assert_array_equal(found.latents, expected.latents)
 
 
 def test_latents_are_decoded_within_the_memory_asked_for(pipeline, requests, decoded, monkeypatch):

@@ -121,6 +121,17 @@ def test_an_opaque_photo_stays_opaque_where_it_was_turned_from():
     np.testing.assert_array_equal(blurred, photo)
 
 
+def test_a_turned_picture_keeps_every_pixel():
+    photo = np.random.default_rng(0).integers(0, 256, (5, 8, 4), np.uint8)
+    photo[..., 3] = 255
+    quarter = np.array([[0.0, -1.0], [1.0, 0.0]])  # clockwise
+    turned = [
+        apply_change(photo, "object", UNCHANGED._replace(linear=x)) for x in (quarter, -quarter)
+    ]
+    np.testing.assert_array_equal(turned[0], np.rot90(photo, -1))
+    np.testing.assert_array_equal(turned[1], np.rot90(photo))
+
+
 def test_the_head_of_a_human_is_not_cropped():
     person = np.zeros((200, 80, 4), np.uint8)
     person[20:190, 10:70] = (50, 60, 70, 255)

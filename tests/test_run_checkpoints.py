@@ -123,17 +123,17 @@ def test_a_folder_that_is_seen_late_is_waited_for(saved, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("damage", [_cut, _empty, _zeros, shutil.rmtree])
 def test_weights_of_a_run_are_of_the_newest_checkpoint_that_can_be_read(tmp_path, damage, caplog):
-    loop.train(_config(steps=4, checkpoint_every=2), tmp_path)
+    loop.train(_config(steps=10, checkpoint_every=5), tmp_path)
     newest, settings = checkpoint.load_component(tmp_path)
-    assert settings["steps"] == 4
-    damage(tmp_path / "checkpoints" / "4" / "average")
+    assert settings["steps"] == 10
+    damage(tmp_path / "checkpoints" / "10" / "average")
     older, _ = checkpoint.load_component(tmp_path)
-    assert "checkpoint 2 is taken instead: " in caplog.text
+    assert "checkpoint 5 is taken instead: " in caplog.text
     assert older.keys() == newest.keys()
     moving = [name for name in newest if (older[name] != newest[name]).any()]
     assert "head.1.kernel" in moving and "body.kernel" not in moving
-    damage(tmp_path / "checkpoints" / "2" / "average")
-    with pytest.raises(CheckpointError, match=r"(?s)no checkpoint can be read.*/4.*/2"):
+    damage(tmp_path / "checkpoints" / "5" / "average")
+    with pytest.raises(CheckpointError, match=r"(?s)no checkpoint can be read.*/10.*/5"):
         checkpoint.load_component(tmp_path)
 
 

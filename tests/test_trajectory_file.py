@@ -83,9 +83,10 @@ def test_tracks_of_numpy_with_their_visibility(tmp_path):
         assert one.position.tolist() == POINTS and one.visible.all()
         assert two.visible.tolist() == [True, False, True]
         assert two.position[[0, 2]].tolist() == [POINTS[2], POINTS[0]]
-    np.save(tmp_path / "cat_visibility.npy", visible[:2])
-    with pytest.raises(TrajectoryError, match=r"\[3, 2\] points, but cat_visibility.npy holds"):
-        load_paths(file)
+    for other in (visible[:2], visible.T, visible.ravel()):  # the latter two have as many numbers
+        np.save(tmp_path / "cat_visibility.npy", other)
+        with pytest.raises(TrajectoryError, match=r"\[3, 2\] points, but cat_visibility.npy holds"):
+            load_paths(file)
     np.save(tmp_path / "gap.npy", [POINTS[0], [np.nan, 3], POINTS[2]])
     assert load_points(tmp_path / "gap.npy").visible.tolist() == [True, False, True]
 

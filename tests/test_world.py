@@ -111,6 +111,24 @@ def test_flow_carries_a_mask_to_the_next_frame():
                 assert mask[frame + 1, y[inside], x[inside]].mean() > 0.93
 
 
+def test_flow_at_the_center_of_an_entity_is_its_step():
+    config, sizes = dataclasses.replace(CONFIG, min_entities=1, max_entities=1), []
+    for index in range(8):
+        clip = render_clip(config, index)
+        (entity,) = clip.entities
+        for frame in range(CONFIG.frames - 1):
+            rows, columns = np.nonzero(entity.mask[frame])
+            if len(rows) < 100:
+                continue
+            offset = np.stack([columns + 0.5, rows + 0.5], -1) - entity.track[frame]
+            system = np.concatenate([offset, np.ones((len(rows), 1))], 1)
+            affine = np.linalg.lstsq(system, clip.flow[frame, rows, columns], rcond=None)[0]
+            step = entity.track[frame + 1] - entity.track[frame]
+            np.testing.assert_allclose(affine[2], step, atol=1e-3)
+            sizes.append(np.abs(affine[:2]).max())
+    assert max(sizes) > 0.02  # it turns, so half a pixel would be seen
+
+
 def test_still_background_has_no_flow(clips):
     for clip in clips:
         covered = np.any([entity.mask for entity in clip.entities], axis=0)

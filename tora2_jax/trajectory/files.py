@@ -12,7 +12,6 @@ import ast
 import io
 import itertools
 import json
-import math
 import os
 import re
 import warnings
@@ -276,7 +275,8 @@ def _visibility(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise TrajectoryError([f"{beside.name} beside it cannot be read ({reason})."]) from error
-    if math.prod(seen.shape) != math.prod(shape) or seen.dtype.kind not in "biuf":
+    fits = [size for size in seen.shape if size > 1] == [size for size in shape if size > 1]
+    if not fits or seen.dtype.kind not in "biuf":
         raise TrajectoryError(
             [f"has {list(shape)} points, but {beside.name} holds {seen.dtype} {list(seen.shape)}."]
         )
