@@ -26,7 +26,7 @@ sys.path[:0] = [{root!r}]
 from pathlib import Path
 from tests.test_pool import Examples, build_plain
 from tora2_jax.parallel import processes
-from tora2_jax.config.train import TrainError
+from tora2_jax.errors import TrainError
 processes.start("127.0.0.1:{port}", 2, {index})
 try:
     build_plain(Path({folder!r}), Examples({refused}))
