@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from tora2_jax.config.model import ModelConfig, to_dict
 from tora2_jax.config.world import CropConfig, RecognitionConfig, WorldConfig
+from tora2_jax.errors import TrainError  # noqa: F401  its place until 2026-11
 from tora2_jax.system.addresses import address_problems
 
 CLIP_STAGES = ("base", "motion", "motion_vae", "tora2")  # can be trained on a folder of clips
