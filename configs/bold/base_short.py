@@ -15,6 +15,6 @@ def get_config() -> TrainConfig:
     config.steps = 2500
     config.batch_size = 32
     config.data_size = 30_000
-    start_from_base(config, f"{FOLDER}/stages/base_stills")
+    start_from_base(config, f"{FOLDER}/stages/base_one")
     config.optim = muon(2e-2, "constant")
     return config
