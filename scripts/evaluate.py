@@ -40,7 +40,9 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    common = argparse.ArgumentParser(add_help=False)
+    written = argparse.ArgumentParser(add_help=False)
+    written.add_argument("--output", type=local_path, help="write the numbers to this JSON file")
+    common = argparse.ArgumentParser(add_help=False, parents=[written])
     common.add_argument(
         "--localizer",
         "--localiser",  # its name until 2026-11
@@ -48,39 +50,41 @@ def arguments() -> argparse.Namespace:
         default="checkpoints/bench/localizer.safetensors",
     )
     common.add_argument("--judge", type=local_path, default="checkpoints/bench/judge.safetensors")
-    common.add_argument("--output", type=local_path, help="write the numbers to this JSON file")
-    defaults = world.Settings()
     for name, text in {
         "world": "bench of the toy world",
         "one-word": "two entities of one word: each at its place with its looks?",
     }.items():
         command = commands.add_parser(name, parents=[common], help=text)
-        command.add_argument("--checkpoint", required=True)
-        command.add_argument("--requests", type=int, default=defaults.requests)
-        command.add_argument("--seed", type=int, default=defaults.seed)
-        command.add_argument("--batch-size", type=int, default=defaults.batch_size)
-        command.add_argument("--steps", type=int, default=defaults.steps)
-        command.add_argument("--guidance", type=float, default=defaults.guidance)
-    base = commands.add_parser("base", help="does a base draw what its captions say?")
-    base.add_argument("--checkpoint", required=True)
+        _add_generation(command, world.Settings())
+    text = "does a base draw what its captions say? (--requests of either kind of caption)"
+    base = commands.add_parser("base", parents=[written], help=text)
+    _add_generation(base, world.Settings(requests=90, batch_size=30, steps=20, guidance=4.0))
     base.add_argument("--localizer", "--localiser", type=local_path, default=_BOLD_LOCALIZER)
-    base.add_argument("--requests", type=int, default=90, help="of either kind of caption")
-    base.add_argument("--seed", type=int, default=0)
-    base.add_argument("--batch-size", type=int, default=30)
-    base.add_argument("--steps", type=int, default=20)
-    base.add_argument("--guidance", type=float, default=4.0)
     base.add_argument("--pictures", type=local_path, help="folder for a sheet of all drawings")
-    base.add_argument("--output", type=local_path, help="write the numbers to this JSON file")
-    parts = commands.add_parser("conditions", help="what references and paths contribute")
-    parts.add_argument("--checkpoint", required=True)
-    parts.add_argument("--requests", type=int, default=200)
-    parts.add_argument("--seed", type=int, default=0)
-    parts.add_argument("--batch-size", type=int, default=16)
-    parts.add_argument("--output", type=local_path, help="write the numbers to this JSON file")
+    text = "what references and paths contribute"
+    parts = commands.add_parser("conditions", parents=[written], help=text)
+    _add_requests(parts, requests=200, seed=0, batch_size=16)
     gate = commands.add_parser("gate", parents=[common], help="reliability through a VAE")
     gate.add_argument("--vae", type=local_path, required=True)
     gate.add_argument("--clips", type=int, default=64)
     return parser.parse_args()
+
+
+def _add_requests(
+    command: argparse.ArgumentParser, requests: int, seed: int, batch_size: int
+) -> None:
+    """What all commands that run a model on requests are told, with defaults."""
+    command.add_argument("--checkpoint", required=True)
+    command.add_argument("--requests", type=int, default=requests)
+    command.add_argument("--seed", type=int, default=seed)
+    command.add_argument("--batch-size", type=int, default=batch_size)
+
+
+def _add_generation(command: argparse.ArgumentParser, defaults: world.Settings) -> None:
+    """And how those that generate do it."""
+    _add_requests(command, defaults.requests, defaults.seed, defaults.batch_size)
+    command.add_argument("--steps", type=int, default=defaults.steps)
+    command.add_argument("--guidance", type=float, default=defaults.guidance)
 
 
 def _settings(options: argparse.Namespace) -> world.Settings:

@@ -75,7 +75,21 @@ def test_pictures_of_another_word_fail(localizer):
     words = list(KINDS)
     found = measure(localizer, lambda word: words[(words.index(word) + 1) % len(words)])
     assert found["word"]["mean"] == 0 and found["asked"]["mean"] <= 0.1
+    assert found["others"]["mean"] <= 0.1
     assert not base.may_be_frozen(found) and "missed" in base.table(found)
+
+
+def test_a_word_that_few_frames_show_is_not_found(localizer, monkeypatch):
+    draw = Painter._draw
+
+    def flickers(self, prompt, seed):
+        frame = draw(self, prompt, seed)
+        empty = np.full_like(frame, 200)
+        return np.concatenate([frame, empty, empty])
+
+    monkeypatch.setattr(Painter, "_draw", flickers)
+    found = measure(localizer, lambda word: word)
+    assert found["asked"]["mean"] == 0 and found["others"]["mean"] >= 0.9
 
 
 def test_captions_name_each_word_in_turn_and_one_color():

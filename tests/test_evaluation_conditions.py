@@ -39,7 +39,7 @@ def test_one_way_in_is_closed_at_a_time(folder):  # noqa: F811
     parsed = parse_request(request, folder, pipeline.config, pipeline.tokenizer)
     model, given = pipeline.model, pipeline.conditions(pipeline.prepare([parsed])[1])
     keep = jnp.ones(given.is_human.shape, bool).at[:, 0].set(False)
-    ways = nnx.jit(closed_ways)(model, given, keep)
+    ways = closed_ways(model, given, keep)
     assert set(ways) == {"none", "cross_attention", "motion_map", "both"}
     without = given._replace(
         reference_mask=given.reference_mask & keep[..., None],

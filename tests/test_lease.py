@@ -71,6 +71,7 @@ def test_a_number_of_a_process_that_another_has_got_means_nothing(tmp_path, _qui
     if own["started"] is None:
         pytest.skip("the system does not tell when a process began")
     write(tmp_path, machine=own["machine"], process=own["process"], started="1")
+    assert lease._runs_here(stored(tmp_path)) is False and lease._runs_here(own) is True
     with Lease(tmp_path):
         assert stored(tmp_path)["started"] == own["started"]
 

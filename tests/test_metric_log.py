@@ -45,9 +45,7 @@ class FullDisk:
 
 @pytest.fixture
 def disk(monkeypatch):
-    real = appended_file.Path
-
-    class Path(type(real())):
+    class Path(type(appended_file.Path())):
         def open(self, *arguments, **options):
             return FullDisk(super().open(*arguments, **options))
 
@@ -93,16 +91,9 @@ def test_rows_wait_for_the_disk_and_none_is_cut(tmp_path, disk):
     assert path.read_bytes() == b"first row\nsecond row\nthird row\n"
 
 
-def test_a_write_that_is_cut_short_goes_on(tmp_path, monkeypatch):
+def test_a_write_that_is_cut_short_goes_on(tmp_path, disk, monkeypatch):
     path = tmp_path / "rows"
-    monkeypatch.setattr(FullDisk, "write", lambda self, data: self._file.write(bytes(data[:4])))
-    real = appended_file.Path
-
-    class Path(type(real())):
-        def open(self, *arguments, **options):
-            return FullDisk(super().open(*arguments, **options))
-
-    monkeypatch.setattr(appended_file, "Path", Path)
+    monkeypatch.setattr(disk, "write", lambda self, data: self._file.write(bytes(data[:4])))
     file = AppendedFile(path)
     file.add(b"123456789")
     file.flush()

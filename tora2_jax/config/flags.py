@@ -13,7 +13,7 @@ from tora2_jax.config.train import TrainConfig
 
 def define_config() -> None:
     """Defines `--config FILE` and `--config.FIELD=VALUE`."""
-    # The choices are checked with the rest of the config (train_config.problems).
+    # The choices are checked with the rest of the config (`config.train.problems`).
     config_flags.register_flag_parser_for_type(Literal, flags.ArgumentParser())
     config_flags.DEFINE_config_file(
         "config",

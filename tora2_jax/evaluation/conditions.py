@@ -95,7 +95,7 @@ def _batch(
 
     model = pipeline.model
     full = conditions("full")
-    bound = _closed(model, full)
+    bound = closed_ways(model, full, jnp.zeros(full.is_human.shape, bool))
     bound["full"] = bound.pop("none")
     bound["without_paths"] = _bound(model, conditions("full", without_paths))
     for name in ("exchanged_references", "exchanged_paths"):
@@ -114,11 +114,6 @@ def _batch(
         ]
         measured[name] = np.stack(per_timestep, axis=-1)[: len(rows)]
     return measured
-
-
-@nnx.jit
-def _closed(model: Tora2, conditions: Conditions) -> dict[str, BoundConditions]:
-    return closed_ways(model, conditions, jnp.zeros(conditions.is_human.shape, bool))
 
 
 @nnx.jit

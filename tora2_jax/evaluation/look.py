@@ -1,7 +1,7 @@
 """What the toy world's bench sees in a video."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from flax import nnx
@@ -43,25 +43,34 @@ def load_bench(localizer: str | Path, judge: str | Path) -> Bench:
     Raises:
         CheckpointError: names every file that is missing or does not fit, and how to make it.
     """
-    bench = Bench(Localizer(rngs=nnx.Rngs(0)), Judge(rngs=nnx.Rngs(0)))
-    faults = []
-    for name, path in {"localizer": localizer, "judge": judge}.items():
+    networks, faults = [], []
+    for load, path in ((load_localizer, localizer), (_load_judge, judge)):
         try:
-            checkpoint.merge(getattr(bench, name), checkpoint.load_component(path)[0])
+            networks.append(load(path))
         except CheckpointError as error:
-            faults.append(
-                f"{error}\n  give --{name} FILE, or train it with configs/bench_{name}.py"
-            )
+            faults.append(str(error))
     if faults:
         raise CheckpointError("\n".join(faults))
-    return bench
+    return Bench(*networks)
 
 
 def load_localizer(path: str | Path) -> Localizer:
-    """The localizer alone; raises CheckpointError if the file is missing or does not fit."""
-    localizer = Localizer(rngs=nnx.Rngs(0))
-    checkpoint.merge(localizer, checkpoint.load_component(path)[0])
-    return localizer
+    """The localizer alone; errors are those of `load_bench`."""
+    return _filled(Localizer(rngs=nnx.Rngs(0)), path, "localizer")
+
+
+def _load_judge(path: str | Path) -> Judge:
+    return _filled(Judge(rngs=nnx.Rngs(0)), path, "judge")
+
+
+def _filled(network: nnx.Module, path: str | Path, name: str) -> Any:
+    """The network with the weights of a file."""
+    try:
+        checkpoint.merge(network, checkpoint.load_component(path)[0])
+    except CheckpointError as error:
+        advice = f"give --{name} FILE, or train it with configs/bench_{name}.py"
+        raise CheckpointError(f"{error}\n  {advice}") from error
+    return network
 
 
 def look(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from tora2_jax import diffusion
 from tora2_jax.models.cross_attention import Influence
@@ -56,21 +56,24 @@ def look_at_steps(
         places: How much each entity is at each token; None: it has no references to look for.
     """
     entities = conditions.is_human.shape[1]
-    shut = [_closed(model, conditions, index) for index in range(len(places))]
+    slots = jnp.arange(entities)[None]
+    shut = {
+        entity: closed_ways(model, conditions, slots != entity)
+        for entity, place in enumerate(places)
+        if place is not None
+    }
     state, found = diffusion.SamplerState(noise, jnp.zeros_like(noise)), []
-    last = looked_at(len(table.timestep))[-1]
-    for index in range(last + 1):
+    wanted = looked_at(len(table.timestep))
+    for index in range(wanted[-1] + 1):
         row = diffusion.StepCoefficients(*(np.float32(values[index]) for values in table))
         given = (model, state.latents, jnp.full(1, row.timestep, jnp.float32))
-        if index in looked_at(len(table.timestep)):
+        if index in wanted:
             velocity, influence = observed(*given, bound, entities)
             effect = {way: np.full(len(places), np.nan) for way in WAYS}
-            for entity, place in enumerate(places):
-                if place is None:
-                    continue
+            for entity, closed in shut.items():
                 for way in WAYS:
-                    other = _velocity(*given, shut[entity][way])
-                    effect[way][entity] = float(_change(velocity, other, place))
+                    other = _velocity(*given, closed[way])
+                    effect[way][entity] = float(_change(velocity, other, places[entity]))
             time = int(table.timestep[index])
             found.append(Passing(time, jax.device_get(influence), effect))
         else:
@@ -98,16 +101,6 @@ def observed(
 @nnx.jit
 def _velocity(model: Tora2, latents, timestep, bound: BoundConditions):
     return model(latents, timestep, bound)
-
-
-def _closed(model: Tora2, conditions: Conditions, entity: int) -> dict[str, BoundConditions]:
-    keep = jnp.arange(conditions.is_human.shape[1])[None] != entity
-    return _shut(model, conditions, keep)
-
-
-@nnx.jit
-def _shut(model: Tora2, conditions: Conditions, keep: Bool[Array, "b e"]):
-    return closed_ways(model, conditions, keep)
 
 
 @jax.jit

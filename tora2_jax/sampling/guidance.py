@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Bool
 
 from tora2_jax import conditioning
@@ -67,6 +68,7 @@ def concatenate(bound: list[BoundConditions]) -> BoundConditions:
     return BoundConditions(*(join(name) for name in BoundConditions._fields))
 
 
+@nnx.jit
 def closed_ways(
     model: Tora2, conditions: Conditions, keep: Bool[Array, "b e"]
 ) -> dict[str, BoundConditions]:

@@ -44,7 +44,7 @@ from tora2_jax.weights.settings import setting_differences
 #   finish(config, model) -> dict of metadata that is stored with the exported components, measured
 #     with the whole model, which for it is brought to one device; called by one process alone
 #   MEASURED: names of the model's settings that `finish` finds out
-# What its user can mend, it raises as train_config.TrainError.
+# What its user can mend, it raises as errors.TrainError.
 STAGES = {
     "vae": "tora2_jax.train.stages.vae",
     "face": "tora2_jax.train.stages.recognition",
@@ -68,7 +68,7 @@ _RUNS_ONCE = {
 
 
 class TrainState(NamedTuple):
-    """All that a run carries from step to step; variables by path (see checkpoint.py)."""
+    """All that a run carries from step to step; variables by path (see weights.checkpoint)."""
 
     step: jax.Array  # number of finished steps
     trainable: dict[str, jax.Array]  # float32 masters
