@@ -98,7 +98,7 @@ def random_weights(rng: np.random.Generator, path: str, leaf: jax.ShapeDtypeStru
 
 def random_state(config: TrainConfig, mesh: Mesh, seed: int = 0) -> tuple:
     """Graph and state; no array is as it starts, so that every path has a gradient."""
-    graph, target = train_state.abstract_state(config, diffusion, mesh)
+    graph, target = train_state.abstract_state(config, diffusion.STAGE, mesh)
     rng = np.random.default_rng(seed)
 
     def fill(path, leaf):
@@ -133,7 +133,7 @@ def mesh_of(data: int, fsdp: int, sequence: int, tensor: int) -> Mesh:
 def _program(description: str, sizes: tuple[int, ...]):
     """Compiled once for all tests of a process."""
     config, mesh = settings.from_dict(TrainConfig, json.loads(description)), mesh_of(*sizes)
-    graph, _ = train_state.abstract_state(config, diffusion, mesh)
+    graph, _ = train_state.abstract_state(config, diffusion.STAGE, mesh)
     step = partial(train_state.loss_and_gradients, config, diffusion, graph)
     return jax.jit(step)
 

@@ -41,7 +41,7 @@ def parameters() -> dict[str, dict[str, tuple[int, ...]]]:
 
     def trained(config):
         model = nnx.eval_shape(lambda: diffusion.build(config, nnx.Rngs(0)))
-        state = nnx.state(model, train_state.trainable_filter(config, diffusion))
+        state = nnx.state(model, train_state.trainable_filter(config, diffusion.STAGE))
         return {path: value.shape for path, value in flat_variables(state).items()}
 
     return {name: trained(config_of(name)) for name in RUNS}

@@ -40,6 +40,7 @@ from tora2_jax.models.vae.vae import CausalVAE
 from tora2_jax.sampling.pipeline import Sample
 from tora2_jax.train.stages import localizer, recognition
 from tora2_jax.train.stages.contrast import contrast, normalized
+from tora2_jax.train.state import find_stage
 from tora2_jax.types import PriorFeatures
 from tora2_jax.weights.checkpoint import stored_names
 from tora2_jax.world.clips import render_clip
@@ -165,7 +166,7 @@ def test_networks_are_small(bench):
 @pytest.mark.parametrize("stage", ["face", "object", "judge", "localizer"])
 def test_examples_are_pure_functions_of_the_index(stage):
     config = _config(stage)
-    module = localizer if stage == "localizer" else recognition
+    module = find_stage(config)
     first, again = module.source(config)[3], module.source(config)[3]
     other = module.source(dataclasses.replace(config, seed=6))[3]
     assert jax.tree.all(jax.tree.map(np.array_equal, first, again))
@@ -176,7 +177,7 @@ def test_examples_are_pure_functions_of_the_index(stage):
 @pytest.mark.parametrize("stage", ["face", "object", "dino", "judge", "localizer"])
 def test_stage_has_a_scalar_loss_and_exports_its_network(stage):
     config = _config(stage)
-    module = localizer if stage == "localizer" else recognition
+    module = find_stage(config)
     batch = _batch(config, module, 1 if stage in ("object", "dino") else 2)
     model = nnx.eval_shape(lambda: module.build(config, nnx.Rngs(0)))
     graph, state = nnx.split(model)
@@ -187,7 +188,7 @@ def test_stage_has_a_scalar_loss_and_exports_its_network(stage):
     )
     assert {leaf.shape for leaf in jax.tree.leaves((value, metrics))} == {()}
     exported = {}
-    for regex in module.COMPONENTS.values():
+    for regex in module.components.values():
         exported |= stored_names(flat_variables(model), regex)
     inner = model if stage in ("judge", "localizer") else model.encoder
     assert exported.keys() == flat_variables(inner).keys()

@@ -14,7 +14,7 @@ from tora2_jax.weights import checkpoint
 def test_a_config_can_be_used(name):
     config = importlib.import_module(f"configs.{name}").get_config()
     assert not problems(config)
-    assert find_stage(config).COMPONENTS
+    assert find_stage(config).components
 
 
 def test_the_papers_run_is_the_papers():

@@ -2,7 +2,6 @@
 
 import re
 from functools import partial
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,7 @@ from tora2_jax.errors import TrainError
 from tora2_jax.models.layers.attention import attention
 from tora2_jax.parallel import mesh, placement
 from tora2_jax.train import state as train_state
-from tora2_jax.train.stages import diffusion
+from tora2_jax.train.stages import diffusion, vae
 
 
 def test_one_size_takes_the_devices_that_are_left():
@@ -47,14 +46,14 @@ def test_a_mesh_that_the_topology_does_not_allow_is_refused(monkeypatch):
 
     monkeypatch.setattr(mesh.mesh_utils, "create_device_mesh", no_assignment)
     with pytest.raises(TrainError, match=r"config.mesh .*fsdp=8.*Failed to find assignment"):
-        train_state.mesh_of(sharded_step.tiny_config(mesh=MeshConfig(fsdp=8)), diffusion)
+        train_state.mesh_of(sharded_step.tiny_config(mesh=MeshConfig(fsdp=8)), diffusion.STAGE)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused():
     settings = sharded_step.tiny_config(batch_size=12, accumulate=2)
     with pytest.raises(TrainError, match=r"batch_size 12 is not a multiple of 8 .* x 2"):
-        train_state.mesh_of(settings, diffusion)
-    stage = SimpleNamespace()
+        train_state.mesh_of(settings, diffusion.STAGE)
+    stage = vae.STAGE
     settings = TrainConfig(stage="vae", batch_size=16, accumulate=2)
     with pytest.raises(TrainError, match="accumulate must be 1 in stage vae"):
         train_state.mesh_of(settings, stage)
@@ -102,7 +101,7 @@ def test_every_large_array_of_the_5b_model_is_shared():
     """What no rule cuts is small; and nothing that is frozen has an optimizer state."""
     settings = TrainConfig(frozen_dtype="bfloat16", dtype="bfloat16")
     mesh = sharded_step.mesh_of(1, 8, 1, 1)
-    _, state = train_state.abstract_state(settings, diffusion, mesh)
+    _, state = train_state.abstract_state(settings, diffusion.STAGE, mesh)
     arrays = state.trainable | state.frozen
     whole = [path for path, x in arrays.items() if x.sharding.shard_shape(x.shape) == x.shape]
     assert sum(arrays[path].size for path in whole) < 60e6
@@ -121,7 +120,7 @@ def test_a_step_is_lowered_without_numbers():
         dtype="bfloat16", frozen_dtype="bfloat16", accumulate=2, ema_decay=0.9
     )
     settings.model.transformer.rematerialize = "save_attention"
-    step = train_state.abstract_step(settings, diffusion, sharded_step.mesh_of(1, 2, 2, 2))
+    step = train_state.abstract_step(settings, diffusion.STAGE, sharded_step.mesh_of(1, 2, 2, 2))
     state, metrics = step.lower().out_info
     assert jax.tree.map(lambda x: x.dtype, state) == jax.tree.map(lambda x: x.dtype, step.state)
     assert metrics["loss"].shape == () and "contrastive" in metrics
@@ -153,10 +152,10 @@ def test_attention_in_chunks_is_the_same_in_parts(sizes):
 def test_a_state_is_made_in_place():
     """With the numbers that it has on one device."""
     settings = sharded_step.tiny_config(ema_decay=0.9, frozen_dtype="bfloat16")
-    _, plain = train_state.init_state(settings, diffusion)
+    _, plain = train_state.init_state(settings, diffusion.STAGE)
     mesh = sharded_step.mesh_of(1, 4, 1, 2)
-    _, target = train_state.abstract_state(settings, diffusion, mesh)
-    _, state = train_state.init_state(settings, diffusion, mesh)
+    _, target = train_state.abstract_state(settings, diffusion.STAGE, mesh)
+    _, state = train_state.init_state(settings, diffusion.STAGE, mesh)
     for one, two, wanted in zip(*map(jax.tree.leaves, (state, plain, target)), strict=True):
         assert (one.sharding, one.dtype) == (wanted.sharding, wanted.dtype)
         np.testing.assert_allclose(

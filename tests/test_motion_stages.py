@@ -27,6 +27,7 @@ from tora2_jax.train import loop, state
 from tora2_jax.train.stages import diffusion, motion_vae
 from tora2_jax.types import Inputs
 from tora2_jax.weights import checkpoint
+from tora2_jax.weights.run_networks import frozen_files
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
@@ -183,7 +184,7 @@ def test_the_motion_vae_learns_in_a_slot_of_its_own(bases, clips, tmp_path):
 
     stage = config_of("motion_stage1", base, clips, tmp_path)
     stage.weights.motion_vae = config.export
-    files = state.find_stage(stage).frozen_files(stage)
+    files = frozen_files(stage)
     assert files == {"vae": str(base / "vae"), "motion_vae": config.export}
 
 

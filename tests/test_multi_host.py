@@ -1,5 +1,6 @@
 """Two processes on one machine train as one run, stop as one, and end when one is lost."""
 
+import dataclasses
 import json
 import re
 import signal
@@ -14,7 +15,6 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tests import sharded_step, test_train
-from tests.test_train import COMPONENTS, TRAINABLE, build, loss  # noqa: F401  (this stage's too)
 from tora2_jax import parallel
 from tora2_jax.config.train import MeshConfig, OptimConfig, TrainConfig
 from tora2_jax.parallel import processes
@@ -77,6 +77,9 @@ def sample(config, model, step) -> np.ndarray:
     )
     np.save(folder / f"{step}.npy", product)
     return np.zeros((2, 16, 16, 3), np.uint8)
+
+
+STAGE = dataclasses.replace(test_train.STAGE, source=source, sample=sample, finish=None)
 
 
 def _start(
@@ -237,7 +240,7 @@ def test_only_the_first_process_gets_a_whole_array(monkeypatch, spec):
 def test_what_is_wrong_with_one_process_ends_both_with_the_reason(tmp_path, fault):
     before, flags = "", None
     if fault == "weights":
-        _, state = train_state.init_state(config(1, data=1), sys.modules[__name__])
+        _, state = train_state.init_state(config(1, data=1), STAGE)
         variables = state.trainable | state.statistics
         own = {path.removeprefix("head."): array for path, array in variables.items()}
         checkpoint.save_component(tmp_path / "own.safetensors", own, {})

@@ -103,7 +103,7 @@ def test_a_run_goes_on_on_another_mesh(tmp_path):
     for sizes in ((1, 8, 1, 1), (2, 1, 4, 1), (1, 1, 1, 1)):
         other = sharded_step.mesh_of(*sizes)
         saved = Checkpoints(tmp_path, own_item=1 << 12)
-        _, target = train_state.abstract_state(settings, diffusion, other)
+        _, target = train_state.abstract_state(settings, diffusion.STAGE, other)
         restored = saved.restore(1, {name: getattr(target, name) for name in FIELDS})
         frozen = saved.restore_frozen(target.frozen)
         saved.close()

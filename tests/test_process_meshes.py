@@ -40,7 +40,7 @@ def losses(sizes: tuple[int, ...], order: list[int]) -> list[float]:
     rows = parallel.batch_rows(mesh, config.batch_size)
     found = []
     with parallel.use(mesh):
-        step = train_state.compiled_step(config, diffusion, graph, state)
+        step = train_state.compiled_step(config, diffusion.STAGE, graph, state)
         for seed in range(STEPS):
             batch = sharded_step.random_batch(config, seed)
             own = {name: array[rows] for name, array in batch.items()}

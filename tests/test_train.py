@@ -1,5 +1,6 @@
 """The training program on a stage of a few hundred numbers, which is defined here."""
 
+import dataclasses
 import errno
 import gc
 import json
@@ -28,10 +29,9 @@ from tora2_jax.train import loop, optim
 from tora2_jax.train import state as train_state
 from tora2_jax.train.runs import checkpoints, export
 from tora2_jax.train.runs import folder as run_folder
+from tora2_jax.train.stage import Stage
 from tora2_jax.weights import checkpoint
 
-TRAINABLE = r"head\."
-COMPONENTS = {"transformer": r"(?P<prefix>body\.)", "motion": r"(?P<prefix>head\.)"}
 _PROGRAM = """
 import sys
 sys.path[:0] = [{root!r}]
@@ -90,6 +90,22 @@ def finish(config, model):
     return {"answer": 42}
 
 
+STAGE = Stage(
+    build=build,
+    source=source,
+    loss=loss,
+    components={"transformer": r"(?P<prefix>body\.)", "motion": r"(?P<prefix>head\.)"},
+    trainable=lambda config: r"head\.",
+    finish=finish,
+)
+
+
+def change_stage(monkeypatch, **changes):
+    """Other functions of this module's stage, until the test ends."""
+    module = sys.modules[__name__]
+    monkeypatch.setattr(module, "STAGE", dataclasses.replace(module.STAGE, **changes))
+
+
 @pytest.fixture(autouse=True)
 def _stage(monkeypatch):
     monkeypatch.setitem(train_state.STAGES, "base", "tests.test_train")
@@ -120,7 +136,7 @@ def test_resuming_is_exact_and_frozen_stays(tmp_path):
     assert _losses(tmp_path / "whole") == _losses(tmp_path / "parts")
     assert [row["step"] for row in _losses(tmp_path / "whole")] == [1, 2, 3, 4]
 
-    _, initial = train_state.init_state(_config(), sys.modules[__name__])
+    _, initial = train_state.init_state(_config(), STAGE)
     _assert_equal(initial.frozen, whole.frozen)
     assert set(whole.frozen) == {"body.bias", "body.kernel"}
     moments = whole.optimizer[1][0]
@@ -139,7 +155,7 @@ def test_resuming_is_exact_and_frozen_stays(tmp_path):
 
     start = _config()
     start.weights.motion = str(tmp_path / "out.safetensors")
-    _, continued = train_state.init_state(start, sys.modules[__name__])
+    _, continued = train_state.init_state(start, STAGE)
     np.testing.assert_array_equal(continued.statistics["head.0.var"], exported["0.var"])
     np.testing.assert_array_equal(
         continued.trainable["head.1.kernel"], exported["1.kernel"].astype(np.float32)
@@ -310,7 +326,7 @@ def _bad_at(steps: set[int], gradient_only: bool = False):
 
 @pytest.mark.parametrize("gradient_only", [False, True])
 def test_a_step_without_finite_numbers_is_skipped_and_counted(tmp_path, monkeypatch, gradient_only):
-    monkeypatch.setattr(sys.modules[__name__], "loss", _bad_at({2}, gradient_only))
+    change_stage(monkeypatch, loss=_bad_at({2}, gradient_only))
     before = loop.train(_config(steps=2), tmp_path / "before")
     after = loop.train(_config(steps=3), tmp_path / "after")
     assert int(after.step) == 3
@@ -329,7 +345,7 @@ def test_a_step_without_finite_numbers_is_skipped_and_counted(tmp_path, monkeypa
 
 
 def test_too_many_skipped_steps_in_a_row_end_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules[__name__], "loss", _bad_at({1, 3, 4, 5, 6}))
+    change_stage(monkeypatch, loss=_bad_at({1, 3, 4, 5, 6}))
     told = (
         r"steps 4 to 6 had no finite.*skipped\.jsonl lists: position 12 clip clip12; position 13 "
     )
@@ -340,8 +356,8 @@ def test_too_many_skipped_steps_in_a_row_end_the_run(tmp_path, monkeypatch):
 
 
 def test_a_bad_example_is_replaced_and_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules[__name__], "source", lambda config: _Holes(config.seed))
-    monkeypatch.setattr(sys.modules[__name__], "loss", _sum_of_inputs(loss))
+    change_stage(monkeypatch, source=lambda config: _Holes(config.seed))
+    change_stage(monkeypatch, loss=_sum_of_inputs(loss))
     loop.train(_config(steps=2, log_every=1), tmp_path)
     good = _Source(0)
     rows = [good[index]["inputs"] for index in (4, 6, 6, 7)]
@@ -422,7 +438,7 @@ def test_samples_are_of_saved_steps_and_may_fail(tmp_path, monkeypatch, caplog):
             raise RuntimeError("the device is full\nof something")
         return np.zeros((3, 16, 16, 3), np.uint8)
 
-    monkeypatch.setattr(sys.modules[__name__], "sample", sample, raising=False)
+    change_stage(monkeypatch, sample=sample)
     state = loop.train(_config(steps=3, sample_every=1, checkpoint_every=100), tmp_path)
     assert saved == {1: ["1"], 2: ["1", "2"], 3: ["2", "3"]}
     names = sorted(path.name for path in (tmp_path / "samples").iterdir())
@@ -440,7 +456,7 @@ def test_nothing_of_a_sample_stays_on_the_device(tmp_path, monkeypatch):
         refers_to_itself.append(refers_to_itself)
         return np.zeros((3, 16, 16, 3), np.uint8)
 
-    monkeypatch.setattr(sys.modules[__name__], "sample", sample, raising=False)
+    change_stage(monkeypatch, sample=sample)
     gc.disable()
     try:
         loop.train(_config(steps=2, sample_every=1), tmp_path)
@@ -449,15 +465,15 @@ def test_nothing_of_a_sample_stays_on_the_device(tmp_path, monkeypatch):
     assert left == [0, 0]
 
 
-def test_an_export_takes_no_more_than_it_writes(tmp_path, monkeypatch):
-    monkeypatch.delattr(sys.modules[__name__], "finish")
+def test_an_export_takes_no_more_than_it_writes(tmp_path):
+    stage = dataclasses.replace(STAGE, finish=None)
     config = _config(export=str(tmp_path / "out"))
-    graph, state = train_state.init_state(config, sys.modules[__name__])
+    graph, state = train_state.init_state(config, stage)
     without = jax.tree.map(
         lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), state.frozen
     )
     state = state._replace(frozen=without)
-    export.export(config, sys.modules[__name__], graph, state)
+    export.export(config, stage, graph, state)
     exported, metadata = checkpoint.load_component(tmp_path / "out" / "motion.safetensors")
     assert set(exported) == {"0.bias", "0.mean", "0.scale", "0.var", "1.bias", "1.kernel"}
     assert metadata["model"] == json.loads(json.dumps(to_dict(config.model)))

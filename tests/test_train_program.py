@@ -183,7 +183,7 @@ def test_jaxs_search_for_nans_does_not_end_a_healthy_run(tmp_path, monkeypatch):
         nobody = measures.share(batch["inputs"][:, 0], batch["inputs"][:, 0] > 1e9)
         return value, metrics | {"of_nobody": nobody}
 
-    monkeypatch.setattr(test_train, "loss", loss)
+    test_train.change_stage(monkeypatch, loss=loss)
     with jax.debug_nans(True):
         loop.train(_config(steps=2), tmp_path)
     assert len(_losses(tmp_path)) == 2
@@ -197,7 +197,7 @@ def test_a_run_on_damaged_weights_names_them(tmp_path, monkeypatch):
         model.body.bias[...] = model.body.bias[...].at[0].set(np.nan)
         return model
 
-    monkeypatch.setattr(test_train, "build", build)
+    test_train.change_stage(monkeypatch, build=build)
     with pytest.raises(loop.TrainError) as error:
         loop.train(_config(steps=9, skips_allowed=1), tmp_path)
     assert str(error.value) == (

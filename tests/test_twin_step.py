@@ -5,7 +5,6 @@ The model is linear but for one gate, so its gradients can be written down.
 
 import functools
 import math
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ from tora2_jax.config.train import MeshConfig, OptimConfig, TrainConfig
 from tora2_jax.models.layers.batch_norm import BatchNorm
 from tora2_jax.train import state as train_state
 from tora2_jax.train.optim import make_optimizer
+from tora2_jax.train.stage import Stage
 
 BATCH, STEPS = 4, 6
 
@@ -58,12 +58,13 @@ def loss(config, model, batch, noise):
     return jnp.square(output - batch["target"] - noise).mean(), {}
 
 
-STAGE = SimpleNamespace(
+STAGE = Stage(
     build=lambda config, rngs: Model(),
     loss=loss,
     draw=lambda config, batch, key: jax.random.normal(key, (len(batch["x"]), 5), jnp.float32),
-    TRAINABLE=r"motion\.|new\.",
-    COMPONENTS={},
+    source=lambda config: (),
+    components={},
+    trainable=lambda config: r"motion\.|new\.",
 )
 
 

@@ -46,7 +46,7 @@ def training(config: TrainConfig, devices: list[jax.Device]) -> Program:
         TrainError: the config cannot be used, or does not fit the number of devices.
     """
     stage = find_stage(config)
-    if config.stage not in TRAINED:
+    if stage.work is None:
         raise TrainError(f"config.stage {config.stage}: only {', '.join(TRAINED)} can be planned")
     mesh = mesh_of(config, stage, devices)
     step = abstract_step(config, stage, mesh)
@@ -58,7 +58,7 @@ def training(config: TrainConfig, devices: list[jax.Device]) -> Program:
         "average": _bytes(state.average),
         "batch": _bytes(step.batch),
     }
-    operations = flops.step_work(config, TRAINED[config.stage])
+    operations = stage.work(config)
     rounds, blocks = _loop(config.model)
     rounds *= config.accumulate
     return Program(step.lower, mesh, arguments, {}, operations, rounds, blocks, config.steps)

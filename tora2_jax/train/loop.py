@@ -20,7 +20,6 @@ from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -52,6 +51,7 @@ from tora2_jax.train.runs.profile import StepProfile
 from tora2_jax.train.runs.result import result_lines
 from tora2_jax.train.runs.samples import write_sample
 from tora2_jax.train.smoke import smoke
+from tora2_jax.train.stage import Stage
 from tora2_jax.train.state import TrainState, compiled_step, find_stage, init_state, mesh_of
 
 _CHANGING = ("trainable", "statistics", "optimizer", "average")  # saved at every checkpoint
@@ -75,7 +75,7 @@ class _Run(NamedTuple):
     """What stays the same from the first step to the last."""
 
     config: TrainConfig
-    stage: ModuleType
+    stage: Stage
     graph: nnx.GraphDef
     workdir: Path
 
@@ -103,7 +103,7 @@ def train(config: TrainConfig, workdir: str | Path, stop: StopSignals | None = N
 
 
 def _train(
-    config: TrainConfig, stage: ModuleType, mesh: jax.sharding.Mesh, workdir: Path, asked: _Asked
+    config: TrainConfig, stage: Stage, mesh: jax.sharding.Mesh, workdir: Path, asked: _Asked
 ) -> TrainState:
     """The run in its folder, from the first or the last step on."""
     # First: what it may encode needs the memory of the model.
@@ -242,9 +242,9 @@ def _batches(
 
 
 def _speed(run: _Run, mesh: jax.sharding.Mesh) -> Callable | None:
-    if not hasattr(run.stage, "TRAINED"):
-        return None  # operations are counted of the diffusion model only
-    operations = flops.step_work(run.config, run.stage.TRAINED[run.config.stage]).model
+    if run.stage.work is None:
+        return None
+    operations = run.stage.work(run.config).model
     peak = peak_of(mesh.devices.flat[0].device_kind)
     return partial(flops.speed, operations, devices=mesh.size, peak=peak)
 
@@ -306,7 +306,7 @@ def _too_many(run: _Run, state: TrainState, skipped: list[dict[str, Any]]) -> st
 def _is_sampled(run: _Run, step: int) -> bool:
     config = run.config
     due = config.sample_every and (step == config.steps or step % config.sample_every == 0)
-    return bool(due) and hasattr(run.stage, "sample")
+    return bool(due) and run.stage.sample is not None
 
 
 def _sample(run: _Run, saved: Checkpoints, state: TrainState) -> None:

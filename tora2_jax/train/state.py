@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -22,35 +21,19 @@ from tora2_jax.models.layers.basic import flat_variables
 from tora2_jax.parallel import placement, processes
 from tora2_jax.train import measures
 from tora2_jax.train.optim import after_skipped_step, learning_rate, make_optimizer
+from tora2_jax.train.stage import Stage
 from tora2_jax.weights import checkpoint
 from tora2_jax.weights.initial import metadata_of, restore
 from tora2_jax.weights.precision import resting_dtype
 from tora2_jax.weights.settings import setting_differences
 
-# A stage is a module with
-#   build(config, rngs) -> nnx.Module
-#   source(config) -> tora2_jax.data.loader.Source
-#   loss(config, model, batch, random) -> (scalar, dict of scalars); `random` is a key, or what
-#     `draw` made
-#   TRAINABLE: regex, or trainable(config) -> regex, matched from the start of a parameter's path
-#   COMPONENTS: name -> regex of the paths that it owns (see checkpoint.stored_names)
-# and, if it likes,
-#   draw(config, batch, key) -> tree of arrays with one row per sample: all randomness of a step,
-#     without which a batch cannot be accumulated
-#   TRAINED: stage -> components that it trains of the diffusion model, to count its operations
-#   example_shapes(config) -> dict of jax.ShapeDtypeStruct, one sample
-#   sample(config, model, step) -> uint8 video [f, height, width, 3]; called by one process alone
-#   trained_model_config(config) -> ModelConfig that belongs to the exported components
-#   finish(config, model) -> dict of metadata that is stored with the exported components, measured
-#     with the whole model, which for it is brought to one device; called by one process alone
-#   MEASURED: names of the model's settings that `finish` finds out
-# What its user can mend, it raises as errors.TrainError.
+# Stage -> the module whose `STAGE` it is; loaded when a run needs it.
 STAGES = {
     "vae": "tora2_jax.train.stages.vae",
     "face": "tora2_jax.train.stages.recognition",
     "object": "tora2_jax.train.stages.recognition",
     "dino": "tora2_jax.train.stages.recognition",
-    "judge": "tora2_jax.train.stages.recognition",
+    "judge": "tora2_jax.train.stages.judge",
     "localizer": "tora2_jax.train.stages.localizer",
     "base": "tora2_jax.train.stages.diffusion",
     "motion": "tora2_jax.train.stages.diffusion",
@@ -78,8 +61,8 @@ class TrainState(NamedTuple):
     average: dict[str, jax.Array]  # exponential moving average of `trainable`, or empty
 
 
-def find_stage(config: TrainConfig, others: Sequence[str] = ()) -> ModuleType:
-    """The module of the config's stage.
+def find_stage(config: TrainConfig, others: Sequence[str] = ()) -> Stage:
+    """The config's stage.
 
     Raises:
         TrainError: the config cannot be used, or there are `others`: problems that are told too.
@@ -89,10 +72,10 @@ def find_stage(config: TrainConfig, others: Sequence[str] = ()) -> ModuleType:
         faults.append(f"config.stage {config.stage!r} is none of {', '.join(STAGES)}")
     if faults:
         raise TrainError("\n".join(faults))
-    return importlib.import_module(STAGES[config.stage])
+    return importlib.import_module(STAGES[config.stage]).STAGE
 
 
-def mesh_of(config: TrainConfig, stage: ModuleType, devices: list | None = None) -> Mesh:
+def mesh_of(config: TrainConfig, stage: Stage, devices: list | None = None) -> Mesh:
     """The mesh of a config, on all devices or on these.
 
     Raises:
@@ -106,22 +89,21 @@ def mesh_of(config: TrainConfig, stage: ModuleType, devices: list | None = None)
             f"config.batch_size {config.batch_size} is not a multiple of {shards} (mesh.data x "
             f"mesh.fsdp) x {config.accumulate} (accumulate)"
         )
-    if config.accumulate > 1 and not hasattr(stage, "draw"):
+    if config.accumulate > 1 and stage.draw is None:
         faults.append(f"config.accumulate must be 1 in stage {config.stage}")
     if faults:
         raise TrainError("\n".join(faults))
     return mesh
 
 
-def trainable_filter(config: TrainConfig, stage: ModuleType) -> Callable[[tuple, Any], bool]:
+def trainable_filter(config: TrainConfig, stage: Stage) -> Callable[[tuple, Any], bool]:
     """The NNX filter of the trainable set: parameters whose path the stage's regex matches."""
-    regex = stage.trainable(config) if hasattr(stage, "trainable") else stage.TRAINABLE
-    matches = re.compile(regex).match
+    matches = re.compile(stage.trainable(config)).match
     return nnx.All(nnx.Param, lambda path, _: matches(".".join(map(str, path))) is not None)
 
 
 def abstract_state(
-    config: TrainConfig, stage: ModuleType, mesh: Mesh
+    config: TrainConfig, stage: Stage, mesh: Mesh
 ) -> tuple[nnx.GraphDef, TrainState]:
     """The state as shapes, types and shardings, without numbers; the devices need not be here."""
     model = nnx.eval_shape(lambda: stage.build(config, nnx.Rngs(config.seed)))
@@ -154,7 +136,7 @@ def abstract_state(
 
 
 def init_state(
-    config: TrainConfig, stage: ModuleType, mesh: Mesh | None = None
+    config: TrainConfig, stage: Stage, mesh: Mesh | None = None
 ) -> tuple[nnx.GraphDef, TrainState]:
     """The model at step 0, from random numbers and the components in `config.weights`.
 
@@ -197,10 +179,10 @@ def init_state(
     return graph, state
 
 
-def _stored(config: TrainConfig, stage: ModuleType, targets: dict) -> dict[str, jax.Array]:
+def _stored(config: TrainConfig, stage: Stage, targets: dict) -> dict[str, jax.Array]:
     """The variables of all components in `config.weights`."""
     variables = {}
-    for name, regex in stage.COMPONENTS.items():
+    for name, regex in stage.components.items():
         if given := getattr(config.weights, name, None):
             path = checkpoint.resolve(given, name)
             _refuse_other_settings(config, stage, name, path)
@@ -208,10 +190,9 @@ def _stored(config: TrainConfig, stage: ModuleType, targets: dict) -> dict[str, 
     return variables
 
 
-def _refuse_other_settings(config: TrainConfig, stage: ModuleType, name: str, path: Path) -> None:
-    measured = getattr(stage, "MEASURED", ())
+def _refuse_other_settings(config: TrainConfig, stage: Stage, name: str, path: Path) -> None:
     try:
-        if found := setting_differences(name, config.model, metadata_of(path), measured):
+        if found := setting_differences(name, config.model, metadata_of(path), stage.measured):
             raise TrainError(f"config.weights.{name}: {path}:\n  " + "\n  ".join(found))
     except CheckpointError as error:
         raise TrainError(f"{path}: {error}") from error
@@ -229,7 +210,7 @@ def _flat(state: nnx.State) -> dict[str, Any]:
 
 
 def compiled_step(
-    config: TrainConfig, stage: ModuleType, graph: nnx.GraphDef, state: TrainState
+    config: TrainConfig, stage: Stage, graph: nnx.GraphDef, state: TrainState
 ) -> Callable:
     """`train_step` as one program that takes a state's memory and leaves its arrays where they lie.
 
@@ -254,7 +235,7 @@ class AbstractStep(NamedTuple):
             return self.step.lower(self.state, self.batch)
 
 
-def abstract_step(config: TrainConfig, stage: ModuleType, mesh: Mesh) -> AbstractStep:
+def abstract_step(config: TrainConfig, stage: Stage, mesh: Mesh) -> AbstractStep:
     """The training step of a config on a mesh, which may be of an absent machine.
 
     Args:
@@ -273,7 +254,7 @@ def abstract_step(config: TrainConfig, stage: ModuleType, mesh: Mesh) -> Abstrac
 
 def train_step(
     config: TrainConfig,
-    stage: ModuleType,
+    stage: Stage,
     graph: nnx.GraphDef,
     state: TrainState,
     batch: dict[str, jax.Array],
@@ -315,7 +296,7 @@ def train_step(
 
 def loss_and_gradients(
     config: TrainConfig,
-    stage: ModuleType,
+    stage: Stage,
     graph: nnx.GraphDef,
     state: TrainState,
     batch: dict[str, jax.Array],
@@ -327,7 +308,7 @@ def loss_and_gradients(
     """
     batch = parallel.batch(batch)
     random = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    if hasattr(stage, "draw"):
+    if stage.draw is not None:
         random = parallel.batch(stage.draw(config, batch, random))
 
     def loss(trainable, batch, random):

@@ -4,7 +4,6 @@ from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -15,6 +14,7 @@ from tora2_jax.config import ModelConfig, from_dict, to_dict
 from tora2_jax.config.train import TrainConfig
 from tora2_jax.errors import TrainError
 from tora2_jax.parallel import processes
+from tora2_jax.train.stage import Stage
 from tora2_jax.train.state import TrainState
 from tora2_jax.weights import checkpoint
 
@@ -34,7 +34,7 @@ def model_of(graph: nnx.GraphDef, variables: Mapping[str, Any]) -> nnx.Module:
     return nnx.merge(graph, checkpoint.nested(jax.tree.map(jnp.asarray, variables)))
 
 
-def export(config: TrainConfig, stage: ModuleType, graph: nnx.GraphDef, state: TrainState) -> None:
+def export(config: TrainConfig, stage: Stage, graph: nnx.GraphDef, state: TrainState) -> None:
     """Writes the components that this stage has trained, each with all its variables.
 
     All processes must call it together. Only what is written is sent to process 0, array by array.
@@ -55,12 +55,11 @@ def export(config: TrainConfig, stage: ModuleType, graph: nnx.GraphDef, state: T
 
 
 def _metadata(
-    config: TrainConfig, stage: ModuleType, graph: nnx.GraphDef, variables: dict[str, jax.Array]
+    config: TrainConfig, stage: Stage, graph: nnx.GraphDef, variables: dict[str, jax.Array]
 ) -> dict[str, Any]:
     """What is stored beside the arrays; in full on process 0 only."""
-    trained = getattr(stage, "trained_model_config", lambda config: config.model)
-    metadata = {"stage": config.stage, "model": to_dict(trained(config))}
-    if hasattr(stage, "finish"):
+    metadata = {"stage": config.stage, "model": to_dict(stage.exported_model(config))}
+    if stage.finish is not None:
         whole = on_first(variables)
         if processes.is_first():
             with processes.alone():
@@ -68,12 +67,12 @@ def _metadata(
     return metadata
 
 
-def trained_components(stage: ModuleType, state: TrainState) -> dict[str, dict[str, str]]:
+def trained_components(stage: Stage, state: TrainState) -> dict[str, dict[str, str]]:
     """Names in the file -> paths, of every component of which something is trained."""
     paths = state.trainable.keys() | state.frozen.keys() | state.statistics.keys()
     names = {
         component: checkpoint.stored_names(sorted(paths), regex)
-        for component, regex in stage.COMPONENTS.items()
+        for component, regex in stage.components.items()
     }
     return {
         component: own

@@ -2,7 +2,6 @@
 
 import gc
 from pathlib import Path
-from types import ModuleType
 
 from absl import logging
 from flax import nnx
@@ -11,11 +10,12 @@ from tora2_jax.config.train import TrainConfig
 from tora2_jax.errors import first_line
 from tora2_jax.parallel import processes
 from tora2_jax.train.runs.export import model_of, on_first, shown_variables
+from tora2_jax.train.stage import Stage
 from tora2_jax.train.state import TrainState
 
 
 def write_sample(
-    config: TrainConfig, stage: ModuleType, graph: nnx.GraphDef, state: TrainState, workdir: Path
+    config: TrainConfig, stage: Stage, graph: nnx.GraphDef, state: TrainState, workdir: Path
 ) -> None:
     """Writes `samples/STEP.mp4`, with the averaged weights if they are kept.
 
@@ -40,7 +40,7 @@ def write_sample(
 
 def _write(
     config: TrainConfig,
-    stage: ModuleType,
+    stage: Stage,
     graph: nnx.GraphDef,
     variables: dict,
     step: int,

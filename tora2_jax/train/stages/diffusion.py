@@ -18,6 +18,7 @@ from tora2_jax.config import ModelConfig, to_dict
 from tora2_jax.data import clip_folder, entity_clips, pool, world_examples
 from tora2_jax.data.loader import TRIES, example_or_next
 from tora2_jax.errors import CheckpointError, TrainError
+from tora2_jax.hardware import flops
 from tora2_jax.media import video
 from tora2_jax.models import contrast, tora2
 from tora2_jax.models.encoders.t5 import T5Encoder
@@ -35,6 +36,7 @@ from tora2_jax.sampling import pipeline
 from tora2_jax.system import feedback
 from tora2_jax.text import load_tokenizer
 from tora2_jax.train import measures
+from tora2_jax.train.stage import Stage
 from tora2_jax.types import Conditions
 from tora2_jax.weights import checkpoint
 from tora2_jax.weights.networks import misfits
@@ -47,7 +49,7 @@ from tora2_jax.weights.run_networks import (
 )
 from tora2_jax.world.clips import render_clip
 
-COMPONENTS = {
+_COMPONENTS = {
     **{name: rf"(?P<prefix>tora2\.)({pattern})" for name, pattern in tora2.COMPONENTS.items()},
     "text": r"(?P<prefix>text\.).*",
 }
@@ -334,3 +336,22 @@ def loss(config, model: DiffusionModel, batch: dict, draws: Draws):
 def _by_timestep(config, per_sample: jax.Array, draws: Draws) -> dict[str, measures.Share]:
     quarter = draws.timestep * 4 // config.model.diffusion.num_steps
     return {f"diffusion_t{i}": measures.share(per_sample, quarter == i) for i in range(4)}
+
+
+def work(config) -> flops.TrainingWork:
+    """Operations of one step."""
+    return flops.step_work(config, TRAINED[config.stage])
+
+
+STAGE = Stage(
+    build=build,
+    source=source,
+    loss=loss,
+    components=_COMPONENTS,
+    trainable=trainable,
+    draw=draw,
+    example_shapes=example_shapes,
+    work=work,
+    sample=sample,
+    exported_model=trained_model_config,
+)

@@ -1,4 +1,8 @@
-"""Stage `judge`: the bench's network that says which reference an entity of a video is from."""
+"""Stage `judge`: the bench's network that says which reference an entity of a video is from.
+
+Another seed and another architecture than the encoders', so that it does not share their blind
+spots.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from tora2_jax.config.train import TrainConfig
-from tora2_jax.data.loader import ENDLESS
+from tora2_jax.data.loader import ENDLESS, Source
 from tora2_jax.evaluation.bench.judge import reliability, strangers
 from tora2_jax.evaluation.bench.networks import (
     JUDGE_SIDE,
@@ -17,6 +21,7 @@ from tora2_jax.evaluation.bench.networks import (
     degrade,
     white_square,
 )
+from tora2_jax.train.stage import Stage
 from tora2_jax.train.stages.contrast import TEMPERATURE, contrast, masked_mean
 from tora2_jax.train.stages.localizer import HELD_OUT
 from tora2_jax.world.clips import render_clip
@@ -32,7 +37,16 @@ def build(config: TrainConfig, rngs: nnx.Rngs) -> Judge:
     return Judge(rngs=rngs)
 
 
-class Clips:
+def source(config: TrainConfig) -> Source:
+    """Examples, of two frames each.
+
+    `frames [2, height, width, 3]`, `centers [2, entities, 2]`, `visible [2, entities]`,
+    `references [entities, 4, side, side, 3]` with the own one first, `word [entities]`.
+    """
+    return _Clips(config)
+
+
+class _Clips:
     """Two frames of every clip; every entity with its reference and those of strangers."""
 
     def __init__(self, config: TrainConfig):
@@ -114,3 +128,6 @@ def finish(config: TrainConfig, model: Judge, clips: int = 64) -> dict[str, floa
     """Held-out share of own references found among eight of the same word, on clean clips."""
     records = [render_clip(config.world, HELD_OUT + index) for index in range(clips)]
     return {"retrieval": reliability(model, records, style=config.world.style).mean}
+
+
+STAGE = Stage(build=build, source=source, loss=loss, components={"judge": ".*"}, finish=finish)

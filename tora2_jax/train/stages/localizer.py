@@ -20,11 +20,10 @@ from tora2_jax.evaluation.bench.networks import (
     peak_centers,
     presence,
 )
+from tora2_jax.train.stage import Stage
 from tora2_jax.types import Record
 from tora2_jax.world.clips import render_clip
 
-TRAINABLE = ".*"
-COMPONENTS = {"localizer": ".*"}
 TARGET_SIGMA = 3.0  # pixels; spread of the wanted heat around the center
 HELD_OUT = 2_000_000_000  # clip numbers from here on are never trained on
 
@@ -124,3 +123,6 @@ def finish(config: TrainConfig, model: Localizer, clips: int = 64) -> dict[str, 
     records = [render_clip(config.world, HELD_OUT + index) for index in range(clips)]
     result = reliability(model, records)
     return {name: getattr(result, name).mean for name in Reliability._fields}
+
+
+STAGE = Stage(build=build, source=source, loss=loss, components={"localizer": ".*"}, finish=finish)

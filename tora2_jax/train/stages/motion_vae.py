@@ -14,14 +14,10 @@ from tora2_jax.data.loader import ENDLESS
 from tora2_jax.errors import TrainError
 from tora2_jax.models.vae.vae import CausalVAE
 from tora2_jax.parallel import processes
+from tora2_jax.train.stage import Stage
 from tora2_jax.train.stages.vae import loss
 from tora2_jax.trajectory import optical_flow
 from tora2_jax.trajectory.flow_color import color_flow
-
-__all__ = ["COMPONENTS", "TRAINABLE", "build", "loss", "source"]
-
-TRAINABLE = ".*"
-COMPONENTS = {"motion_vae": ".*"}
 
 
 def build(config: TrainConfig, rngs: nnx.Rngs) -> CausalVAE:
@@ -101,3 +97,6 @@ def source(config: TrainConfig) -> _FlowCrops:
     if faults:
         raise TrainError(f"stage {config.stage} cannot start:\n  " + "\n  ".join(faults))
     return crops
+
+
+STAGE = Stage(build=build, source=source, loss=loss, components={"motion_vae": ".*"})

@@ -1,8 +1,6 @@
-"""Stages `face`, `object`, `dino` and `judge`: recognition networks of the toy world.
+"""Stages `face`, `object` and `dino`: the toy world's frozen encoders of references.
 
-The first three make the frozen encoders that condition the generator; the last makes the bench's
-judge, from another seed, with another architecture, so that it does not share their blind spots.
-All learn to tell apart identities that one word covers (our decision).
+They learn to tell apart identities that one word covers (our decision).
 """
 
 import zlib
@@ -14,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from tora2_jax.config.train import TrainConfig
-from tora2_jax.data.loader import ENDLESS
+from tora2_jax.data.loader import ENDLESS, Source
 from tora2_jax.evaluation.bench.measure import found_own
 from tora2_jax.evaluation.bench.networks import NAMES
 from tora2_jax.models.encoders.arcface import ArcFace
@@ -22,17 +20,13 @@ from tora2_jax.models.encoders.dinov2 import DINOv2
 from tora2_jax.models.encoders.object_encoder import ObjectEncoder
 from tora2_jax.models.layers.basic import Linear
 from tora2_jax.references.crops import prepare
-from tora2_jax.train.stages import judge, local_appearance, probes
+from tora2_jax.train.stage import Stage
+from tora2_jax.train.stages import local_appearance, probes
 from tora2_jax.train.stages.contrast import contrast, masked_mean, normalized
 from tora2_jax.types import PriorFeatures
 from tora2_jax.world.clips import WORDS, render_reference, sample_entity
 from tora2_jax.world.entities import Entity
 
-TRAINABLE = ".*"
-COMPONENTS = {
-    "encoder": r"(?P<prefix>encoder\.).*",
-    "judge": r"(stem|half|quarter|eighth|crop_head|reference_head)\..*",
-}
 FACE_IDENTITIES = 512  # fixed pool: the angular margin needs one class vector per identity
 ANGLE_SCALE, ANGLE_MARGIN = 32.0, 0.3  # ArcFace, eq. 3; a smaller margin suits a small network
 GROUP = 8  # identities of one word per example; also the number of candidates in a retrieval
@@ -85,13 +79,13 @@ class Recognition(nnx.Module):
         return local_appearance.drawing_loss(self.local_head(tokens), images)
 
 
-def build(config: TrainConfig, rngs: nnx.Rngs) -> nnx.Module:
+def build(config: TrainConfig, rngs: nnx.Rngs) -> Recognition:
     """A fresh network for `config.stage`; raises ValueError for any other stage."""
-    if config.stage not in ("face", "object", "dino", "judge"):
+    if config.stage not in ("face", "object", "dino"):
         raise ValueError(
-            f"stage {config.stage!r} trains no recognition network; use face, object, dino or judge"
+            f"stage {config.stage!r} trains no recognition network; use face, object or dino"
         )
-    return judge.build(config, rngs) if config.stage == "judge" else Recognition(config, rngs=rngs)
+    return Recognition(config, rngs=rngs)
 
 
 def words_of(stage: str) -> list[str]:
@@ -154,23 +148,19 @@ def _seed(config: TrainConfig, purpose: str, *numbers: int) -> tuple[int, ...]:
     return (config.seed, zlib.crc32(f"{config.stage} {purpose}".encode()), *numbers)
 
 
-def source(config: TrainConfig) -> _Faces | _Groups | judge.Clips:
+def source(config: TrainConfig) -> Source:
     """Examples of a stage.
 
     `face`: `image`, `identity`, `usable`. `object`, `dino`: `images [8, 2, side, side, 3]`,
-    `usable [8]`, `word`. `judge`: see `tora2_jax.train.stages.judge`.
+    `usable [8]`, `word`.
     """
-    if config.stage == "judge":
-        return judge.Clips(config)
     return _Faces(config) if config.stage == "face" else _Groups(config)
 
 
 def loss(
-    config: TrainConfig, model: nnx.Module, batch: dict[str, Array], key: Array
+    config: TrainConfig, model: Recognition, batch: dict[str, Array], key: Array
 ) -> tuple[Array, dict[str, Array]]:
     """Scalar and metrics of a stage."""
-    if config.stage == "judge":
-        return judge.loss(config, model, batch, key)
     weight = config.recognition.local_weight
     if config.stage == "face":
         return _angular_loss(model, batch, weight)
@@ -238,13 +228,11 @@ def _all_features(model: Recognition, images: Float[Array, "b side side 3"]) -> 
     return jnp.concatenate([tokens.reshape(len(images), -1), vector], axis=-1)
 
 
-def finish(config: TrainConfig, model: nnx.Module, groups: int = 32) -> dict[str, float]:
+def finish(config: TrainConfig, model: Recognition, groups: int = 32) -> dict[str, float]:
     """Share of held-out identities whose second view is found among 8 of the same word.
 
     The encoder's own vector is compared, without the head: this is what the generator gets.
     """
-    if config.stage == "judge":
-        return judge.finish(config, model, groups)
     examples = _Groups(config, "held out")
     right, count = 0, 0
     for index in range(groups):
@@ -275,3 +263,12 @@ def _probe(config: TrainConfig, model: Recognition) -> probes.Probe:
         return features, [sample_entity(seed, word, style) for seed in seeds]
 
     return probes.probe(words_of(config.stage), examples)
+
+
+STAGE = Stage(
+    build=build,
+    source=source,
+    loss=loss,
+    components={"encoder": r"(?P<prefix>encoder\.).*"},
+    finish=finish,
+)

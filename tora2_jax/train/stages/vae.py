@@ -16,13 +16,10 @@ from tora2_jax.config.train import TrainConfig
 from tora2_jax.config.world import CropConfig
 from tora2_jax.data.loader import ENDLESS
 from tora2_jax.models.vae.vae import CausalVAE
+from tora2_jax.train.stage import Stage
 from tora2_jax.trajectory.points import color_flow, flow_video
 from tora2_jax.types import Record
 from tora2_jax.world.clips import render_clip
-
-TRAINABLE = ".*"
-COMPONENTS = {"vae": ".*"}
-MEASURED = ("scaling_factor",)  # by `finish`, so the weights to go on from may have any
 
 CROPS_PER_CLIP = 4  # rendering costs more than cropping
 _FLOW_SHARE = 0.25  # of the examples: the same network encodes colored paths
@@ -170,3 +167,13 @@ def _whole_clips(config: TrainConfig) -> Iterable[Float[np.ndarray, "b f height 
         rows = range(first, first + _SCALE_BATCH_SIZE)
         videos = np.stack([render_clip(config.world, row).video for row in rows])
         yield videos / np.float32(127.5) - 1
+
+
+STAGE = Stage(
+    build=build,
+    source=source,
+    loss=loss,
+    components={"vae": ".*"},
+    finish=finish,
+    measured=("scaling_factor",),
+)
