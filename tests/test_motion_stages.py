@@ -275,7 +275,7 @@ def test_settings_that_do_not_go_with_clips_are_refused(tmp_path):
 class _Pipeline:
     """Notes how it is made and what it is asked for."""
 
-    def __init__(self, *parts, vae_memory):
+    def __init__(self, loaded, vae_memory):
         self.memory = vae_memory
 
     def generate_batch(self, inputs, seeds):
@@ -302,8 +302,8 @@ def test_a_sample_is_of_a_clip_that_can_be_read_and_decoded_in_tiles(tmp_path, m
     monkeypatch.setattr(diffusion, "load_tokenizer", lambda path: None)
     monkeypatch.setattr(diffusion, "_examples", lambda *given: _Clips())
 
-    def make(*parts, **settings):
-        made.append(_Pipeline(*parts, **settings))
+    def make(loaded, **settings):
+        made.append(_Pipeline(loaded, **settings))
         return made[-1]
 
     monkeypatch.setattr(pipeline, "Tora2Pipeline", make)

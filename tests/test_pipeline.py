@@ -65,6 +65,21 @@ def test_a_row_of_a_batch_is_its_request_alone(pipeline, requests):
     assert relative_error(together.latents[0], together.latents[1]) > 0.1
 
 
+def test_a_second_pipeline_compiles_nothing_that_an_equal_one_has(pipeline, requests):
+    settings = SampleSettings(steps=1)
+    first = pipeline.generate(requests[1], settings=settings)
+    jitted = (pipeline.programs.encode, pipeline.programs.bind, pipeline.programs.step)
+    compiled = [function._cache_size() for function in jitted]
+    again = Tora2Pipeline.from_checkpoint(TOY)
+    np.testing.assert_array_equal(
+        again.generate(requests[1], settings=settings).latents, first.latents
+    )
+    assert again.programs is pipeline.programs
+    assert [function._cache_size() for function in jitted] == compiled
+    bfloat16 = Tora2Pipeline.from_checkpoint(TOY, jnp.bfloat16)
+    assert bfloat16.programs is not pipeline.programs
+
+
 def test_the_command_gives_every_request_its_own_seed(pipeline, requests, tmp_path):
     files = [tmp_path / "a.json", tmp_path / "b.json"]
     options = command.Options(tmp_path, files, tmp_path / "o.mp4", steps=2, seed=5)

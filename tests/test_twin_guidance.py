@@ -13,6 +13,7 @@ from tora2_jax.config import toy
 from tora2_jax.models.vae import tiling
 from tora2_jax.sampling.pipeline import SampleSettings, Tora2Pipeline
 from tora2_jax.types import BoundConditions, Conditions, KeysValues
+from tora2_jax.weights.bundle import LoadedModel
 
 BATCH, ENTITIES, REFERENCES, FRAMES, STEPS = 2, 3, 2, 3, 4
 
@@ -125,8 +126,8 @@ def test_guided_samples(conditions, monkeypatch, references, trajectories, dynam
     start = rng.standard_normal((BATCH, FRAMES, 8, 12, 8)).astype(np.float32)
     frames = np.zeros((BATCH, 9, 32, 48, 3), np.float32)
     monkeypatch.setattr(tiling, "decode_latents", lambda *_: frames)
-    pipeline = Tora2Pipeline(toy(), StandIn(), Frozen(), Frozen(), None)
-    monkeypatch.setattr(pipeline, "_encode", lambda *_: (conditions, null))
+    pipeline = Tora2Pipeline(LoadedModel(toy(), StandIn(), Frozen(), Frozen(), None))
+    monkeypatch.setattr(pipeline.programs, "encode", lambda *_: (conditions, null))
     settings = SampleSettings(
         steps=STEPS,
         guidance=3.0,

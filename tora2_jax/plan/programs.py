@@ -21,6 +21,7 @@ from tora2_jax.models.tora2 import COMPONENTS
 from tora2_jax.parallel import placement
 from tora2_jax.sampling.pipeline import SampleSettings, Tora2Pipeline
 from tora2_jax.train.state import abstract_step, find_stage, mesh_of
+from tora2_jax.weights.bundle import LoadedModel
 from tora2_jax.weights.networks import abstract_networks
 from tora2_jax.weights.precision import resting_dtype
 from tora2_jax.weights.run_networks import TRAINED
@@ -85,7 +86,9 @@ def sampling(config: TrainConfig, devices: list[jax.Device], requests: int) -> P
     _rest(networks.model, base, dtype, mesh)
     _rest(networks.text, re.compile(".*"), dtype, mesh)
     _rest(networks.frozen, base, dtype, mesh)
-    pipeline = Tora2Pipeline(model, networks.model, networks.text, networks.frozen, tokenizer=None)
+    pipeline = Tora2Pipeline(
+        LoadedModel(model, networks.model, networks.text, networks.frozen, tokenizer=None)
+    )
     inputs = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((requests, *leaf.shape), leaf.dtype), input_shapes(model)
     )

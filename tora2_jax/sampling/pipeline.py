@@ -12,23 +12,21 @@ from flax import nnx
 from jaxtyping import Float, UInt8
 
 from tora2_jax import conditioning, diffusion
-from tora2_jax.config import ModelConfig
-from tora2_jax.models.encoders.t5 import T5Encoder
-from tora2_jax.models.frozen import FrozenNetworks
 from tora2_jax.models.layers.basic import flat_variables
 from tora2_jax.models.tora2 import Tora2
 from tora2_jax.models.vae import tiling
 from tora2_jax.models.vae.tiling import VAEMemory
 from tora2_jax.models.vae.vae import CausalVAE
-from tora2_jax.parallel import placement
 from tora2_jax.references.faces import FaceDetector, InsightFaceDetector
 from tora2_jax.request import Request, RequestError, for_each, load_requests, request_names
 from tora2_jax.request.notes import request_notes
 from tora2_jax.sampling.guidance import Branch, branches_of, concatenate, withhold
+from tora2_jax.sampling.programs import noise_of, programs_of
 from tora2_jax.sampling.progress import Listeners, Report
 from tora2_jax.sampling.settings import DEFAULTS, SampleSettings, seed_problems, setting_problems
-from tora2_jax.system.finite import NotFiniteError, finite_rows, not_finite, reason
+from tora2_jax.system.finite import NotFiniteError, not_finite, reason
 from tora2_jax.types import BoundConditions, Conditions, Inputs
+from tora2_jax.weights.bundle import LoadedModel, load_bundle
 
 _LOG = logging.getLogger(__name__)
 Source = Request | str | Path  # a request, or where its file is
@@ -46,35 +44,27 @@ class Tora2Pipeline:
 
     def __init__(
         self,
-        config: ModelConfig,
-        model: Tora2,
-        text: T5Encoder,
-        networks: FrozenNetworks,
-        tokenizer,
+        loaded: LoadedModel,
         vae_memory: VAEMemory = "whole",
         detector: FaceDetector | None = None,
     ):
         """Everything with its weights.
 
-        `vae_memory` says how to decode, see `vae_tiling`; `detector` finds faces in references.
+        `vae_memory` says how to decode, see `models.vae.tiling`; `detector` finds faces in
+        references.
 
         Raises:
             ValueError: if the VAE's picture cannot be cut into tiles and `vae_memory` asks for it.
         """
-        self.config, self.tokenizer = config, tokenizer
+        self.config, self.tokenizer = loaded.config, loaded.tokenizer
         self.vae_memory, self.detector = vae_memory, detector
-        self._vae = networks.vae
+        self._vae = loaded.networks.vae
         self._tiles = tiling.DEFAULT_TILES
         if vae_memory == "tiled":
-            self._tiles = tiling.tiles_of(config.vae, networks.vae.spatial_compression)
-        self._networks = nnx.split((networks, text))
-        self._model = nnx.split(model)
-        self._encode = jax.jit(self._encode_inputs)
-        self._bind = jax.jit(lambda state, conditions: self._merge(state).bind(conditions)[0])
-        self._project = jax.jit(
-            lambda state, text: self._merge(state).transformer.project_text(text)
-        )
-        self._step = jax.jit(self._denoise_step, donate_argnums=(1,))
+            self._tiles = tiling.tiles_of(self.config.vae, self._vae.spatial_compression)
+        self._networks = nnx.split((loaded.networks, loaded.text))
+        self._model = nnx.split(loaded.model)
+        self.programs = programs_of(self.config, self._model[0], self._networks[0])
 
     @classmethod
     def from_checkpoint(
@@ -98,10 +88,8 @@ class Tora2Pipeline:
             CheckpointError: names everything that is missing or does not fit.
             FaceModelError: there is no face detector in that folder.
         """
-        from tora2_jax.weights.bundle import load_bundle
-
         detector = None if face_models is None else InsightFaceDetector(face_models)
-        return cls(*load_bundle(Path(directory), dtype), vae_memory, detector)
+        return cls(load_bundle(Path(directory), dtype), vae_memory, detector)
 
     def generate(
         self,
@@ -210,7 +198,7 @@ class Tora2Pipeline:
         keys = jnp.stack([jax.random.key(seed) for seed in seeds])
         start = initial_latents
         if start is None:
-            start = self._noise(keys, 0, shape)
+            start = noise_of(keys, 0, shape)
         start = jnp.array(start, jnp.float32)  # a copy: the first step takes its memory
         self._refuse_not_finite({"initial latents": start}, "as they are given")
         latents = self._sample(start, bound, weights, keys, settings, listeners)
@@ -239,7 +227,7 @@ class Tora2Pipeline:
 
     def conditions(self, inputs: Inputs) -> Conditions:
         """What the network is given for a batch of inputs, beside noise and timestep."""
-        return self._encode(self._networks[1], inputs)[0]
+        return self.programs.encode(self._networks[1], inputs)[0]
 
     def abstract_step(
         self, inputs: Inputs, settings: SampleSettings = DEFAULTS
@@ -252,7 +240,7 @@ class Tora2Pipeline:
         batch, frames, height, width = inputs.flow_video.shape[:4]
 
         def prepare(networks, model, inputs):
-            conditions, null = self._encode(networks, inputs)
+            conditions, null = self.programs.encode(networks, inputs)
             latents = jnp.zeros(self.latent_shape(batch, frames, height, width), jnp.float32)
             state = diffusion.SamplerState(latents, latents)
             return (
@@ -263,7 +251,7 @@ class Tora2Pipeline:
 
         state, bound, keys = jax.eval_shape(prepare, self._networks[1], self._model[1], inputs)
         row = diffusion.StepCoefficients(*[np.float32(1)] * len(diffusion.StepCoefficients._fields))
-        return self._step, (self._model[1], state, bound, weights(1.0), row, keys, 1)
+        return self.programs.step, (self._model[1], state, bound, weights(1.0), row, keys, 1)
 
     def _check(self, settings: SampleSettings, seeds: Sequence[int]) -> None:
         problems = setting_problems(settings, self.config.diffusion)
@@ -292,17 +280,6 @@ class Tora2Pipeline:
                 f"latents are: the VAE makes it so; {reason(self._weights())}"
             )
 
-    def _merge(self, state) -> Tora2:
-        return nnx.merge(self._model[0], state)
-
-    def _encode_inputs(self, state, inputs: Inputs) -> tuple[Conditions, jax.Array]:
-        networks, text = nnx.merge(self._networks[0], placement.whole(state))
-        null = conditioning.unconditional_text(text, self.config, inputs)
-        return conditioning.encode(networks, text, self.config, inputs), null
-
-    def _noise(self, keys: jax.Array, step: int, shape: tuple[int, ...]) -> jax.Array:
-        return jax.vmap(lambda key: diffusion.step_noise(key, step, shape[1:]))(keys)
-
     def _bound(
         self, model_state, conditions: Conditions, null: jax.Array, branches: list[Branch]
     ) -> BoundConditions:
@@ -311,8 +288,8 @@ class Tora2Pipeline:
         for branch in branches:
             withheld = branch[1:]
             if withheld not in seen:
-                seen[withheld] = self._bind(model_state, withhold(conditions, *withheld))
-        null = self._project(model_state, null)
+                seen[withheld] = self.programs.bind(model_state, withhold(conditions, *withheld))
+        null = self.programs.project(model_state, null)
         return concatenate(
             [
                 seen[branch[1:]] if branch.caption else seen[branch[1:]]._replace(text=null)
@@ -325,7 +302,7 @@ class Tora2Pipeline:
     ) -> BoundConditions:
         """What every step is given, checked on its way."""
         listeners.encoded(0)
-        conditions, null = self._encode(self._networks[1], inputs)
+        conditions, null = self.programs.encode(self._networks[1], inputs)
         made = conditions._asdict() | {"null text": null}
         self._refuse_not_finite(made, "before the first step, where the frozen networks make them")
         listeners.encoded(1)
@@ -347,7 +324,7 @@ class Tora2Pipeline:
         listeners.sampled(0, settings.steps)
         for index in range(settings.steps):
             row = diffusion.StepCoefficients(*(np.float32(values[index]) for values in table))
-            state, finite = self._step(
+            state, finite = self.programs.step(
                 self._model[1], state, bound, weights(scales[index]), row, keys, index + 1
             )
             # The device has its next step before the host waits for the last one.
@@ -367,18 +344,6 @@ class Tora2Pipeline:
                 f"(timestep {times[step - 1]}); {reason(self._weights())}"
             )
         listeners.sampled(step, len(times))
-
-    def _denoise_step(self, model_state, state, bound, weights, row, keys, index):
-        """One step: every branch in one batch, guidance in float32, then the sampler."""
-        branches = weights.shape[0]
-        latents = jnp.concatenate([state.latents] * branches)
-        timestep = jnp.full(latents.shape[0], row.timestep, jnp.float32)
-        prediction = self._merge(model_state)(latents, timestep, bound).astype(jnp.float32)
-        prediction = prediction.reshape(branches, *state.latents.shape)
-        guided = jnp.tensordot(weights, prediction, axes=1, precision="highest")
-        noise = self._noise(keys, index, state.latents.shape)
-        new = diffusion.sampler_step(state, guided, row, noise)
-        return new, finite_rows(new.latents)
 
 
 def to_uint8(video: Float[np.ndarray, "*b f height width 3"]) -> UInt8[np.ndarray, "*b f h w 3"]:

@@ -6,8 +6,10 @@ and the tokenizer that its config names.
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 import jax.numpy as jnp
+from transformers import PreTrainedTokenizerBase
 
 from tora2_jax import config
 from tora2_jax.config import stored as stored_settings
@@ -47,9 +49,17 @@ def load_config(directory: Path) -> config.ModelConfig:
         raise CheckpointError(f"checkpoint: {path} is not a model config: {error}") from error
 
 
-def load_bundle(
-    directory: Path, dtype=jnp.float32
-) -> tuple[config.ModelConfig, tora2.Tora2, T5Encoder, FrozenNetworks, object]:
+class LoadedModel(NamedTuple):
+    """All that makes a video of a request."""
+
+    config: config.ModelConfig
+    model: tora2.Tora2
+    text: T5Encoder
+    networks: FrozenNetworks
+    tokenizer: PreTrainedTokenizerBase | None  # None: takes batches of inputs only
+
+
+def load_bundle(directory: Path, dtype=jnp.float32) -> LoadedModel:
     """Everything that a pipeline needs, strictly checked.
 
     Whether there are a motion path and a personalization path is for the folder's config to say;
@@ -75,7 +85,7 @@ def load_bundle(
         _restore(getattr(networks, name), directory, source, name, problems, own_dtype)
     if problems:
         raise CheckpointError(f"checkpoint {directory}:\n  " + "\n  ".join(problems))
-    return model_config, model, text, networks, load_bundle_tokenizer(directory)
+    return LoadedModel(model_config, model, text, networks, load_bundle_tokenizer(directory))
 
 
 def load_reference_encoders(
@@ -136,7 +146,7 @@ def _load_run(directory: Path) -> TrainConfig:
     return run
 
 
-def _load_workdir(directory: Path, dtype):
+def _load_workdir(directory: Path, dtype) -> LoadedModel:
     """The diffusion model of a training run, with averaged weights if it keeps them."""
     run = _load_run(directory)
     model_config = trained_model_config(run)
@@ -146,10 +156,10 @@ def _load_workdir(directory: Path, dtype):
         own = {path[len(prefix) :]: v for path, v in stored.items() if path.startswith(prefix)}
         checkpoint.merge(module, own)
     networks = frozen_networks(run, model_config, dtype)
-    return model_config, model, text, networks, load_bundle_tokenizer(directory)
+    return LoadedModel(model_config, model, text, networks, load_bundle_tokenizer(directory))
 
 
-def load_bundle_tokenizer(directory: Path):
+def load_bundle_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint folder.
 
     Raises:

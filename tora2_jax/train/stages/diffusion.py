@@ -39,6 +39,7 @@ from tora2_jax.train import measures
 from tora2_jax.train.stage import Stage
 from tora2_jax.types import Conditions
 from tora2_jax.weights import checkpoint
+from tora2_jax.weights.bundle import LoadedModel
 from tora2_jax.weights.networks import misfits
 from tora2_jax.weights.run_networks import (
     TRAINED,
@@ -208,9 +209,8 @@ def sample(config, model: DiffusionModel, step: int) -> np.ndarray:
     tokenizer = load_tokenizer(config.tokenizer)
     # The run's own state leaves little memory.
     memory = tiling.least_memory(sizes.vae, sizes.spatial_compression)
-    sampler = pipeline.Tora2Pipeline(
-        sizes, model.tora2, model.text, networks, tokenizer, vae_memory=memory
-    )
+    loaded = LoadedModel(sizes, model.tora2, model.text, networks, tokenizer)
+    sampler = pipeline.Tora2Pipeline(loaded, vae_memory=memory)
     if config.clips is not None:
         found = _look(config, sizes, most=TRIES)
         (inputs, _), _ = example_or_next(_examples(config, sizes, found), 0)
