@@ -9,8 +9,9 @@ import numpy as np
 from flax import nnx
 
 from tora2_jax import config as configs
+from tora2_jax.conditioning import from_arrays, to_arrays
 from tora2_jax.models.layers.basic import assign_variables, flat_variables
-from tora2_jax.types import Conditions
+from tora2_jax.types import Conditions, PriorFeatures
 
 BATCH, ENTITIES, GRID = 2, 3, (3, 4, 5)
 FEATURES = ("dino", "face_tokens", "face_vector", "object_tokens", "object_vector")
@@ -131,40 +132,52 @@ def _filled(model: configs.ModelConfig, seed: int, *, human, reference, face, on
         reference_mask=reference,
         prior_mask=prior,
         dino=masked(normal(references, 9, model.dino.width), reference),
-        face_tokens=masked(normal(references, 4, faces.widths[-1]), prior & human[..., None]),
-        face_vector=masked(normal(references, faces.embedding), prior & human[..., None]),
-        object_tokens=masked(normal(references, 16, objects.width), reference),
-        object_vector=masked(normal(references, objects.width), reference),
+        face=PriorFeatures(
+            masked(normal(references, 4, faces.widths[-1]), prior & human[..., None]),
+            masked(normal(references, faces.embedding), prior & human[..., None]),
+        ),
+        object=PriorFeatures(
+            masked(normal(references, 16, objects.width), reference),
+            masked(normal(references, objects.width), reference),
+        ),
     )
+
+
+def changed(conditions: Conditions, arrays: dict) -> Conditions:
+    """The same conditions with some of the arrays of `to_arrays` replaced."""
+    return from_arrays(to_arrays(conditions) | arrays)
+
+
+def of_entities(conditions: Conditions) -> dict[str, jax.Array]:
+    """The arrays with an axis of entities."""
+    shared = ("text", "motion_latents", "image_latents")
+    arrays = to_arrays(conditions)
+    return {name: value for name, value in arrays.items() if name not in shared}
 
 
 def permuted(conditions: Conditions, order: list[int]) -> Conditions:
     """The same conditions with the entities in another order."""
-    shared = ("text", "motion_latents", "image_latents")
-    entity_fields = [name for name in Conditions._fields if name not in shared]
-    return conditions._replace(
-        **{name: getattr(conditions, name)[:, np.array(order)] for name in entity_fields}
-    )
+    arrays = of_entities(conditions)
+    return changed(conditions, {name: value[:, np.array(order)] for name, value in arrays.items()})
 
 
 def padded(conditions: Conditions) -> Conditions:
     """The same conditions with room for one more entity and one more reference."""
 
-    def pad(name):
-        values = getattr(conditions, name)
+    def pad(name, values):
         references = 1 if name in REFERENCE_FIELDS else 0
         widths = [(0, 0), (0, 1), (0, references), *[(0, 0)] * max(0, values.ndim - 3)]
         return jnp.pad(values, widths[: values.ndim])
 
-    names = set(Conditions._fields) - {"text", "motion_latents", "image_latents"}
-    return conditions._replace(**{name: pad(name) for name in names})
+    arrays = of_entities(conditions)
+    return changed(conditions, {name: pad(name, value) for name, value in arrays.items()})
 
 
 def spoiled(conditions: Conditions, variant: str = "dpe") -> Conditions:
     """Not-a-number in everything that the masks say is absent, or that the variant does not see."""
 
     def spoil(name, mask):
-        values = getattr(conditions, name)
+        values = to_arrays(conditions)[name]
         mask = mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim))
         return jnp.where(mask, values, jnp.nan)
 
@@ -186,4 +199,4 @@ def spoiled(conditions: Conditions, variant: str = "dpe") -> Conditions:
         "object_tokens": objects,
         "object_vector": objects,
     }
-    return conditions._replace(**{name: spoil(name, mask) for name, mask in masks.items()})
+    return changed(conditions, {name: spoil(name, mask) for name, mask in masks.items()})

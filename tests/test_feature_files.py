@@ -225,9 +225,9 @@ def test_a_prior_that_only_files_bring(tmp_path):
     assert networks.object is None
     found = conditioning.encode_references(networks, model, inputs)
     expected = load_features(tmp_path / "kite.npz")
-    np.testing.assert_array_equal(found["object_tokens"][0, 0, 1], expected.prior_tokens)
-    np.testing.assert_array_equal(found["object_vector"][0, 0, 1], expected.prior_vector)
-    assert not found["object_tokens"][0, 0, 0].any() and found["dino"] is None
+    np.testing.assert_array_equal(found.object.tokens[0, 0, 1], expected.prior_tokens)
+    np.testing.assert_array_equal(found.object.vector[0, 0, 1], expected.prior_vector)
+    assert not found.object.tokens[0, 0, 0].any() and found.dino is None
 
 
 def test_without_a_face_network_no_face_is_sought(tmp_path):
@@ -247,14 +247,14 @@ def test_humans_have_the_prior_of_objects_where_a_variant_says_so(tmp_path):
     man = {"word": "man", "features": ["man.npz"]}
     request = parse_request({"prompt": PROMPT, "entities": [man], **SIZE}, tmp_path, model)
     inputs = conditioning.request_inputs(model, bundle.load_bundle_tokenizer(TOY), request)
-    assert inputs.stored.object_vector[0, 0].any() and not inputs.stored.face_vector.any()
+    stored = inputs.stored.features
+    assert stored.object.vector[0, 0].any() and not stored.face.vector.any()
     inputs = conditioning.batch_inputs([inputs])
-    zeros = {
-        name: np.zeros_like(getattr(inputs.stored, name)) for name in inputs.stored._fields[1:]
-    }
+    stored = inputs.stored.features
+    zeros = jax.tree.map(np.zeros_like, stored)
     found = jax.tree.map(np.asarray, with_stored(zeros, model, inputs))
-    np.testing.assert_array_equal(found["object_tokens"], inputs.stored.object_tokens)
-    assert not found["face_tokens"].any()
+    np.testing.assert_array_equal(found.object.tokens, stored.object.tokens)
+    assert not found.face.tokens.any()
     save_features(tmp_path / "man.npz", ReferenceFeatures(random_features(model).dino))
     told = problems_of(tmp_path, {**man, "kind": "human"}, model)
     assert "man.npz has no prior, but this variant" in told[0]

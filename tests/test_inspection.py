@@ -15,6 +15,7 @@ from PIL import Image
 from tests.parity import relative_error
 from tests.random_conditions import masked, tiny_model
 from tora2_jax import config
+from tora2_jax.conditioning import from_arrays
 from tora2_jax.inspection import command, measure, steps
 from tora2_jax.inspection.diagnosis import diagnose
 from tora2_jax.inspection.numbers import as_data
@@ -28,6 +29,7 @@ from tora2_jax.sampling.command import SamplingError
 from tora2_jax.sampling.pipeline import Tora2Pipeline
 from tora2_jax.text import load_tokenizer
 from tora2_jax.types import Conditions, Inputs
+from tora2_jax.weights.bundle import LoadedModel
 
 TOY = Path(__file__).resolve().parent.parent / "checkpoints" / "toy"
 LONG = pytest.mark.long
@@ -61,7 +63,7 @@ class WithoutNetworks(Tora2Pipeline):
             features["motion_latents"] = normal(*self.latent_shape(*inputs.flow_video.shape[:4]))
         words = masked(normal(*inputs.word_mask.shape, model.text.width), inputs.word_mask)
         text = normal(*inputs.token_ids.shape, model.text.width)
-        return Conditions(**features, text=text, words=words)
+        return from_arrays(features | {"text": text, "words": words})
 
 
 def tiny(**changes) -> config.ModelConfig:
@@ -123,7 +125,8 @@ def pipeline_of(model: config.ModelConfig, untrained: bool = False) -> WithoutNe
     """Random weights; untrained ones have zeros where training starts at zero."""
     tora2 = random_weights(lambda: Tora2(model, rngs=nnx.Rngs(0)), untrained)
     networks, text = abstract_networks()
-    return WithoutNetworks(model, tora2, text, networks, load_tokenizer(TOY / "tokenizer"))
+    tokenizer = load_tokenizer(TOY / "tokenizer")
+    return WithoutNetworks(LoadedModel(model, tora2, text, networks, tokenizer))
 
 
 @pytest.fixture(scope="module")

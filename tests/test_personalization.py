@@ -14,6 +14,7 @@ from flax import nnx
 from tests.random_conditions import (
     FEATURES,
     REFERENCE_FIELDS,
+    changed,
     crowded_conditions,
     padded,
     permuted,
@@ -22,6 +23,7 @@ from tests.random_conditions import (
     spoiled,
     tiny_model,
 )
+from tora2_jax.conditioning import to_arrays
 from tora2_jax.models.layers.basic import flat_variables
 from tora2_jax.models.personalization import AppearanceExtractor
 
@@ -48,13 +50,13 @@ class Case:
         self._gradient = quick_jit(jax.grad(self._loss, argnums=(0, 1), has_aux=True))
 
     def __call__(self, conditions) -> Outcome:
-        inputs = {name: getattr(conditions, name) for name in FEATURES}
+        inputs = {name: to_arrays(conditions)[name] for name in FEATURES}
         gradients, outputs = self._gradient(self._state, inputs, conditions)
         return Outcome(*outputs, flat_variables(gradients[0]), gradients[1])
 
     def _loss(self, state, inputs, conditions):
         """The same for every order of entities and tokens."""
-        tokens, mask = nnx.merge(self._graph, state)(conditions._replace(**inputs))
+        tokens, mask = nnx.merge(self._graph, state)(changed(conditions, inputs))
         weights = jax.random.normal(jax.random.key(1), tokens.shape[-1:])
         return (jnp.sin(tokens) * weights).sum(), (tokens, mask)
 
@@ -97,7 +99,7 @@ def test_absent_inputs_touch_neither_value_nor_gradient(case, outcome):
     np.testing.assert_array_equal(other.tokens, outcome.tokens)
     assert_close(other.parameters, outcome.parameters)
     for name in FEATURES:
-        absent = jnp.isnan(getattr(bad, name))
+        absent = jnp.isnan(to_arrays(bad)[name])
         assert np.isfinite(other.inputs[name]).all()
         assert (other.inputs[name][absent] == 0).all()
         assert (other.inputs[name][~absent] != 0).any() or absent.all()
@@ -143,9 +145,9 @@ def test_the_class_chooses_the_network(case, outcome):
         "dino_reid": (human & False, conditions.reference_mask.any(-1) & (prior | human)),
     }.get(case.variant, (human & prior, ~human & prior))
     for name, expected in zip(("face_tokens", "object_vector"), reaches, strict=True):
-        values = getattr(conditions, name)
+        values = to_arrays(conditions)[name]
         moved = values + jnp.arange(values.shape[-1])
-        other = case(conditions._replace(**{name: moved}))
+        other = case(changed(conditions, {name: moved}))
         np.testing.assert_array_equal(
             jnp.abs(other.tokens - outcome.tokens).max((-1, -2)) > 1e-5, expected
         )
@@ -159,8 +161,9 @@ def test_every_parameter_learns(outcome):
 
 def test_the_order_of_references_does_not_matter(case, outcome):
     order = np.array([2, 0, 3, 1])
-    turned = {name: getattr(case.conditions, name)[:, :, order] for name in REFERENCE_FIELDS}
-    tokens, expected = case(case.conditions._replace(**turned)).tokens, outcome.tokens
+    arrays = to_arrays(case.conditions)
+    turned = {name: arrays[name][:, :, order] for name in REFERENCE_FIELDS}
+    tokens, expected = case(changed(case.conditions, turned)).tokens, outcome.tokens
     if case.variant != "dpe":  # the linear variants keep the tokens of each reference
         split = (2, 8, 4, -1, expected.shape[-1])
         expected = expected.reshape(split)[:, :, order].reshape(expected.shape)

@@ -8,10 +8,13 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.test_chain import TOY
 from tora2_jax import config
+from tora2_jax.conditioning import from_arrays
+from tora2_jax.config.train import TrainConfig
 from tora2_jax.config.world import WorldConfig
 from tora2_jax.data import pool, world_examples
 from tora2_jax.references.faces import InsightFaceDetector, detector_identity
 from tora2_jax.text import load_tokenizer
+from tora2_jax.train.stages import diffusion
 from tora2_jax.world import clips
 
 WORLD = WorldConfig(seed=3, height=64, width=64, frames=9, references=1)
@@ -77,3 +80,16 @@ def test_the_detectors_file_counts_where_a_network_looks_for_faces(tmp_path):
     assert detector_identity("insightface", detector) != first
     assert detector_identity("mask_top", detector) is None
     assert detector_identity("insightface", None) is None
+
+
+def test_the_arrays_of_a_pool_keep_their_names():
+    """Those of 2026-11: a pool that was made then is found and read again."""
+    priors = ("face_tokens", "face_vector", "object_tokens", "object_vector")
+    paths = ("motion_latents", "splat", "path", "on")
+    references = ("is_human", "reference_mask", "prior_mask", "dino", *priors)
+    words = ("token_ids", "word_index", "word_mask")
+    found = diffusion.example_shapes(TrainConfig(stage="tora2", model=config.toy()))
+    assert set(found) == {"latents", *paths, *references, *words}
+    conditions = from_arrays(found)
+    assert conditions.face.vector is found["face_vector"]
+    assert conditions.object.tokens is found["object_tokens"]

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from tests.parity import relative_error
-from tests.random_conditions import permuted, spoiled, tiny_model
+from tests.random_conditions import changed, of_entities, permuted, spoiled, tiny_model
 from tests.random_conditions import random_conditions as entity_conditions
 from tora2_jax import conditioning, config, diffusion
 from tora2_jax.models.contrast import contrastive_loss
@@ -200,13 +200,11 @@ def test_padding_entities_leave_the_contrastive_loss_alone(model_config):
         bound = nnx.merge(graph, state).bind(conditions)
         return contrastive_loss(bound.contrast, 0.07)[0]
 
-    padded = conditions._replace(
-        **{
-            name: jnp.concatenate([getattr(conditions, name)] * 2, axis=1).at[:, 3:].set(0)
-            for name in conditions._fields
-            if name not in ("text", "motion_latents", "image_latents")
-        }
-    )
+    twice = {
+        name: jnp.concatenate([values] * 2, axis=1).at[:, 3:].set(0)
+        for name, values in of_entities(conditions).items()
+    }
+    padded = changed(conditions, twice)
     assert relative_error(loss(padded), loss(conditions)) < 1e-6
 
 

@@ -11,6 +11,7 @@ import pytest
 from tests import twin_entities as twin
 from tests.parity import BLOCK_TOLERANCE, relative_error
 from tests.random_conditions import crowded_conditions, quick_jit, random_module, tiny_model
+from tora2_jax.conditioning import from_arrays, to_arrays
 from tora2_jax.config import StoredPriorConfig
 from tora2_jax.models.binding import Binder, BoundEntities
 from tora2_jax.models.contrast import contrastive_loss
@@ -37,12 +38,8 @@ def full_conditions(model, seed: int = 0) -> Conditions:
         return jnp.asarray(draw(value.shape), jnp.float32)
 
     conditions = crowded_conditions(model)
-    return Conditions(
-        **{
-            name: None if value is None else filled(name, value)
-            for name, value in conditions._asdict().items()
-        }
-    )
+    arrays = to_arrays(conditions)
+    return from_arrays({name: filled(name, value) for name, value in arrays.items()})
 
 
 def as_numpy(conditions: Conditions) -> Conditions:
@@ -60,14 +57,14 @@ def references_of(c: Conditions, variant: str, b: int, e: int) -> list[dict]:
     human = c.is_human[b, e] and variant != "dino_reid"
     name = "face" if human else "object"
     counts = [
-        c.object_tokens.shape[3],
-        *([] if variant == "dino_reid" else [c.face_tokens.shape[3]]),
+        c.object.tokens.shape[3],
+        *([] if variant == "dino_reid" else [c.face.tokens.shape[3]]),
     ]
     found = []
     for r, there in enumerate(c.reference_mask[b, e]):
         # The object encoder also describes humans whose face was not found.
         prior = there and (c.prior_mask[b, e, r] or (variant == "dino_reid" and c.is_human[b, e]))
-        tokens, vector = (getattr(c, f"{name}_{kind}")[b, e, r] for kind in ("tokens", "vector"))
+        tokens, vector = (array[b, e, r] for array in getattr(c, name))
         found.append(
             {
                 "rows": max(counts),
@@ -92,8 +89,8 @@ def test_personalization_tokens(variant, object_tokens):
         model.stored_object = StoredPriorConfig(
             tokens=object_tokens, width=width, vector_width=width
         )
-        kept = conditions.object_tokens[..., :object_tokens, :]
-        conditions = conditions._replace(object_tokens=kept)
+        kept = conditions.object.tokens[..., :object_tokens, :]
+        conditions = conditions._replace(object=conditions.object._replace(tokens=kept))
     module = random_module(lambda rngs: AppearanceExtractor(model, rngs=rngs))
     tokens, mask = quick_jit(lambda c: module(c))(conditions)
     weights, c = weights_of(module), as_numpy(conditions)

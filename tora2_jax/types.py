@@ -44,15 +44,26 @@ class Record(NamedTuple):
     flow: Float[np.ndarray, "f height width 2"] | None = None
 
 
+class PriorFeatures(NamedTuple):
+    """What a recognition network (face or object) says about images."""
+
+    tokens: Float[Array, "*n k f"]  # its last map, row-major
+    vector: Float[Array, "*n f_vector"]
+
+
+class EncodedReferences(NamedTuple):
+    """What the encoders say about references; None: the model has no such network."""
+
+    dino: Float[Array, "b e r dino_tokens dino_width"] | None = None
+    face: PriorFeatures | None = None  # *n is b e r
+    object: PriorFeatures | None = None
+
+
 class StoredFeatures(NamedTuple):
     """Features of the references that files bring instead of images; the others are zero."""
 
     given: Bool[Array, "b e r"]
-    dino: Float[Array, "b e r dino_tokens dino_width"]
-    face_tokens: Float[Array, "b e r face_tokens face_width"]
-    face_vector: Float[Array, "b e r face_vector"]
-    object_tokens: Float[Array, "b e r object_tokens object_width"]
-    object_vector: Float[Array, "b e r object_vector"]
+    features: EncodedReferences  # none of them None
 
 
 class Inputs(NamedTuple):
@@ -82,8 +93,6 @@ class Conditions(NamedTuple):
     What a model has no network for is None.
     """
 
-    text: Float[Array, "b l text_width"]  # T5 states, or the null text where dropped
-    words: Float[Array, "b e s text_width"]  # T5 states of the undropped caption
     word_mask: Bool[Array, "b e s"]
     splat: Float[Array, "b e t h w"]
     path: Float[Array, "b e t 4"]
@@ -91,12 +100,12 @@ class Conditions(NamedTuple):
     is_human: Bool[Array, "b e"]
     reference_mask: Bool[Array, "b e r"]
     prior_mask: Bool[Array, "b e r"]
+    text: Float[Array, "b l text_width"] | None = None  # T5 states, null text where dropped
+    words: Float[Array, "b e s text_width"] | None = None  # T5 states of the undropped caption
     motion_latents: Float[Array, "b t_lat h_lat w_lat latent"] | None = None
     dino: Float[Array, "b e r dino_tokens dino_width"] | None = None
-    face_tokens: Float[Array, "b e r face_tokens face_width"] | None = None
-    face_vector: Float[Array, "b e r face_vector"] | None = None
-    object_tokens: Float[Array, "b e r object_tokens object_width"] | None = None
-    object_vector: Float[Array, "b e r object_vector"] | None = None
+    face: PriorFeatures | None = None
+    object: PriorFeatures | None = None
     image_latents: Float[Array, "b t_lat h_lat w_lat latent"] | None = None
 
 
@@ -124,10 +133,3 @@ class ContrastEmbeddings(NamedTuple):
     personalization: Float[Array, "b e 256"]  # L2-normalized
     motion: Float[Array, "b e 256"]
     takes_part: Bool[Array, "b e"]
-
-
-class PriorFeatures(NamedTuple):
-    """What a recognition network (face or object) says about images."""
-
-    tokens: Float[Array, "*n k f"]  # its last map, row-major
-    vector: Float[Array, "*n f_vector"]

@@ -4,7 +4,6 @@ from tora2_jax.conditioning.encoding import (
     EntityInput,
     TextFeatures,
     Tokens,
-    VisualFeatures,
     batch_inputs,
     encode,
     encode_references,
@@ -12,7 +11,6 @@ from tora2_jax.conditioning.encoding import (
     encode_visual,
     entity_inputs,
     inputs_from_records,
-    join,
     keep_references,
     keep_trajectories,
     null_text,
@@ -21,9 +19,11 @@ from tora2_jax.conditioning.encoding import (
     request_inputs,
     request_track,
     unconditional_text,
+    with_text,
     without_paths,
     without_references,
 )
+from tora2_jax.conditioning.flat import from_arrays, to_arrays
 from tora2_jax.models.frozen import NETWORKS, FrozenNetworks, computes_in, needed_networks
 
 __all__ = [
@@ -32,7 +32,6 @@ __all__ = [
     "FrozenNetworks",
     "TextFeatures",
     "Tokens",
-    "VisualFeatures",
     "batch_inputs",
     "computes_in",
     "encode",
@@ -40,8 +39,8 @@ __all__ = [
     "encode_text",
     "encode_visual",
     "entity_inputs",
+    "from_arrays",
     "inputs_from_records",
-    "join",
     "keep_references",
     "keep_trajectories",
     "needed_networks",
@@ -50,7 +49,9 @@ __all__ = [
     "record_inputs",
     "request_inputs",
     "request_track",
+    "to_arrays",
     "unconditional_text",
+    "with_text",
     "without_paths",
     "without_references",
 ]

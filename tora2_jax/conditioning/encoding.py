@@ -29,7 +29,7 @@ from tora2_jax.references.crops import Reference
 from tora2_jax.references.faces import FaceDetector
 from tora2_jax.request.load import EntityRequest, Request, with_defaults
 from tora2_jax.trajectory import points
-from tora2_jax.types import Conditions, Inputs, Record
+from tora2_jax.types import Conditions, EncodedReferences, Inputs, Record
 
 _LOG = logging.getLogger(__name__)
 
@@ -49,27 +49,6 @@ class Tokens(NamedTuple):
     token_ids: Int[Array, "b l"]
     word_index: Int[Array, "b e s"]
     word_mask: Bool[Array, "b e s"]
-
-
-class VisualFeatures(NamedTuple):
-    """The part of `Conditions` that does not need the text encoder.
-
-    What a model has no network for is None (`needed_networks`).
-    """
-
-    splat: Float[Array, "b e t h w"]
-    path: Float[Array, "b e t 4"]
-    on: Bool[Array, "b e t"]
-    is_human: Bool[Array, "b e"]
-    reference_mask: Bool[Array, "b e r"]
-    prior_mask: Bool[Array, "b e r"]
-    motion_latents: Float[Array, "b t_lat h_lat w_lat latent"] | None = None
-    dino: Float[Array, "b e r dino_tokens dino_width"] | None = None
-    face_tokens: Float[Array, "b e r face_tokens face_width"] | None = None
-    face_vector: Float[Array, "b e r face_vector"] | None = None
-    object_tokens: Float[Array, "b e r object_tokens object_width"] | None = None
-    object_vector: Float[Array, "b e r object_vector"] | None = None
-    image_latents: Float[Array, "b t_lat h_lat w_lat latent"] | None = None
 
 
 def entity_inputs(
@@ -236,40 +215,43 @@ def without_references(inputs: Inputs) -> Inputs:
     return inputs._replace(**nothing, stored=jax.tree.map(np.zeros_like, inputs.stored))
 
 
-def encode_visual(networks: FrozenNetworks, model: ModelConfig, inputs: Inputs) -> VisualFeatures:
-    """Everything but the text through the frozen networks."""
-    features = VisualFeatures(
+def encode_visual(networks: FrozenNetworks, model: ModelConfig, inputs: Inputs) -> Conditions:
+    """Everything but the text through the frozen networks; see `with_text`."""
+    conditions = Conditions(
+        word_mask=inputs.word_mask,
         splat=inputs.splat,
         path=inputs.path,
         on=inputs.on,
         is_human=inputs.is_human,
         reference_mask=inputs.reference_mask,
         prior_mask=inputs.prior_mask,
+        **encode_references(networks, model, inputs)._asdict(),
     )
     if networks.motion_vae is not None:
         motion = networks.motion_vae.encode_latents(inputs.flow_video)
         patch_t = model.transformer.patch_size_t or 1
-        features = features._replace(motion_latents=pad_front(motion, patch_t))
-    features = features._replace(**encode_references(networks, model, inputs))
+        conditions = conditions._replace(motion_latents=pad_front(motion, patch_t))
     if inputs.image is not None:
         frames, _, _ = model.latent_grid(*inputs.flow_video.shape[1:4])
         image_latents = encode_first_frame(networks.vae, model, inputs.image, frames)
-        features = features._replace(image_latents=image_latents)
-    return features
+        conditions = conditions._replace(image_latents=image_latents)
+    return conditions
 
 
 def encode_references(
     networks: FrozenNetworks, model: ModelConfig, inputs: Inputs
-) -> dict[str, Array | None]:
-    """What encoders and feature files say about the references, as `VisualFeatures` names it."""
-    names = ("dino", "face_tokens", "face_vector", "object_tokens", "object_vector")
-    found: dict[str, Array | None] = dict.fromkeys(names)
-    if networks.dino is not None:
-        found["dino"] = _each(networks.dino, inputs.dino_images)
-    for name, images in (("face", inputs.face_images), ("object", inputs.object_images)):
-        if (encoder := getattr(networks, name)) is not None:
-            found[f"{name}_tokens"], found[f"{name}_vector"] = _each(encoder, images)
-    return with_stored(found, model, inputs)
+) -> EncodedReferences:
+    """What encoders and feature files say about the references."""
+
+    def features(encoder: Callable | None, images: Float[Array, "b e r height width 3"]) -> Any:
+        return None if encoder is None else _each(encoder, images)
+
+    computed = EncodedReferences(
+        dino=features(networks.dino, inputs.dino_images),
+        face=features(networks.face, inputs.face_images),
+        object=features(networks.object, inputs.object_images),
+    )
+    return with_stored(computed, model, inputs)
 
 
 def _each(encoder: Callable, images: Float[Array, "b e r height width 3"]) -> Any:
@@ -320,16 +302,16 @@ def unconditional_text(
     return jnp.where(given[:, None, None], encoder(inputs.negative_ids), null)
 
 
-def join(text: TextFeatures, visual: VisualFeatures) -> Conditions:
-    """Both halves as one."""
-    return Conditions(**text._asdict(), **visual._asdict())
+def with_text(conditions: Conditions, text: TextFeatures) -> Conditions:
+    """The conditions of `encode_visual` and the text that belongs to them."""
+    return conditions._replace(**text._asdict())
 
 
 def encode(
     networks: FrozenNetworks, text: T5Encoder, model: ModelConfig, inputs: Inputs
 ) -> Conditions:
     """`Inputs` through the text encoder and every frozen network."""
-    return join(encode_text(text, inputs), encode_visual(networks, model, inputs))
+    return with_text(encode_visual(networks, model, inputs), encode_text(text, inputs))
 
 
 def keep_references(conditions: Conditions, keep: Bool[Array, "b e"]) -> Conditions:

@@ -14,7 +14,7 @@ from tora2_jax.models.frozen import FrozenNetworks
 from tora2_jax.references.faces import FaceDetector
 from tora2_jax.references.feature_files import ReferenceFeatures, save_features
 from tora2_jax.request.load import Request
-from tora2_jax.types import Inputs
+from tora2_jax.types import EncodedReferences, Inputs
 
 
 def encode_request(
@@ -53,7 +53,7 @@ def encode_request(
 
 
 def split_features(
-    model: ModelConfig, computed: dict[str, np.ndarray], inputs: Inputs, place: tuple[int, int]
+    model: ModelConfig, computed: EncodedReferences, inputs: Inputs, place: tuple[int, int]
 ) -> list[ReferenceFeatures]:
     """The features of one entity's references.
 
@@ -70,9 +70,9 @@ def split_features(
         at = (*place, column)
         prior = {}
         if inputs.prior_mask[at]:
-            prior["prior_tokens"] = computed[f"{name}_tokens"][at]
-            prior["prior_vector"] = computed[f"{name}_vector"][at]
-        found.append(ReferenceFeatures(computed["dino"][at], **prior, kind=kind))
+            own = getattr(computed, name)
+            prior = {"prior_tokens": own.tokens[at], "prior_vector": own.vector[at]}
+        found.append(ReferenceFeatures(computed.dino[at], **prior, kind=kind))
     return found
 
 

@@ -319,8 +319,7 @@ def input_shapes(model: config.ModelConfig) -> Inputs:
 
 
 def _features(networks, model, inputs, video) -> dict[str, jax.Array]:
-    visual = conditioning.encode_visual(networks, model, inputs)
-    arrays = {name: value for name, value in visual._asdict().items() if value is not None}
+    arrays = conditioning.to_arrays(conditioning.encode_visual(networks, model, inputs))
     tokens = {name: getattr(inputs, name) for name in conditioning.Tokens._fields}
     return {"latents": networks.vae.encode_latents(video), **arrays, **tokens}
 

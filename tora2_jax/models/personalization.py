@@ -189,9 +189,7 @@ class AppearanceExtractor(nnx.Module):
             return self._object_prior(conditions, present)
         tokens, vector, mask = self._object_prior(conditions, present & ~human)
         face_present = present & human
-        face_tokens, face_vector = self.face(
-            conditions.face_tokens, conditions.face_vector, face_present
-        )
+        face_tokens, face_vector = self.face(*conditions.face, face_present)
         face_mask = jnp.broadcast_to(face_present[..., None], face_tokens.shape[:-1])
         count = max(tokens.shape[-2], face_tokens.shape[-2])
         tokens = jnp.where(
@@ -203,7 +201,7 @@ class AppearanceExtractor(nnx.Module):
     def _object_prior(
         self, conditions: Conditions, present: Bool[Array, "b e r"]
     ) -> tuple[Float[Array, "b e r k d"], Float[Array, "b e r d"], Bool[Array, "b e r k"]]:
-        tokens, vector = self.object(conditions.object_tokens, conditions.object_vector, present)
+        tokens, vector = self.object(*conditions.object, present)
         return tokens, vector, jnp.broadcast_to(present[..., None], tokens.shape[:-1])
 
 

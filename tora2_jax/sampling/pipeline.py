@@ -303,7 +303,7 @@ class Tora2Pipeline:
         """What every step is given, checked on its way."""
         listeners.encoded(0)
         conditions, null = self.programs.encode(self._networks[1], inputs)
-        made = conditions._asdict() | {"null text": null}
+        made = conditioning.to_arrays(conditions) | {"null text": null}
         self._refuse_not_finite(made, "before the first step, where the frozen networks make them")
         listeners.encoded(1)
         bound = self._bound(self._model[1], conditions, null, branches)

@@ -292,10 +292,8 @@ def _keep_images(conditions: Conditions, keep: jax.Array) -> Conditions:
 def conditions_of(model: DiffusionModel, config, batch: dict) -> Conditions:
     """A cached batch as `Conditions`, before any dropout."""
     tokens = conditioning.Tokens(*(batch[name] for name in conditioning.Tokens._fields))
-    visual = conditioning.VisualFeatures(
-        *(batch.get(name) for name in conditioning.VisualFeatures._fields)
-    )
-    return conditioning.join(conditioning.encode_text(model.text, tokens), visual)
+    text = conditioning.encode_text(model.text, tokens)
+    return conditioning.with_text(conditioning.from_arrays(batch), text)
 
 
 def loss(config, model: DiffusionModel, batch: dict, draws: Draws):
