@@ -4,7 +4,7 @@ python -m tora2_jax.train --config configs/toy.py --workdir workdirs/tora2
 Hardware: two CPU cores, about 16 minutes. Expected: see docs/toy.md.
 """
 
-from configs.toy_base import STACKED, diffusion_config
+from configs.toy_base import diffusion_config
 from configs.toy_vae import FOLDER
 from tora2_jax.config.train import DropoutConfig, OptimConfig, TrainConfig
 
@@ -28,7 +28,6 @@ def get_config() -> TrainConfig:
         warmup_steps=50,
         betas=(0.9, 0.95),
         clip_norm=1.0,
-        stacked=STACKED,
     )
     config.optim.tora_initialized = r"tora2\.(trajectory_extractor|transformer\.blocks\.fuser)\."
     return config

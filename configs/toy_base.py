@@ -10,7 +10,6 @@ from tora2_jax.config.train import DropoutConfig, OptimConfig, TrainConfig, Weig
 from tora2_jax.config.world import WorldConfig
 
 FIRST_BASE = "workdirs/base/trained"  # where the second part starts
-STACKED = r".*\.(blocks|layers|cross_attention)\."  # the leading axis of these counts layers
 FROZEN = ("vae", "face", "object", "dino")
 
 
@@ -45,6 +44,5 @@ def get_config() -> TrainConfig:
         warmup_steps=50,
         betas=(0.9, 0.95),
         clip_norm=1.0,
-        stacked=STACKED,
     )
     return config

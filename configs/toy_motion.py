@@ -4,7 +4,7 @@ python -m tora2_jax.train --config configs/toy_motion.py --workdir workdirs/moti
 Hardware: two CPU cores, about 9 minutes. Expected: see docs/toy.md.
 """
 
-from configs.toy_base import STACKED, diffusion_config
+from configs.toy_base import diffusion_config
 from configs.toy_vae import FOLDER
 from tora2_jax.config.train import DropoutConfig, OptimConfig, TrainConfig
 
@@ -24,6 +24,5 @@ def get_config() -> TrainConfig:
         warmup_steps=30,
         betas=(0.9, 0.95),
         clip_norm=1.0,
-        stacked=STACKED,
     )
     return config

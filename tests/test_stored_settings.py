@@ -8,8 +8,13 @@ import pytest
 from convert.__main__ import main as convert
 from tests import test_train
 from tests.test_chain import TOY
-from tora2_jax.config import from_dict, stored, toy
-from tora2_jax.config.train import ClipFolderConfig, ReferenceGuardConfig, TrainConfig
+from tora2_jax.config import from_dict, stored, to_dict, toy
+from tora2_jax.config.train import (
+    ClipFolderConfig,
+    ReferenceGuardConfig,
+    TrainConfig,
+    differences,
+)
 from tora2_jax.errors import CheckpointError
 from tora2_jax.train import loop, state
 from tora2_jax.weights import bundle, checkpoint
@@ -68,6 +73,18 @@ def test_british_names_of_the_first_version_are_read():
     old["reference_guards"]["colour"] = old["reference_guards"].pop("color")
     assert from_dict(TrainConfig, stored.current(old)) == run
     assert from_dict(TrainConfig, stored.current(stored.of_run(run))) == run
+
+
+def test_runs_that_name_their_stacked_layers_go_on():
+    run = TrainConfig(stage="base")
+    run.optim.algorithm = "muon"
+    old = stored.of_run(run) | {"version": 2}
+    old["optim"]["stacked"] = r".*\.(blocks|layers|cross_attention)\."
+    assert differences(stored.current(old), to_dict(run)) == []
+    old["optim"]["stacked"] = r"(?!)"  # would make other steps, as Muon saw one matrix of all
+    assert "config.optim.stacked" in differences(stored.current(old), to_dict(run))[0]
+    old["optim"]["algorithm"] = run.optim.algorithm = "adamw"  # sees no matrices
+    assert differences(stored.current(old), to_dict(run)) == []
 
 
 def test_a_run_of_a_later_version_is_not_continued(tmp_path, monkeypatch):

@@ -272,12 +272,13 @@ def test_muon_takes_every_layer_and_every_fused_map_alone():
     }
     config = optimizer_config(
         algorithm="muon", clip_norm=1e9, betas=(0.9, 0.8), muon="(?!new.left)",
-        stacked=r".*blocks\.", fused=r".*modulation", fused_maps=3,
+        fused=r".*modulation", fused_maps=3,
     )  # fmt: skip
     rng = np.random.default_rng(0)
     drawn = [{path: rng.standard_normal(shape) for path, shape in shapes.items()} for _ in range(4)]
     start, *gradients = ({path: jnp.float32(x) for path, x in tree.items()} for tree in drawn)
-    optimizer = make_optimizer(config, STEPS)
+    stacked = [path for path in shapes if ".blocks." in path]
+    optimizer = make_optimizer(config, STEPS, stacked)
     update = quick_jit(optimizer.update)
     weights, state = start, optimizer.init(start)
     for gradient in gradients:

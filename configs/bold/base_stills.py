@@ -8,7 +8,7 @@ from configs.bold.vae import FOLDER, bold_world
 from tora2_jax.config.train import DropoutConfig, OptimConfig, TrainConfig, WeightsConfig
 from tora2_jax.world.model import toy_bold
 
-# The leading axis of these counts layers; they alone are matrices inside of the network.
+# The matrices inside of the network.
 BLOCKS = r".*\.(blocks|layers|cross_attention)\."
 
 
@@ -21,7 +21,6 @@ def muon(learning_rate: float, schedule: str, warmup_steps: int = 50) -> OptimCo
         warmup_steps=warmup_steps,
         betas=(0.9, 0.95),
         clip_norm=1.0,
-        stacked=BLOCKS,
         muon=BLOCKS,
         fused=r".*_norm\.modulation\.",
     )

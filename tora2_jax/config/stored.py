@@ -23,9 +23,22 @@ def _american_spelling(content: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
+def _layers_as_the_model_says(content: dict[str, Any]) -> dict[str, Any]:
+    """Version 2 -> 3: `optim.stacked` is left open where the model says the same."""
+    optim = content.get("optim")
+    if isinstance(optim, dict) and "stacked" in optim:
+        shipped = r".*\.(blocks|layers|cross_attention)\."  # of the toy configs
+        if optim.get("algorithm") != "muon" or optim["stacked"] == shipped:
+            content["optim"] = {**optim, "stacked": None}
+    return content
+
+
 # What makes a file of version k + 1 of one of version k. Whoever renames or moves a setting adds a
 # step here. Files of 2026-11 and before have no number; they are of version 1.
-_STEPS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = (_american_spelling,)
+_STEPS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = (
+    _american_spelling,
+    _layers_as_the_model_says,
+)
 _FIRST = 1
 
 

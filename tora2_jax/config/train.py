@@ -54,8 +54,9 @@ class OptimConfig:
     tora_initialized: str = ".*"  # regex, matched from the start of a variable's path
     # For the scalars of `binding.gate: tanh`: at 3e-6 x 15,000 steps one could not pass 0.045.
     gate_lr_scale: float = 100.0
-    # The same for variables whose leading axis counts layers; Muon must know. By default none.
-    stacked: str = r"(?!)"
+    # The same for variables whose leading axis counts layers, which Muon has to know; by default
+    # the model says.
+    stacked: str | None = None
     # Kernels that Muon makes steps of; the others are left to Adam, as biases and tables are.
     muon: str = r".*"
     # Kernels whose outputs are those of `fused_maps` maps side by side, each a matrix for Muon.
@@ -289,7 +290,9 @@ def _is_pair(value: Any, holds: Callable[[Any, Any], bool]) -> bool:
     return isinstance(value, (tuple, list)) and len(value) == 2 and holds(*value)
 
 
-def _is_regex(text: str) -> bool:
+def _is_regex(text: str | None) -> bool:
+    if text is None:
+        return True
     try:
         re.compile(text)
     except re.error:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import jax
@@ -53,12 +53,24 @@ def rate_scales(config: OptimConfig, paths: Iterable[str]) -> dict[str, float]:
     return {path: scale(path) for path in paths}
 
 
-def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """The optimizer of every stage, for gradients as a flat dictionary keyed by path."""
-    make = {"adamw": _adamw, "muon": _muon}[config.algorithm]
+def make_optimizer(
+    config: OptimConfig, steps: int, stacked: Collection[str] = ()
+) -> optax.GradientTransformation:
+    """The optimizer of every stage, for gradients as a flat dictionary keyed by path.
+
+    Args:
+        config: The settings.
+        steps: Of the whole run, where a cosine ends.
+        stacked: Paths of variables whose leading axis counts layers (`basic.stacked_paths`).
+    """
+    rate = learning_rate(config, steps)
+    if config.algorithm == "muon":
+        own = _muon(config, rate, _Matrices(config, stacked))
+    else:
+        own = _adamw(config, rate)
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        make(config, learning_rate(config, steps)),
+        own,
         optax.stateless(lambda updates, _: _scale(updates, rate_scales(config, updates))),
     )
 
@@ -94,9 +106,11 @@ class _Matrices:
     holds several side by side, which have an axis of their own here.
     """
 
-    def __init__(self, config: OptimConfig):
-        patterns = (config.muon, config.stacked, config.fused)
-        self._taken, self._stacked, self._fused = map(re.compile, patterns)
+    def __init__(self, config: OptimConfig, stacked: Collection[str]):
+        self._taken, self._fused = map(re.compile, (config.muon, config.fused))
+        self._stacked = stacked.__contains__
+        if config.stacked is not None:
+            self._stacked = re.compile(config.stacked).match
 
     def group(self, path: str) -> str:
         """Whose steps a variable makes."""
@@ -111,7 +125,7 @@ class _Matrices:
             return optax.MaskedNode()
         last = value.ndim - 1
         inputs = range(
-            1 if self._stacked.match(path) else 0, last - 1 if self._fused.match(path) else last
+            1 if self._stacked(path) else 0, last - 1 if self._fused.match(path) else last
         )
         return MuonDimensionNumbers(tuple(inputs), last)
 
@@ -128,13 +142,12 @@ class _Matrices:
         return {path: one(update, dimensions[path]) for path, update in updates.items()}
 
 
-def _muon(config: OptimConfig, rate: Callable) -> optax.GradientTransformation:
+def _muon(config: OptimConfig, rate: Callable, matrices: _Matrices) -> optax.GradientTransformation:
     """Orthogonalized momentum for kernels, Adam for the rest.
 
     A network that is trained for minutes gets further than with Adam.
     """
     first, second = config.betas
-    matrices = _Matrices(config)
     # Not optax's `muon`: it decays nothing that it leaves to Adam, or all of it, biases too.
     turned = optax.chain(
         scale_by_muon(beta=first, eps=config.eps, weight_dimension_numbers=matrices.dimensions),

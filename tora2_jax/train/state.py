@@ -17,7 +17,7 @@ from tora2_jax import parallel
 from tora2_jax.config.train import MeshConfig, TrainConfig, problems
 from tora2_jax.data.loader import REPLACED
 from tora2_jax.errors import CheckpointError, TrainError
-from tora2_jax.models.layers.basic import flat_variables
+from tora2_jax.models.layers.basic import flat_variables, stacked_paths
 from tora2_jax.parallel import placement, processes
 from tora2_jax.train import measures
 from tora2_jax.train.optim import after_skipped_step, learning_rate, make_optimizer
@@ -129,7 +129,7 @@ def abstract_state(
             path: jax.ShapeDtypeStruct(value.shape, value.dtype)
             for path, value in _flat(statistics).items()
         },
-        optimizer=jax.eval_shape(make_optimizer(config.optim, config.steps).init, trainable),
+        optimizer=jax.eval_shape(_optimizer(config, model).init, trainable),
         average=trainable if config.ema_decay else {},
     )
     return graph, placement.abstract(mesh, state)
@@ -157,7 +157,8 @@ def init_state(
         return {path: made[path].astype(value.dtype) for path, value in missing.items()}
 
     def rest(trainable: dict) -> tuple[optax.OptState, dict]:
-        optimizer = make_optimizer(config.optim, config.steps).init(trainable)
+        model = nnx.merge(graph, checkpoint.nested(targets))
+        optimizer = _optimizer(config, model).init(trainable)
         return optimizer, jax.tree.map(jnp.copy, trainable) if config.ema_decay else {}
 
     shardings = jax.tree.map(lambda value: value.sharding, (target, missing))
@@ -177,6 +178,11 @@ def init_state(
         average=average,
     )
     return graph, state
+
+
+def _optimizer(config: TrainConfig, model: nnx.Module) -> optax.GradientTransformation:
+    """For a model that may be abstract: only what it says about its variables counts."""
+    return make_optimizer(config.optim, config.steps, stacked_paths(model))
 
 
 def _stored(config: TrainConfig, stage: Stage, targets: dict) -> dict[str, jax.Array]:
@@ -267,7 +273,8 @@ def train_step(
     (value, (metrics, statistics)), gradients = loss_and_gradients(
         config, stage, graph, state, batch
     )
-    updates, optimizer = make_optimizer(config.optim, config.steps).update(
+    model = nnx.merge(graph, checkpoint.nested(gradients | state.frozen | state.statistics))
+    updates, optimizer = _optimizer(config, model).update(
         gradients, state.optimizer, state.trainable
     )
     trainable = optax.apply_updates(state.trainable, updates)

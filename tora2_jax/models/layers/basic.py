@@ -13,6 +13,7 @@ from tora2_jax import parallel
 from tora2_jax.parallel import placement
 
 STREAM, ATTENTION = "stream", "attention"  # names of values that a policy may keep
+_STACKED = "stacked"  # metadata of a variable whose leading axis counts layers
 _POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "save_attention": jax.checkpoint_policies.save_only_these_names(ATTENTION),
@@ -223,7 +224,23 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], count: int, rngs: nnx.Rngs) ->
     def make_all(layer_rngs: nnx.Rngs) -> nnx.Module:
         return make(layer_rngs)
 
-    return make_all(rngs)
+    stacked = make_all(rngs)
+    for variable in jax.tree.leaves(nnx.state(stacked), is_leaf=_is_variable):
+        variable.set_metadata(**{_STACKED: True})
+    return stacked
+
+
+def stacked_paths(module: nnx.Module) -> frozenset[str]:
+    """Paths, joined by dots, of the variables whose leading axis counts layers (see `stack`)."""
+    return frozenset(
+        ".".join(map(str, path))
+        for path, variable in nnx.to_flat_state(nnx.state(module))
+        if variable.get_metadata().get(_STACKED, False)
+    )
+
+
+def _is_variable(value: Any) -> bool:
+    return isinstance(value, nnx.Variable)
 
 
 def scan(
