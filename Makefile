@@ -28,8 +28,8 @@ test: $(VENV)/dev
 test-long: $(VENV)/dev
 	$(RUN) -m pytest -n 2 --dist loadfile -m long
 
-mutants: $(VENV)/dev  ## known faults, one at a time: do the tests notice?
-	$(RUN) scripts/mutants.py
+mutants: $(VENV)/dev  ## known faults, one at a time: do the tests notice? COUNT=15 FIRST=30 for some
+	$(RUN) scripts/mutants.py $(if $(COUNT),--count $(COUNT)) $(if $(FIRST),--first $(FIRST))
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
