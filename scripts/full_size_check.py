@@ -24,8 +24,9 @@ from convert.checkpoints.components import COMPONENTS, Component, target
 from convert.engine.rules import plan_export
 from convert.engine.tensor_files import TensorFiles
 from tora2_jax import config
-from tora2_jax.models import dit
+from tora2_jax.models.blocks import Block, Shared
 from tora2_jax.models.layers.basic import assign_variables, flat_variables, rotary_tables
+from tora2_jax.models.layers.stream import Layout
 from tora2_jax.system.addresses import local_path
 from tora2_jax.system.stop import exit_code
 from tora2_jax.weights import checkpoint
@@ -114,9 +115,7 @@ def compare(options: argparse.Namespace) -> int:
 
 def _our_block(options, settings, streams, tables) -> list[np.ndarray]:
     folder, prefix = options.converted / "transformer", "transformer.blocks."
-    block = nnx.eval_shape(
-        lambda: dit.Block(settings, None, False, rngs=nnx.Rngs(0), dtype=np.float32)
-    )
+    block = nnx.eval_shape(lambda: Block(settings, None, False, rngs=nnx.Rngs(0), dtype=np.float32))
     specs = checkpoint.component_specs(folder)
     arrays = {}
     for path in flat_variables(block):  # one stacked array at a time
@@ -126,10 +125,13 @@ def _our_block(options, settings, streams, tables) -> list[np.ndarray]:
         arrays[path] = np.asarray(whole[options.layer])
     assign_variables(block, arrays)
     text, video, embedding = streams
-    shared = dit.Shared(embedding, tables, None, None)
+    layout = Layout.of(TEXT, GRID)
+    cosines, sines = map(layout.place_video, tables)
+    shared = Shared(layout, embedding, (cosines.at[:TEXT].set(1), sines), None, None)
+    stream = np.concatenate([text, video], axis=1)
     with jax.default_matmul_precision("highest"):
-        output = nnx.jit(lambda block: block(text, video, shared))(block)
-    return [np.asarray(x) for x in output]
+        output, _ = nnx.jit(lambda block, stream: block(stream, shared))(block, stream)
+    return [np.asarray(output[:, :TEXT]), np.asarray(output[:, TEXT:])]
 
 
 def _their_block(options, settings, streams, tables) -> list[np.ndarray]:

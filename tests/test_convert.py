@@ -5,6 +5,7 @@ import json
 import pickle
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from convert.checkpoints.export import export_folder
 from convert.engine import folders
 from convert.engine.folders import FolderError
 from convert.engine.tensor_files import SourceError, TensorFiles
+from scripts import full_size_check
 from tests import cogvideox_twins as twins
 from tests.parity import BLOCK_TOLERANCE, relative_error
 from tora2_jax import config as config_room
@@ -380,3 +382,15 @@ def test_export_refuses_what_diffusers_cannot_hold(capsys, tmp_path):
     assert main(["export", "--src", str(toy), "--dst", str(tmp_path / "out")]) == 2
     message = capsys.readouterr().err
     assert "personalization: " in message and "motion: " not in message
+
+
+def test_the_check_of_one_full_size_layer(half, capsys, monkeypatch):
+    source, converted = half
+    options = SimpleNamespace(src=source, converted=converted, layer=1)
+    assert full_size_check.compare(options) == 0
+    assert "layer 1: relative error of text" in capsys.readouterr().out
+    ours = full_size_check._our_block
+    monkeypatch.setattr(
+        full_size_check, "_our_block", lambda *given: [x + 1e-3 for x in ours(*given)]
+    )
+    assert full_size_check.compare(options) == 1

@@ -18,7 +18,7 @@ from convert.checkpoints.components import COMPONENTS
 from convert.engine.rules import export
 from tests import cogvideox_twins as twins
 from tests.parity import BLOCK_TOLERANCE, relative_error
-from tora2_jax.models.dit import Shared
+from tora2_jax.models.blocks import Shared
 from tora2_jax.models.layers import basic
 from tora2_jax.models.layers.stream import Layout
 from tora2_jax.weights import bundle, checkpoint
@@ -153,7 +153,7 @@ def assert_block_equal(folder, transformer):
     shared = Shared(layout, embedding, (cosines.at[: twins.TEXT_LENGTH].set(1), sines), None, None)
     block = basic.map_arrays(lambda x: x[1], blocks)
     stream = np.concatenate([text, video], axis=1)
-    actual = nnx.jit(lambda block, stream: block(stream, shared))(block, stream)
+    actual, _ = nnx.jit(lambda block, stream: block(stream, shared))(block, stream)
     with torch.no_grad():
         wanted = transformer.transformer_blocks[1](
             *map(torch.from_numpy, (video, text, embedding)), None

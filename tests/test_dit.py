@@ -14,7 +14,8 @@ from convert.engine.rules import convert, export
 from convert.families.cogvideox_transformer import rules
 from tests.parity import BLOCK_TOLERANCE, insensitive, numpy_state, randomize, relative_error
 from tora2_jax.config import PRESETS, MotionConfig, PersonalizationConfig, TransformerConfig
-from tora2_jax.models.dit import CogVideoXTransformer, Shared
+from tora2_jax.models.blocks import Shared
+from tora2_jax.models.dit import CogVideoXTransformer
 from tora2_jax.models.layers import basic
 from tora2_jax.models.layers.stream import Layout
 
@@ -190,7 +191,7 @@ def test_every_block_equals_diffusers():
     rotary = _rotary(config, twin, np.zeros((1, 3, ROWS, COLUMNS, 1)))
     for index, block in enumerate(twin.transformer_blocks):
         ours = basic.map_arrays(lambda x, i=index: x[i], model.blocks)
-        actual = nnx.jit(lambda block, stream: block(stream, shared))(ours, stream)
+        actual, _ = nnx.jit(lambda block, stream: block(stream, shared))(ours, stream)
         with torch.no_grad():
             video_out, text_out = block(*map(torch.from_numpy, (video, text, embedding)), rotary)
         assert relative_error(actual[:, :TEXT], text_out) < BLOCK_TOLERANCE
@@ -357,9 +358,9 @@ def test_groups_of_blocks_equal_a_loop(order, every):
 
                 def personalize(stream, cross=cross, known=known):
                     observed.append(layout.take_video(stream))
-                    return cross(stream, known, mask)
+                    return cross(stream, known, mask), ()
 
-            stream = block(stream, shared, maps[index], personalize)
+            stream, _ = block(stream, shared, maps[index], personalize)
         return (scanned, stream), (seen, jnp.stack(observed))
 
     for scanned, looped in both_ways(model):

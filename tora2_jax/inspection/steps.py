@@ -95,7 +95,7 @@ def observed(
     def observe(cross, video, keys_values, key_mask):
         return cross.influence(video, keys_values, key_mask, entities)
 
-    return model(latents, timestep, bound, observe)
+    return model.observe(observe, latents, timestep, bound)
 
 
 @nnx.jit

@@ -1,10 +1,11 @@
 """CogVideoX's diffusion transformer, with the places where motion and references enter.
 
 The numbers are those of diffusers' `CogVideoXTransformer3DModel` for the published 2B, 5B, 5B-I2V
-and 1.5 models. Blocks are stacked and scanned.
+and 1.5 models. Blocks (`models/blocks.py`) are stacked and scanned.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,145 +15,28 @@ from jax.ad_checkpoint import checkpoint_name
 
 from tora2_jax import parallel
 from tora2_jax.config import MotionConfig, PersonalizationConfig, TransformerConfig
+from tora2_jax.models.blocks import Block, Shared
 from tora2_jax.models.cross_attention import PersonalizationCrossAttention
 from tora2_jax.models.layers import basic, positions
-from tora2_jax.models.layers.attention import attention
 from tora2_jax.models.layers.basic import ZEROS, LayerNorm, Linear
 from tora2_jax.models.layers.stream import Layout
-from tora2_jax.models.motion import MotionGuidanceFuser
 from tora2_jax.types import KeysValues
 
 OFS = 2.0  # the only value that CogVideoX 1.5 I2V was trained with
 
 
-class Shared(NamedTuple):
-    """What all blocks of one forward pass read."""
-
-    layout: Layout
-    embedding: jax.Array  # of the timestep, float32 [b, time_embed_dim]
-    rotary: tuple[jax.Array, jax.Array] | None  # one row per position of the stream
-    has_motion: jax.Array | None  # [b]
-    key_mask: jax.Array | None  # which personalization tokens there are, [b, j]
+# (cross-attention, video tokens, keys and values, mask) -> arrays that say something about them.
+Observer = Callable[[PersonalizationCrossAttention, jax.Array, KeysValues, jax.Array], Any]
 
 
-class ModulatedNorm(nnx.Module):
-    """LayerNorm of text and video, scaled and shifted by the timestep, and gates for both.
+class Group(NamedTuple):
+    """Blocks of which the first has a cross-attention; several groups behind one another."""
 
-    Gates start at zero when trained from scratch (adaLN-zero, our decision).
-    """
-
-    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype):
-        self.norm = LayerNorm(config.width, config.norm_eps, rngs=rngs, dtype=dtype)
-        self.modulation = Linear(
-            config.time_embed_dim, 6 * config.width, kernel_init=ZEROS, rngs=rngs
-        )
-
-    def __call__(self, stream: jax.Array, shared: Shared) -> tuple[jax.Array, jax.Array]:
-        """`-> stream [b, n, c], gate [b, n, c]`."""
-        modulation = self.modulation(jax.nn.silu(shared.embedding)).astype(stream.dtype)
-        parts = jnp.split(modulation[:, None], 6, axis=-1)
-        is_text = shared.layout.is_text()
-        shift, scale, gate = (
-            jnp.where(is_text, text, video)
-            for video, text in zip(parts[:3], parts[3:], strict=True)
-        )
-        return self.norm(stream) * (1 + scale) + shift, gate
-
-
-class JointAttention(nnx.Module):
-    """Full attention over `[text ; video]`; rotary positions on the video alone."""
-
-    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype):
-        width = config.width
-        self.heads = config.num_heads
-        self.query = Linear(width, width, rngs=rngs, dtype=dtype)
-        self.key = Linear(width, width, rngs=rngs, dtype=dtype)
-        self.value = Linear(width, width, rngs=rngs, dtype=dtype)
-        self.query_norm = LayerNorm(config.head_dim, 1e-6, rngs=rngs, dtype=dtype)
-        self.key_norm = LayerNorm(config.head_dim, 1e-6, rngs=rngs, dtype=dtype)
-        self.output = Linear(width, width, rngs=rngs, dtype=dtype)
-
-    def __call__(self, stream: jax.Array, shared: Shared) -> jax.Array:
-        batch, length, width = stream.shape
-        split = (batch, length, self.heads, width // self.heads)
-        query, key, value = (
-            parallel.wide(project(stream)).reshape(split)
-            for project in (self.query, self.key, self.value)
-        )
-        query, key = self.query_norm(query), self.key_norm(key)
-        if shared.rotary is not None:
-            query, key = (basic.rotate(x, shared.rotary) for x in (query, key))
-        filled = shared.layout.filled
-        attended = parallel.self_attention(attention, query, key, value, filled)
-        attended = checkpoint_name(attended.reshape(stream.shape), basic.ATTENTION)
-        return parallel.stream(self.output(parallel.wide(attended)))
-
-
-class FeedForward(nnx.Module):
-    """Two linear maps with GELU (tanh form) between, four times as wide inside."""
-
-    def __init__(self, width: int, *, rngs: nnx.Rngs, dtype: jnp.dtype):
-        self.expand = Linear(width, 4 * width, rngs=rngs, dtype=dtype)
-        self.project = Linear(4 * width, width, rngs=rngs, dtype=dtype)
-
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        hidden = parallel.wide(jax.nn.gelu(self.expand(tokens), approximate=True))
-        return parallel.stream(self.project(hidden))
-
-
-class Block(nnx.Module):
-    """One layer: attention, then feed-forward, each normalized, modulated and gated.
-
-    Motion enters on the modulated video tokens before attention, references between attention
-    and feed-forward (Table 5 of the paper, M->P) or first in the block (P->M).
-    """
-
-    def __init__(
-        self,
-        config: TransformerConfig,
-        motion: MotionConfig | None,
-        personalization_first: bool,
-        *,
-        rngs: nnx.Rngs,
-        dtype: jnp.dtype,
-    ):
-        self.personalization_first = personalization_first
-        self.attention_norm = ModulatedNorm(config, rngs=rngs, dtype=dtype)
-        self.attention = JointAttention(config, rngs=rngs, dtype=dtype)
-        self.feed_forward_norm = ModulatedNorm(config, rngs=rngs, dtype=dtype)
-        self.feed_forward = FeedForward(config.width, rngs=rngs, dtype=dtype)
-        if motion is not None:
-            self.fuser = MotionGuidanceFuser(
-                config.width, motion.width, norm_groups=motion.norm_groups, rngs=rngs, dtype=dtype
-            )
-
-    def __call__(
-        self,
-        stream: jax.Array,
-        shared: Shared,
-        motion_map: jax.Array | None = None,
-        personalize: Callable[[jax.Array], jax.Array] | None = None,
-    ) -> jax.Array:
-        """`stream [b, n, c] -> stream`.
-
-        Args:
-            stream: text and video, see `models/stream.py`.
-            shared: what all blocks read.
-            motion_map: this layer's map `[b, t, h, w, u]`, or None: the fuser is left out.
-            personalize: this layer's cross-attention, stream `[b, n, c]` -> what is added to the
-                video, or None.
-        """
-        layout = shared.layout
-        if personalize is not None and self.personalization_first:
-            stream = stream + jnp.where(layout.is_video(), personalize(stream), 0)
-        inner, gate = self.attention_norm(stream, shared)
-        if motion_map is not None:
-            inner = self.fuser(inner, motion_map, shared.has_motion, layout)
-        stream = stream + gate * self.attention(inner, shared)
-        if personalize is not None and not self.personalization_first:
-            stream = stream + jnp.where(layout.is_video(), personalize(stream), 0)
-        inner, gate = self.feed_forward_norm(stream, shared)
-        return parallel.stream(stream + gate * self.feed_forward(inner))
+    blocks: Block  # arrays [groups, size, ...]
+    cross_attention: PersonalizationCrossAttention | None  # arrays [groups, ...]
+    motion_maps: jax.Array | None  # [groups, size, b, t, h, w, u]
+    keys_values: KeysValues | None  # [groups, b, j, heads, head_dim]
+    size: int  # blocks in a group
 
 
 class CogVideoXTransformer(nnx.Module):
@@ -251,8 +135,7 @@ class CogVideoXTransformer(nnx.Module):
         has_motion: jax.Array | None = None,
         keys_values: KeysValues | None = None,
         key_mask: jax.Array | None = None,
-        observe: Callable | None = None,
-    ) -> jax.Array | tuple[jax.Array, Any]:
+    ) -> jax.Array:
         """The velocity, float32 `[b, t_lat, h_lat, w_lat, c_out]`.
 
         Args:
@@ -264,17 +147,40 @@ class CogVideoXTransformer(nnx.Module):
             has_motion: `[b]`, which samples the fusers change; None: all.
             keys_values: from the method of that name; None leaves the cross-attention out.
             key_mask: `[b, j]`, which keys are there; None: all.
-            observe: `(cross_attention, video, keys_values, key_mask) -> arrays`, called where each
-                cross-attention is; its results follow the velocity, along a leading axis x.
 
         Raises:
             ValueError: lists every input that does not fit the model.
         """
+        conditions = (motion_maps, has_motion, keys_values, key_mask)
+        return self._run(latents, timestep, text, *conditions, None)[0]
+
+    def observe(
+        self,
+        observer: Observer,
+        latents: jax.Array,
+        timestep: jax.Array,
+        text: jax.Array,
+        *,
+        motion_maps: jax.Array | None = None,
+        has_motion: jax.Array | None = None,
+        keys_values: KeysValues | None = None,
+        key_mask: jax.Array | None = None,
+    ) -> tuple[jax.Array, Any]:
+        """The velocity, and what the observer says of each cross-attention along a leading axis x.
+
+        The inputs are those of a plain call.
+        """
+        conditions = (motion_maps, has_motion, keys_values, key_mask)
+        return self._run(latents, timestep, text, *conditions, observer)
+
+    def _run(
+        self, latents, timestep, text, motion_maps, has_motion, keys_values, key_mask, observer
+    ):
         grid = self._check(latents, timestep, text, motion_maps, keys_values)
         layout, embedding = Layout.of(text.shape[1], grid), self._embed_time(timestep)
         shared = self._share(layout, embedding, motion_maps, has_motion, keys_values, key_mask)
         stream = self._embed(latents, text, shared.layout)
-        stream, seen = self._run_blocks(stream, shared, motion_maps, keys_values, observe)
+        stream, seen = self._run_blocks(stream, shared, motion_maps, keys_values, observer)
         modulation = self.output_modulation(jax.nn.silu(embedding)).astype(stream.dtype)
         shift, scale = jnp.split(modulation[:, None], 2, axis=-1)
         stream = self.output_norm(self.final_norm(stream)) * (1 + scale) + shift
@@ -282,7 +188,7 @@ class CogVideoXTransformer(nnx.Module):
         output = parallel.batch(self.output_projection(stream).astype(jnp.float32))
         output, config = layout.take_video(output), self.config
         output = basic.unpatchify(output, grid, config.patch_size, config.patch_size_t or 1)
-        return output if observe is None else (output, seen)
+        return output, seen
 
     def _check(self, latents, timestep, text, motion_maps, keys_values):
         """The token grid, after everything that must fit has been seen to fit."""
@@ -355,46 +261,64 @@ class CogVideoXTransformer(nnx.Module):
             stream = stream + parallel.positions(table).astype(stream.dtype)
         return parallel.stream(stream)
 
-    def _run_blocks(self, carry, shared, motion_maps, keys_values, observe):
-        """All blocks, scanned in groups whose first block has a cross-attention."""
-        every = 1 if keys_values is None else self.every
-        groups, rest = divmod(self.config.num_layers, every)
+    def _run_blocks(self, carry, shared, motion_maps, keys_values, observer=None):
+        """All blocks; with an observer also what it has seen, else None."""
         seen = []
-        for start, count, size in ((0, groups, every), (groups * every, 1, rest)):
+        for group in self._groups(motion_maps, keys_values):
+            step = partial(_run_group, shared, group.size, observer)
+            modules = (group.blocks, group.cross_attention)
+            inputs = (group.motion_maps, group.keys_values)
+            carry, found = basic.scan(step, modules, carry, inputs, *self.looping)
+            seen.append(found)
+        if observer is None or keys_values is None:
+            return carry, None
+        return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *seen)
+
+    def _groups(self, motion_maps, keys_values) -> list[Group]:
+        """Groups of equal size, then one of the blocks that are left."""
+        every = 1 if keys_values is None else self.every
+        full, rest = divmod(self.config.num_layers, every)
+        groups = []
+        for first, count, size in ((0, full, every), (full, 1, rest)):
             if count * size == 0:
                 continue
 
-            def regroup(x, start=start, count=count, size=size):
+            def layers(x, start=first * every, count=count, size=size):
                 return x[start : start + count * size].reshape(count, size, *x.shape[1:])
 
-            def take(x, first=start // every, count=count):
+            def heads(x, first=first, count=count):
                 return x[first : first + count]
 
-            def step(group, carry, inputs, size=size):
-                (blocks, cross), (maps, known) = group, inputs
-                personalize, found = None, []
+            cross = None if keys_values is None else basic.map_arrays(heads, self.cross_attention)
+            groups.append(
+                Group(
+                    blocks=basic.map_arrays(layers, self.blocks),
+                    cross_attention=cross,
+                    motion_maps=None if motion_maps is None else layers(motion_maps),
+                    keys_values=jax.tree.map(heads, keys_values),
+                    size=size,
+                )
+            )
+        return groups
 
-                def attend(stream):
-                    if observe is not None:
-                        video = shared.layout.take_video(stream)
-                        found.append(observe(cross, video, known, shared.key_mask))
-                    return cross(stream, known, shared.key_mask)
 
-                if known is not None:
-                    personalize = attend
-                carry = checkpoint_name(carry, basic.STREAM)
-                for index in range(size):
-                    block = basic.map_arrays(lambda x, index=index: x[index], blocks)
-                    motion_map = None if maps is None else maps[index]
-                    carry = block(carry, shared, motion_map, personalize if index == 0 else None)
-                return carry, found
+def _run_group(shared, size, observer, modules, carry, inputs):
+    """The blocks of one group, in turn."""
+    (blocks, cross), (maps, known) = modules, inputs
 
-            with_keys = keys_values is not None
-            cross = basic.map_arrays(take, self.cross_attention) if with_keys else None
-            maps = None if motion_maps is None else regroup(motion_maps)
-            inputs = (maps, jax.tree.map(take, keys_values))
-            group = (basic.map_arrays(regroup, self.blocks), cross)
-            carry, found = basic.scan(step, group, carry, inputs, *self.looping)
-            seen += found
-        seen = jax.tree.map(lambda *parts: jnp.concatenate(parts), *seen) if seen else None
-        return carry, seen
+    def personalize(stream):
+        seen = ()
+        if observer is not None:
+            seen = observer(cross, shared.layout.take_video(stream), known, shared.key_mask)
+        return cross(stream, known, shared.key_mask), seen
+
+    carry = checkpoint_name(carry, basic.STREAM)
+    seen = ()
+    for index in range(size):
+        block = basic.map_arrays(lambda x, index=index: x[index], blocks)
+        motion_map = None if maps is None else maps[index]
+        if index == 0 and known is not None:
+            carry, seen = block(carry, shared, motion_map, personalize)
+        else:
+            carry, _ = block(carry, shared, motion_map)
+    return carry, seen

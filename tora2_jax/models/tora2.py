@@ -1,6 +1,5 @@
 """Tora2 (paper, Figure 2): everything that is trained, around the frozen CogVideoX transformer."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -10,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from tora2_jax.config import ModelConfig
 from tora2_jax.models.binding import Binder, needs_binder
-from tora2_jax.models.dit import CogVideoXTransformer
+from tora2_jax.models.dit import CogVideoXTransformer, Observer
 from tora2_jax.models.motion import TrajectoryExtractor
 from tora2_jax.models.personalization import AppearanceExtractor
 from tora2_jax.types import BoundConditions, Conditions, ContrastEmbeddings
@@ -107,21 +106,26 @@ class Tora2(nnx.Module):
         latents: Float[Array, "b t_lat h_lat w_lat latent"],
         timestep: Float[Array, " b"],
         bound: BoundConditions,
-        observe: Callable | None = None,
-    ) -> Float[Array, "b t_lat h_lat w_lat latent"] | tuple[Array, Any]:
-        """The velocity that takes noisy latents apart into clean ones and noise.
+    ) -> Float[Array, "b t_lat h_lat w_lat latent"]:
+        """The velocity that takes noisy latents apart into clean ones and noise."""
+        latents, conditions = _with_images(latents, bound)
+        return self.transformer(latents, timestep, bound.text, **conditions)
 
-        `observe` looks at the cross-attentions, see `CogVideoXTransformer`.
-        """
-        if bound.image_latents is not None:
-            latents = jnp.concatenate([latents, bound.image_latents], axis=-1)
-        return self.transformer(
-            latents,
-            timestep,
-            bound.text,
-            motion_maps=bound.motion_maps,
-            has_motion=bound.has_motion,
-            keys_values=bound.keys_values,
-            key_mask=bound.key_mask,
-            observe=observe,
-        )
+    def observe(
+        self,
+        observer: Observer,
+        latents: Float[Array, "b t_lat h_lat w_lat latent"],
+        timestep: Float[Array, " b"],
+        bound: BoundConditions,
+    ) -> tuple[Float[Array, "b t_lat h_lat w_lat latent"], Any]:
+        """The velocity, and what an observer says of each cross-attention (`models/dit.py`)."""
+        latents, conditions = _with_images(latents, bound)
+        return self.transformer.observe(observer, latents, timestep, bound.text, **conditions)
+
+
+def _with_images(latents: Array, bound: BoundConditions) -> tuple[Array, dict[str, Any]]:
+    """Latents with the first frame's beside them (I2V), and what else the transformer takes."""
+    if bound.image_latents is not None:
+        latents = jnp.concatenate([latents, bound.image_latents], axis=-1)
+    names = ("motion_maps", "has_motion", "keys_values", "key_mask")
+    return latents, {name: getattr(bound, name) for name in names}
