@@ -1,0 +1,57 @@
+"""Where a run leaves its result: in its own folder, unless a person names another."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from scripts import toy_checkpoint
+from tests.train.test_train import _config
+from tora2_jax.train import loop
+from tora2_jax.train import state as train_state
+from tora2_jax.weights import checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in (ROOT / "configs").rglob("*.py")
+    if path.stem != "__init__"
+)
+
+
+@pytest.fixture(autouse=True)
+def _stage(monkeypatch):
+    monkeypatch.setitem(train_state.STAGES, "base", "tests.train.test_train")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_no_config_names_a_place_for_its_result(name):
+    assert importlib.import_module(name).get_config().export is None
+
+
+def test_the_result_goes_to_the_folder_of_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    state = loop.train(_config(steps=2), "run")
+    exported, metadata = checkpoint.load_component("run/trained/motion.safetensors")
+    assert exported["1.kernel"].shape == state.trainable["head.1.kernel"].shape
+    assert metadata["stage"] == "base"
+    assert json.loads(Path("run/config.json").read_text())["export"] == "run/trained"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_result_goes_where_a_person_says_or_nowhere(tmp_path):
+    loop.train(_config(steps=1, export=str(tmp_path / "named")), tmp_path / "one")
+    assert (tmp_path / "named" / "motion.safetensors").is_file()
+    loop.train(_config(steps=1, export=""), tmp_path / "two")
+    for run in ("one", "two"):
+        assert not (tmp_path / run / "trained").exists()
+
+
+def test_the_chain_of_the_toy_model_names_the_shipped_files_it_writes(tmp_path):
+    assert toy_checkpoint.STAGES.keys() - toy_checkpoint.SHIPPED.keys() == {"vae", "base"}
+    written = {name: toy_checkpoint.command(name, tmp_path) for name in toy_checkpoint.STAGES}
+    assert "--config.export=checkpoints/toy" in written["joint"]
+    assert not any("--config.export" in part for part in written["vae"])
+    for place in set(toy_checkpoint.SHIPPED.values()):
+        assert (ROOT / place).exists(), place
