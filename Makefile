@@ -21,9 +21,9 @@ $(VENV)/dev: $(VENV)/runtime
 demo: $(VENV)/runtime  ## two entities along drawn paths, from the shipped toy checkpoint
 	$(RUN) scripts/demo.py
 
-test: $(VENV)/dev
+test: $(VENV)/dev  ## FAST=1: of what changed since main, and one parity test per room
 	$(BIN)/ruff check .
-	$(RUN) -m pytest -n 2 --dist loadfile -m "not long"
+	$(RUN) -m pytest -n 2 --dist loadfile -m "not long" $(if $(FAST),$$($(RUN) scripts/touched_tests.py))
 
 test-long: $(VENV)/dev
 	$(RUN) -m pytest -n 2 --dist loadfile -m long
