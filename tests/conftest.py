@@ -4,7 +4,10 @@ Nearly all time of the tests is that of XLA's compiler, so it optimizes little (
 and the programs are tiny) and keeps what it compiled for the other processes and the next run.
 """
 
+import functools
+import importlib.util
 import os
+import re
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -25,5 +28,34 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELIZM"] = "false"
 
 import jax
+import pytest
 
 jax.config.update("jax_default_matmul_precision", "highest")
+
+# Marker -> what the files that need it import.
+_NEEDS = {
+    "torch": re.compile(
+        r"(?:import|from) (?:torch|diffusers|peft)\b|importorskip\(\"torch|support.*\b\w+_twins\b"
+    ),
+    "processes": re.compile(r"import subprocess\b"),
+}
+
+
+@functools.cache
+def _needs(path: Path) -> frozenset[str]:
+    text = path.read_text()
+    return frozenset(name for name, imports in _NEEDS.items() if imports.search(text))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks tests by what their files need, so that `-m "not torch"` leaves them out."""
+    for item in items:
+        for name in _needs(item.path):
+            item.add_marker(name)
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Without PyTorch the files that import it are left out, not errors."""
+    if importlib.util.find_spec("torch") is None and collection_path.suffix == ".py":
+        return True if "torch" in _needs(collection_path) else None
+    return None
