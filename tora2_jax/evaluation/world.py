@@ -19,6 +19,7 @@ from tora2_jax.evaluation.own_looks import own_looks
 from tora2_jax.evaluation.report import report
 from tora2_jax.evaluation.requests import CONDITIONS, asked, style_of, world_requests
 from tora2_jax.sampling.pipeline import SampleSettings, to_uint8
+from tora2_jax.sampling.settings import DEFAULTS
 from tora2_jax.types import Record
 
 
@@ -29,8 +30,8 @@ class Settings:
     requests: int = 100
     seed: int = 0
     batch_size: int = 10
-    steps: int = 50
-    guidance: float = 6.0
+    steps: int = DEFAULTS.steps
+    guidance: float = DEFAULTS.guidance
 
     def __post_init__(self) -> None:
         """Raises ValueError that names every setting that is not positive."""

@@ -26,7 +26,7 @@ from tora2_jax.request.fields import Paths
 from tora2_jax.request.reader import Fit
 from tora2_jax.sampling import pipeline
 from tora2_jax.sampling.progress import PHASES
-from tora2_jax.sampling.settings import seed_problems, setting_problems
+from tora2_jax.sampling.settings import DEFAULTS, seed_problems, setting_problems
 from tora2_jax.system import feedback
 from tora2_jax.system.addresses import address_problems
 from tora2_jax.system.compile_cache import keep_compiled_programs
@@ -61,11 +61,11 @@ class Options(NamedTuple):
     checkpoint: Path
     request: Path | Sequence[Path]  # several are sampled as one batch
     output: Path
-    steps: int = 50
-    guidance: float = 6.0
-    dynamic_guidance: bool = True
-    reference_guidance: float = 1.0
-    trajectory_guidance: float = 1.0
+    steps: int = DEFAULTS.steps
+    guidance: float = DEFAULTS.guidance
+    dynamic_guidance: bool = DEFAULTS.dynamic_guidance
+    reference_guidance: float = DEFAULTS.reference_guidance
+    trajectory_guidance: float = DEFAULTS.trajectory_guidance
     scheduler: diffusion.Scheduler | None = None
     seed: int = 0
     dtype: Literal["bfloat16", "float32"] = "float32"
