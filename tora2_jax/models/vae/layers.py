@@ -295,9 +295,10 @@ class SpatialNorm(nnx.Module):
         self.norm = GroupNorm(features, groups, OUTER_NORM_EPS)
         self.to_scale = PointConv(latent, features, **options)
         self.to_shift = PointConv(latent, features, **options)
-        self.to_scale.bias[...] = jnp.ones((features,), jnp.float32)
+        # Not `kernel[...] = `: flax compares shardings there, which takes 10 ms on every tracer.
+        self.to_scale.bias.set_value(jnp.ones((features,), jnp.float32))
         for conv in (self.to_scale, self.to_shift):
-            conv.kernel[...] = jnp.zeros_like(conv.kernel[...])
+            conv.kernel.set_value(jnp.zeros_like(conv.kernel[...]))
 
     def __call__(
         self,

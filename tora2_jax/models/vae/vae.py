@@ -76,7 +76,7 @@ class ResnetBlock(nnx.Module):
         self.conv1 = CausalConv(in_features, out_features, **options)
         self.norm2 = make_norm(out_features)
         self.conv2 = CausalConv(out_features, out_features, **options)
-        self.conv2.kernel[...] = jnp.zeros_like(self.conv2.kernel[...])
+        self.conv2.kernel.set_value(jnp.zeros_like(self.conv2.kernel[...]))
         same = in_features == out_features
         self.shortcut = None if same else PointConv(in_features, out_features, **options)
 

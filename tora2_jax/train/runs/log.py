@@ -3,7 +3,6 @@
 import json
 import math
 import socket
-import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,9 +11,6 @@ from typing import Any, Self
 
 import numpy as np
 from absl import logging
-from tensorboardX import summary
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.record_writer import masked_crc32c
 
 from tora2_jax.errors import first_line
 from tora2_jax.system.appended_file import AppendedFile
@@ -57,7 +53,10 @@ class MetricLog:
             _cut(losses, start)
             self.skipped = _cut(skipped, start)
             name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
-            self._board = _EventFile(directory / name, start)
+            # Not above: it loads PyTorch where there is one, and takes two seconds of every start.
+            from tora2_jax.train.runs.event_file import EventFile
+
+            self._board = EventFile(directory / name, start)
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -117,25 +116,6 @@ class MetricLog:
     def __exit__(self, *_) -> None:
         if self._writes:
             self._flush()
-
-
-class _EventFile(AppendedFile):
-    """TensorBoard's records. Its usual writer does it in a thread, which an error would end."""
-
-    def __init__(self, path: Path, start: int):
-        super().__init__(path)
-        self._add(Event(file_version="brain.Event:2"))
-        # Hides what an earlier start has written of steps that are done again.
-        self._add(Event(step=start, session_log=SessionLog(status=SessionLog.START)))
-
-    def add_scalar(self, name: str, value: float, step: int) -> None:
-        self._add(Event(step=step, summary=summary.scalar(name, value)))
-
-    def _add(self, event: Event) -> None:
-        event.wall_time = time.time()
-        data = event.SerializeToString()
-        for part in (struct.pack("<Q", len(data)), data):
-            self.add(part + struct.pack("<I", masked_crc32c(part)))
 
 
 def _row(content: dict[str, Any]) -> bytes:
