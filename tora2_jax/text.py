@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, T5TokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, T5Tokenizer
 
 from tora2_jax.system.unusable_file import why_unusable
 
@@ -40,7 +40,7 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
                 tokenizer_file=str(fast), pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
             )
         else:
-            tokenizer = T5TokenizerFast.from_pretrained(str(directory), local_files_only=True)
+            tokenizer = T5Tokenizer.from_pretrained(str(directory), local_files_only=True)
     except Exception as error:  # the parsers raise bare Exception for a damaged file
         raise ValueError(f"the tokenizer in {directory} cannot be read: {error}") from error
     found = (tokenizer.pad_token_id, tokenizer.eos_token_id)

@@ -9,14 +9,30 @@ x DiT layers with a cross-attention | j = e*q its keys
 the files of `--init-latents` and `--save-latents` hold `[b, t_lat, c, h, w]`, as diffusers does.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar, overload
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-Array = jax.Array | np.ndarray
+Array = jax.Array | np.ndarray  # on the host until a program is given it
 Kind = Literal["human", "object"]
+T = TypeVar("T")
+
+
+@overload
+def needed(value: Array | None, what: str) -> Array: ...
+@overload
+def needed(value: T | None, what: str) -> T: ...
+def needed(value: T | None, what: str) -> T:
+    """A part that may be missing, for a model that cannot do without it.
+
+    Raises:
+        ValueError: it is None; `what` says what that is.
+    """
+    if value is None:
+        raise ValueError(f"the model needs {what}, of which it was given none")
+    return value
 
 
 class EntityRecord(NamedTuple):
@@ -112,24 +128,24 @@ class Conditions(NamedTuple):
 class KeysValues(NamedTuple):
     """Personalization tokens as the cross-attention reads them; one layer's have no `x`."""
 
-    keys: Float[Array, "x b j heads head_dim"]
-    values: Float[Array, "x b j heads head_dim"]
+    keys: Float[jax.Array, "x b j heads head_dim"]
+    values: Float[jax.Array, "x b j heads head_dim"]
 
 
 class BoundConditions(NamedTuple):
     """Conditions after the trainable encoders: independent of the timestep, once per request."""
 
-    text: Float[Array, "b l c"]  # projected to the width of the stream
-    motion_maps: Float[Array, "k b t h w u"] | None
-    has_motion: Bool[Array, " b"] | None  # some entity has a trajectory
+    text: Float[jax.Array, "b l c"]  # projected to the width of the stream
+    motion_maps: Float[jax.Array, "k b t h w u"] | None
+    has_motion: Bool[jax.Array, " b"] | None  # some entity has a trajectory
     keys_values: KeysValues | None  # of every cross-attention
-    key_mask: Bool[Array, "b j"] | None
+    key_mask: Bool[jax.Array, "b j"] | None
     image_latents: Float[Array, "b t_lat h_lat w_lat latent"] | None = None
 
 
 class ContrastEmbeddings(NamedTuple):
     """Both sides of the contrastive loss, one row per entity."""
 
-    personalization: Float[Array, "b e 256"]  # L2-normalized
-    motion: Float[Array, "b e 256"]
-    takes_part: Bool[Array, "b e"]
+    personalization: Float[jax.Array, "b e 256"]  # L2-normalized
+    motion: Float[jax.Array, "b e 256"]
+    takes_part: Bool[jax.Array, "b e"]

@@ -17,7 +17,7 @@ from tora2_jax.media import video
 from tora2_jax.request import Request, load_request
 from tora2_jax.sampling import command as sampling
 from tora2_jax.sampling.pipeline import Sample
-from tora2_jax.weights import bundle, checkpoint
+from tora2_jax.weights import bundle, checkpoint, run_networks
 
 ROOT = Path(__file__).resolve().parents[2]
 TOY = ROOT / "checkpoints" / "toy"
@@ -199,6 +199,12 @@ def test_a_run_that_makes_no_videos_is_refused(tmp_path, stage, message):
     for load in (bundle.load_bundle_tokenizer, bundle.load_bundle):
         with pytest.raises(CheckpointError, match=message):
             load(tmp_path)
+
+
+def test_a_run_that_names_no_weights_is_refused():
+    run = TrainConfig(model=config.toy())
+    with pytest.raises(CheckpointError, match=r"config\.weights\.\w+: is needed"):
+        run_networks.frozen_networks(run, run.model)
 
 
 @pytest.mark.long

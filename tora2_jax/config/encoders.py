@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from tora2_jax.config.model import DINOv2Config
@@ -49,7 +50,7 @@ class CLIPConfig:
     embedding: int = 512  # f, of the space that both share
 
 
-_GIANT = {"width": 1536, "num_layers": 40, "num_heads": 24, "feed_forward": "swiglu"}
+_giant = partial(DINOv2Config, width=1536, num_layers=40, num_heads=24, feed_forward="swiglu")
 
 
 def dinov2_small() -> DINOv2Config:
@@ -84,12 +85,12 @@ def dinov2_large_registers() -> DINOv2Config:
 
 def dinov2_giant() -> DINOv2Config:
     """DINOv2 ViT-g/14."""
-    return DINOv2Config(**_GIANT)
+    return _giant()
 
 
 def dinov2_giant_registers() -> DINOv2Config:
     """DINOv2 ViT-g/14 with four registers."""
-    return DINOv2Config(**_GIANT, num_registers=4)
+    return _giant(num_registers=4)
 
 
 DINOV2 = {
@@ -107,8 +108,10 @@ DINOV2 = {
 }
 
 
-_CLIP_LARGE = {"patch_size": 14, "width": 1024, "num_layers": 24, "num_heads": 16, "mlp_dim": 4096}
-_CLIP_LARGE_TEXT = {"width": 768, "num_heads": 12, "mlp_dim": 3072}
+_large_vision = partial(
+    CLIPVisionConfig, patch_size=14, width=1024, num_layers=24, num_heads=16, mlp_dim=4096
+)
+_large_text = partial(CLIPTextConfig, width=768, num_heads=12, mlp_dim=3072)
 
 
 def clip_base_32() -> CLIPConfig:
@@ -124,8 +127,8 @@ def clip_base_16() -> CLIPConfig:
 def clip_large_14() -> CLIPConfig:
     """CLIP ViT-L/14 at 224 pixels."""
     return CLIPConfig(
-        vision=CLIPVisionConfig(**_CLIP_LARGE),
-        text=CLIPTextConfig(**_CLIP_LARGE_TEXT),
+        vision=_large_vision(),
+        text=_large_text(),
         embedding=768,
     )
 
@@ -133,8 +136,8 @@ def clip_large_14() -> CLIPConfig:
 def clip_large_14_336() -> CLIPConfig:
     """CLIP ViT-L/14 at 336 pixels."""
     return CLIPConfig(
-        vision=CLIPVisionConfig(**_CLIP_LARGE, image_size=336),
-        text=CLIPTextConfig(**_CLIP_LARGE_TEXT),
+        vision=_large_vision(image_size=336),
+        text=_large_text(),
         embedding=768,
     )
 

@@ -68,8 +68,9 @@ def known_fields(kind: type = TrainConfig) -> set[str]:
     for name, hint in get_type_hints(kind).items():
         found.add(name)
         parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-        for part in filter(is_dataclass, parts):
-            found |= {f"{name}.{below}" for below in known_fields(part)}
+        for part in parts:
+            if isinstance(part, type) and is_dataclass(part):
+                found |= {f"{name}.{below}" for below in known_fields(part)}
     return found
 
 

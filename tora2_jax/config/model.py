@@ -1,6 +1,7 @@
 """The typed config tree and the size presets. Plain data; nothing here builds a network."""
 
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import partial
 from typing import Any, Literal, get_args, get_type_hints
 
 
@@ -249,8 +250,9 @@ class ModelConfig:
         return -(-t // patch_t), h // patch, w // patch
 
 
-_WIDTH_2B = {"num_layers": 30, "num_heads": 30, "positions": "sincos"}
-_SIZE_1_5 = {"patch_size_t": 2, "sample_frames": 81, "sample_height": 300, "sample_width": 300}
+_version_1_5 = partial(
+    TransformerConfig, patch_size_t=2, sample_frames=81, sample_height=300, sample_width=300
+)
 
 
 def toy() -> ModelConfig:
@@ -308,7 +310,7 @@ def cogvideox_2b() -> ModelConfig:
     """CogVideoX-2B."""
     return ModelConfig(
         name="cogvideox_2b",
-        transformer=TransformerConfig(**_WIDTH_2B),
+        transformer=TransformerConfig(num_layers=30, num_heads=30, positions="sincos"),
         vae=VAEConfig(scaling_factor=1.15258426),
         diffusion=DiffusionConfig(snr_shift=3.0),
     )
@@ -335,7 +337,7 @@ def cogvideox_1_5_5b() -> ModelConfig:
         width=1360,
         frames=81,
         fps=16,
-        transformer=TransformerConfig(**_SIZE_1_5),
+        transformer=_version_1_5(),
         vae=VAEConfig(invert_scale_latents=True),
     )
 
@@ -348,7 +350,7 @@ def cogvideox_1_5_5b_i2v() -> ModelConfig:
         width=1360,
         frames=81,
         fps=16,
-        transformer=TransformerConfig(in_channels=32, ofs_embed_dim=512, **_SIZE_1_5),
+        transformer=_version_1_5(in_channels=32, ofs_embed_dim=512),
         vae=VAEConfig(invert_scale_latents=True),
     )
 

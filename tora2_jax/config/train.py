@@ -248,7 +248,7 @@ def problems(config: TrainConfig) -> list[str]:
         for name, value in to_dict(config.dropout).items()
     ]
     if config.clips is not None:
-        checks += _clip_checks(config)
+        checks += _clip_checks(config, config.clips)
     if config.reference_guards is not None:
         checks += _guard_checks(config.reference_guards)
     if config.stage == "motion_vae":
@@ -300,9 +300,8 @@ def _is_regex(text: str | None) -> bool:
     return True
 
 
-def _clip_checks(config: TrainConfig) -> list[tuple[str, bool, str]]:
-    clips, entities = config.clips, config.clips.entities
-    plain = config.model.personalization is None
+def _clip_checks(config: TrainConfig, clips: ClipFolderConfig) -> list[tuple[str, bool, str]]:
+    entities, plain = clips.entities, config.model.personalization is None
     checks = [
         (f"clips.{name}", getattr(clips, name) > 0, "must be positive")
         for name in ("draws", "max_paths", "grid", "crop_frames", "crop_size")
@@ -382,7 +381,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves = {}
+    leaves: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, dict):
             leaves |= _leaves(value, f"{prefix}{name}.")

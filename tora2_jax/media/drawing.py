@@ -19,7 +19,9 @@ Color = tuple[int, int, int]
 @functools.cache
 def font(size: int = BODY) -> ImageFont.FreeTypeFont:
     """Pillow's own font, so that a picture looks the same everywhere."""
-    return ImageFont.load_default(size)
+    found = ImageFont.load_default(size)
+    assert isinstance(found, ImageFont.FreeTypeFont)  # the other kind has no sizes
+    return found
 
 
 def blank(width: float, height: float) -> Image.Image:
@@ -172,7 +174,7 @@ def heat_map(
     _labels(draw, (left, top, width, height), rows, columns, axis)
     for row, column in np.ndindex(count) if write else ():
         place = (left + (column + 0.5) * cell[0], top + (row + 0.5) * cell[1])
-        _number(draw, place, values[row, column], pixels[row * cell[1], column * cell[0]])
+        _number(draw, place, float(values[row, column]), pixels[row * cell[1], column * cell[0]])
     return picture
 
 
@@ -274,10 +276,10 @@ def thumbnail(image: np.ndarray, side: int) -> Image.Image:
         image = (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
     picture = Image.fromarray(image)
     scale = side / max(picture.size)
-    size = tuple(max(1, round(length * scale)) for length in picture.size)
+    width, height = (max(1, round(length * scale)) for length in picture.size)
     method = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
-    picture = picture.resize(size, method)
-    ImageDraw.Draw(picture).rectangle((0, 0, size[0] - 1, size[1] - 1), outline=LINE)
+    picture = picture.resize((width, height), method)
+    ImageDraw.Draw(picture).rectangle((0, 0, width - 1, height - 1), outline=LINE)
     return picture
 
 

@@ -73,7 +73,8 @@ def read_video(path: str | Path) -> tuple[Frames, float]:
     """
     path = Path(path)
     with _opened(path) as (container, stream):
-        packets, frames = _Packets(), []
+        packets = _Packets()
+        frames: list[np.ndarray] = []
         for packet in container.demux(stream):
             packets.add(packet)
             for frame in packet.decode():
@@ -212,9 +213,10 @@ class _Packets:
     def times_from(self, first: int | None) -> list[int | None]:
         """When frames are shown, rising, if the file says it; those before the first that can be
         decoded (their key frame was cut away) are never shown."""
-        if first is None or None in self._times:
+        told = [time for time in self._times if time is not None]
+        if first is None or len(told) < len(self._times):
             return self._times
-        return sorted(time for time in self._times if time >= first)
+        return [time for time in sorted(told) if time >= first]
 
 
 def _told_length(head: bytes) -> int:

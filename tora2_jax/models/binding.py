@@ -19,7 +19,8 @@ from tora2_jax.models.contrast import retrieval_accuracy
 from tora2_jax.models.layers.attention import attention
 from tora2_jax.models.layers.basic import LECUN_NORMAL, ZEROS, LayerNorm, Linear, sinusoid
 from tora2_jax.models.personalization import keep, normal_parameter
-from tora2_jax.types import Conditions, ContrastEmbeddings
+from tora2_jax.types import Array as AnyArray
+from tora2_jax.types import Conditions, ContrastEmbeddings, needed
 
 NORM_EPS = 1e-6
 PATH_VALUES = 4
@@ -115,9 +116,12 @@ class GatedBinding(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         """Norms and embeddings per modality, so that none drowns the others."""
-        width, settings = config.personalization.width, config.binding
+        width, map_width = entity_widths(config)
+        settings = config.binding
         inner = settings.num_heads * settings.head_dim
-        gate = {"sigmoid": SigmoidGate, "tanh": TanhGate}[settings.gate]
+        gates: dict[str, type[SigmoidGate | TanhGate]]
+        gates = {"sigmoid": SigmoidGate, "tanh": TanhGate}
+        gate = gates[settings.gate]
         self.norm_personalization = LayerNorm(width, rngs=rngs)
         self.norm_motion = LayerNorm(width, rngs=rngs)
         self.norm_words = LayerNorm(width, rngs=rngs)
@@ -130,9 +134,7 @@ class GatedBinding(nnx.Module):
         self.gate_motion = gate(width, rngs=rngs)
         # One zero per path: with the tanh gate it is alpha.
         kernel_init = ZEROS if settings.gate == "sigmoid" else LECUN_NORMAL
-        self.to_map = Linear(
-            width, config.motion.width, use_bias=False, kernel_init=kernel_init, rngs=rngs
-        )
+        self.to_map = Linear(width, map_width, use_bias=False, kernel_init=kernel_init, rngs=rngs)
         self.num_heads = settings.num_heads
 
     def __call__(
@@ -190,12 +192,13 @@ class GatedBinding(nnx.Module):
         mask = jnp.concatenate([p_mask, conditions.on, conditions.word_mask], -1)
         return jnp.concatenate(tokens, -2), mask
 
-    def _heads(self, tokens: Float[Array, "b e n d"]) -> list[Float[Array, "n2 n heads d2"]]:
+    def _heads(self, tokens: Float[Array, "b e n d"]) -> tuple[Array, Array, Array]:
         """Query, key and value of every head; entities are folded into the batch."""
-        return [
+        query, key, value = (
             rearrange(project(tokens), "b e n (heads d) -> (b e) n heads d", heads=self.num_heads)
             for project in (self.query, self.key, self.value)
-        ]
+        )
+        return query, key, value
 
     def _split(self, attended: Float[Array, "b e n d"], p, m) -> tuple[Array, Array]:
         """The parts of p and m; that of the words is discarded."""
@@ -217,7 +220,7 @@ class LinearBinding(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         """One map of a p token, the mean m and all word tokens."""
-        width = config.personalization.width
+        width = needed(config.personalization, "settings of personalization").width
         self.merge = Linear(width * (2 + config.binding.word_tokens), width, rngs=rngs)
 
     def __call__(
@@ -229,10 +232,16 @@ class LinearBinding(nnx.Module):
         conditions: Conditions,
     ) -> tuple[Float[Array, "b e q d"], None, None]:
         """What is to be added to p; nothing for m and the motion map."""
-        entity = [masked_mean(m, conditions.on), rearrange(words, "b e s d -> b e (s d)")]
-        entity = jnp.concatenate(entity, -1)[:, :, None]
+        parts = [masked_mean(m, conditions.on), rearrange(words, "b e s d -> b e (s d)")]
+        entity = jnp.concatenate(parts, -1)[:, :, None]
         entity = jnp.broadcast_to(entity, (*p.shape[:3], entity.shape[-1]))
         return keep(self.merge(jnp.concatenate([p, entity], -1)), p_mask), None, None
+
+
+def entity_widths(config: ModelConfig) -> tuple[int, int]:
+    """Of an entity's tokens (d) and of the motion map (u)."""
+    personalization = needed(config.personalization, "settings of personalization")
+    return personalization.width, needed(config.motion, "settings of motion").width
 
 
 def needs_binder(config: ModelConfig) -> bool:
@@ -247,11 +256,10 @@ class Binder(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         """Only the parts that `binding.variant` (Table 3) and `binding.contrast_on` need."""
-        width, settings = config.personalization.width, config.binding
+        width, map_width = entity_widths(config)
+        settings = config.binding
         kind = {"none": None, "linear": LinearBinding, "gated": GatedBinding}[settings.variant]
-        self.motion_tokens = MotionTokens(
-            config.motion.width, width, settings.frequencies, rngs=rngs
-        )
+        self.motion_tokens = MotionTokens(map_width, width, settings.frequencies, rngs=rngs)
         self.words = None if kind is None else Linear(config.text.width, width, rngs=rngs)
         self.binding = None if kind is None else kind(config, rngs=rngs)
         self.contrast_on = settings.contrast_on
@@ -308,7 +316,8 @@ class Binder(nnx.Module):
         m = self.motion_tokens(motion_map.astype(jnp.float32), conditions)
         known, words = conditions.word_mask, None
         if self.words is not None:
-            words = keep(self.words(keep(conditions.words, known)), known)
+            states = needed(conditions.words, "words")
+            words = keep(self.words(keep(states, known)), known)
         return keep(p, p_mask), p_mask, m, words, conditions
 
     def contrast(self, bound: BoundEntities, conditions: Conditions) -> ContrastEmbeddings | None:
@@ -322,12 +331,14 @@ class Binder(nnx.Module):
         p: Float[Array, "b e q d"],
         p_mask: Bool[Array, "b e q"],
         m: Float[Array, "b e t d"],
-        on: Bool[Array, "b e t"],
+        on: Bool[AnyArray, "b e t"],
     ) -> ContrastEmbeddings:
         """Projected means of p and m, of length 1; an entity takes part if it has both."""
+        of_p = needed(self.contrast_personalization, "a binding with a contrast")
+        of_m = needed(self.contrast_motion, "a binding with a contrast")
         return ContrastEmbeddings(
-            personalization=_unit(self.contrast_personalization(masked_mean(p, p_mask))),
-            motion=_unit(self.contrast_motion(masked_mean(m, on))),
+            personalization=_unit(of_p(masked_mean(p, p_mask))),
+            motion=_unit(of_m(masked_mean(m, on))),
             takes_part=p_mask.any(-1) & on.any(-1),
         )
 
@@ -349,7 +360,7 @@ class Binder(nnx.Module):
         }
 
 
-def masked_mean(x: Float[Array, "*n j d"], mask: Bool[Array, "*n j"]) -> Float[Array, "*n d"]:
+def masked_mean(x: Float[Array, "*n j d"], mask: Bool[AnyArray, "*n j"]) -> Float[Array, "*n d"]:
     """Mean over the tokens that are there; 0 if there is none."""
     return keep(x, mask).sum(-2) / jnp.maximum(mask.sum(-1, keepdims=True), 1)
 

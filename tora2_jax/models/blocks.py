@@ -145,6 +145,7 @@ class Block(nnx.Module):
             stream = stream + jnp.where(layout.is_video(), added, 0)
         inner, gate = self.attention_norm(stream, shared)
         if motion_map is not None:
+            assert shared.has_motion is not None  # comes with the maps
             inner = self.fuser(inner, motion_map, shared.has_motion, layout)
         stream = stream + gate * self.attention(inner, shared)
         if personalize is not None and not self.personalization_first:

@@ -6,6 +6,7 @@ and 1.5 models. Blocks (`models/blocks.py`) are stacked and scanned.
 
 from collections.abc import Callable
 from functools import partial
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -231,8 +232,9 @@ class CogVideoXTransformer(nnx.Module):
 
     def _embed_time(self, timestep):
         embedding = self.time_embedding(basic.sinusoid(timestep, self.config.width))
-        if self.ofs_embedding is not None:
-            ofs = basic.sinusoid(jnp.full((1,), OFS, jnp.float32), self.config.ofs_embed_dim)
+        width = self.config.ofs_embed_dim
+        if self.ofs_embedding is not None and width is not None:
+            ofs = basic.sinusoid(jnp.full((1,), OFS, jnp.float32), width)
             embedding = embedding + self.ofs_embedding(ofs)
         return embedding
 
@@ -315,7 +317,7 @@ def _run_group(shared, size, observer, modules, carry, inputs):
     carry = checkpoint_name(carry, basic.STREAM)
     seen = ()
     for index in range(size):
-        block = basic.map_arrays(lambda x, index=index: x[index], blocks)
+        block = basic.map_arrays(itemgetter(index), blocks)
         motion_map = None if maps is None else maps[index]
         if index == 0 and known is not None:
             carry, seen = block(carry, shared, motion_map, personalize)

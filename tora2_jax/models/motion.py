@@ -1,6 +1,7 @@
 """Tora's motion path: the trajectory extractor and the fuser that injects its maps into the DiT."""
 
 from functools import partial
+from operator import itemgetter
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from tora2_jax.config import MotionConfig, TransformerConfig
 from tora2_jax.models.layers.basic import map_arrays, scan, stack
 from tora2_jax.models.layers.batch_norm import BatchNorm
 from tora2_jax.models.layers.stream import Layout
+from tora2_jax.types import Array as AnyArray
 
 _NORM_EPS = 1e-5
 _HE = nnx.initializers.he_normal()
@@ -56,11 +58,11 @@ def _product(
     taps: Float[Array, "*m k"], kernel: nnx.Param, bias: nnx.Param, dtype: jnp.dtype
 ) -> Float[Array, "*m d"]:
     """Neighborhoods times a convolution kernel, computed in `dtype`."""
-    taps, bias = taps.astype(dtype), bias[...].astype(dtype)
+    taps, shift = taps.astype(dtype), bias[...].astype(dtype)
     matrix = kernel[...].reshape(taps.shape[-1], -1).astype(dtype)
     if parallel.sequence_shards() > 1:  # see `Linear`
-        return taps @ matrix + bias
-    return (taps.reshape(-1, taps.shape[-1]) @ matrix + bias).reshape(*taps.shape[:-1], -1)
+        return taps @ matrix + shift
+    return (taps.reshape(-1, taps.shape[-1]) @ matrix + shift).reshape(*taps.shape[:-1], -1)
 
 
 class ResidualBlock(nnx.Module):
@@ -109,7 +111,7 @@ class TrajectoryExtractor(nnx.Module):
         )
 
     def embed(
-        self, motion_latents: Float[Array, "b t_lat h_lat w_lat c"]
+        self, motion_latents: Float[AnyArray, "b t_lat h_lat w_lat c"]
     ) -> Float[Array, "b t h w u"]:
         """The motion map M on the token grid. Incomplete patches are filled with zeros."""
         return self.conv_in(patchify(motion_latents, self.patch))
@@ -121,17 +123,22 @@ class TrajectoryExtractor(nnx.Module):
 
         def layer(blocks, frames, _):
             for index in range(count):
-                frames = map_arrays(lambda x, index=index: x[index], blocks)(frames)
+                frames = map_arrays(itemgetter(index), blocks)(frames)
             return frames, frames
 
         start = motion_map.astype(self.dtype)
-        how = {"rematerialize": self.rematerialize, "unroll": self.unroll_layers}
-        _, states = scan(layer, grouped, start, **how)
+        _, states = scan(
+            layer,
+            grouped,
+            start,
+            rematerialize=self.rematerialize,
+            unroll=self.unroll_layers,
+        )
         return states
 
 
 def patchify(
-    latents: Float[Array, "b t_lat h_lat w_lat c"], patch: tuple[int, int, int]
+    latents: Float[AnyArray, "b t_lat h_lat w_lat c"], patch: tuple[int, int, int]
 ) -> Float[Array, "b t h w patch*c"]:
     """Blocks of `patch` (time, rows, columns) become channels, in the order (c, t, h, w)."""
     padding = [(0, -size % step) for size, step in zip(latents.shape[1:4], patch, strict=True)]

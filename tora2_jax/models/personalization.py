@@ -18,7 +18,8 @@ from tora2_jax.config import ModelConfig, PersonalizationConfig
 from tora2_jax.models.encoders.prior import PriorSizes, prior_configs, prior_sizes
 from tora2_jax.models.layers.attention import attention
 from tora2_jax.models.layers.basic import LayerNorm, Linear, scan, stack
-from tora2_jax.types import Conditions
+from tora2_jax.types import Array as AnyArray
+from tora2_jax.types import Conditions, needed
 
 EMBEDDING_STD = 0.02
 
@@ -54,9 +55,9 @@ class PriorAdapter(nnx.Module):
 
     def __call__(
         self,
-        tokens: Float[Array, "b e r k f"],
-        vector: Float[Array, "b e r f_vector"],
-        present: Bool[Array, "b e r"],
+        tokens: Float[AnyArray, "b e r k f"],
+        vector: Float[AnyArray, "b e r f_vector"],
+        present: Bool[AnyArray, "b e r"],
     ) -> tuple[Float[Array, "b e r k d"], Float[Array, "b e r d"]]:
         """Adapted map tokens and vector; those of absent images are meaningless but finite."""
         tokens = self.map(keep(tokens, present[..., None]))
@@ -130,7 +131,7 @@ class AppearanceExtractor(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         """Only the parts that the variant needs."""
-        settings = config.personalization
+        settings = needed(config.personalization, "settings of personalization")
         width, variant = settings.width, settings.variant
         linear = variant != "dpe"
         make = functools.partial(PriorAdapter, width=width, linear=linear, rngs=rngs)
@@ -162,7 +163,7 @@ class AppearanceExtractor(nnx.Module):
     ) -> tuple[Float[Array, "b e j d"], Bool[Array, "b e j"]]:
         """v of eq. 3: prior map, prior vector and DINO tokens of all references."""
         present = conditions.reference_mask
-        image = keep(conditions.dino, present[..., None])
+        image = keep(needed(conditions.dino, "features of DINOv2"), present[..., None])
         image = image if self.image is None else self.image(image)
         parts = [image]
         masks = [jnp.broadcast_to(present[..., None], image.shape[:-1])]
@@ -189,7 +190,8 @@ class AppearanceExtractor(nnx.Module):
             return self._object_prior(conditions, present)
         tokens, vector, mask = self._object_prior(conditions, present & ~human)
         face_present = present & human
-        face_tokens, face_vector = self.face(*conditions.face, face_present)
+        face = needed(conditions.face, "features of faces")
+        face_tokens, face_vector = self.face(face.tokens, face.vector, face_present)
         face_mask = jnp.broadcast_to(face_present[..., None], face_tokens.shape[:-1])
         count = max(tokens.shape[-2], face_tokens.shape[-2])
         tokens = jnp.where(
@@ -199,13 +201,15 @@ class AppearanceExtractor(nnx.Module):
         return tokens, jnp.where(human[..., None], face_vector, vector), mask
 
     def _object_prior(
-        self, conditions: Conditions, present: Bool[Array, "b e r"]
+        self, conditions: Conditions, present: Bool[AnyArray, "b e r"]
     ) -> tuple[Float[Array, "b e r k d"], Float[Array, "b e r d"], Bool[Array, "b e r k"]]:
-        tokens, vector = self.object(*conditions.object, present)
+        assert self.object is not None  # else no prior is asked for
+        given = needed(conditions.object, "features of objects")
+        tokens, vector = self.object(given.tokens, given.vector, present)
         return tokens, vector, jnp.broadcast_to(present[..., None], tokens.shape[:-1])
 
 
-def keep(values: Float[Array, "*n c"], mask: Bool[Array, "*n"]) -> Float[Array, "*n c"]:
+def keep(values: Float[AnyArray, "*n c"], mask: Bool[AnyArray, "*n"]) -> Float[Array, "*n c"]:
     """Float32 values, exactly 0 (also in the gradient) where the mask is False."""
     return jnp.where(mask[..., None], values.astype(jnp.float32), 0.0)
 

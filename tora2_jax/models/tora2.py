@@ -12,7 +12,7 @@ from tora2_jax.models.binding import Binder, needs_binder
 from tora2_jax.models.dit import CogVideoXTransformer, Observer
 from tora2_jax.models.motion import TrajectoryExtractor
 from tora2_jax.models.personalization import AppearanceExtractor
-from tora2_jax.types import BoundConditions, Conditions, ContrastEmbeddings
+from tora2_jax.types import BoundConditions, Conditions, ContrastEmbeddings, needed
 
 # Which variables belong to which set of weights, as full matches of their paths.
 COMPONENTS = {
@@ -67,21 +67,22 @@ class Tora2(nnx.Module):
         maps = has_motion = contrast = keys_values = None
         metrics = {}
         tokens, mask, motion_map = self.encode(conditions)
-        if self.binder is not None:
+        if self.binder is not None:  # then there are references and paths, see `needs_binder`
+            assert tokens is not None and mask is not None and motion_map is not None
             bound = self.binder(tokens, mask, motion_map, conditions)
             contrast = self.binder.contrast(bound, conditions)
             metrics = bound.metrics
             tokens, motion_map = bound.personalization, bound.motion_map
-        if self.trajectory_extractor is not None:
-            has_motion = conditions.on.any((1, 2))
+        if self.trajectory_extractor is not None and motion_map is not None:
+            has_motion = jnp.any(conditions.on, (1, 2))
             maps = self.trajectory_extractor.maps(motion_map)
-        if tokens is not None:
+        if tokens is not None and mask is not None:
             mask = rearrange(mask, "b e q -> b (e q)")
             tokens = rearrange(tokens, "b e q d -> b (e q) d")
             keys_values = self.transformer.keys_values(tokens, mask)
         return Bound(
             BoundConditions(
-                text=self.transformer.project_text(conditions.text),
+                text=self.transformer.project_text(jnp.asarray(needed(conditions.text, "a text"))),
                 motion_maps=maps,
                 has_motion=has_motion,
                 keys_values=keys_values,
@@ -96,7 +97,8 @@ class Tora2(nnx.Module):
         """What binding is given: personalization tokens and the motion map."""
         tokens = mask = motion_map = None
         if self.trajectory_extractor is not None:
-            motion_map = self.trajectory_extractor.embed(conditions.motion_latents)
+            latents = needed(conditions.motion_latents, "motion latents")
+            motion_map = self.trajectory_extractor.embed(latents)
         if self.appearance is not None:
             tokens, mask = self.appearance(conditions)
         return Encoded(tokens, mask, motion_map)

@@ -171,7 +171,8 @@ def batch_rows(mesh: Mesh, size: int, process: int | None = None) -> np.ndarray:
     held = [
         np.arange(size)[index]
         for device, index in batch_sharding(mesh, size).devices_indices_map((size,)).items()
-        if device.process_index == process
+        # jaxlib's stub does not say what a device is.
+        if device.process_index == process  # type: ignore[attr-defined]
     ]
     return np.unique(held)
 
@@ -181,7 +182,8 @@ def global_batch(mesh: Mesh, size: int, local: Mapping[str, np.ndarray]) -> dict
     rows, sharding = batch_rows(mesh, size), batch_sharding(mesh, size)
 
     def one(array: np.ndarray) -> jax.Array:
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None  # JAX asks for what lies on devices of this process only
             return array[np.searchsorted(rows, np.arange(size)[index[0]])]
 
         return jax.make_array_from_callback((size, *array.shape[1:]), sharding, part)

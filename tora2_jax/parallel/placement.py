@@ -98,7 +98,11 @@ def placed(array: Any, dtype: Any, like: Any) -> Array:
     A sharding of a mesh that is not there says nothing.
     """
     sharding = getattr(like, "sharding", None)
-    if not isinstance(getattr(sharding, "mesh", None), Mesh) or isinstance(array, jax.Array):
+    if (
+        not isinstance(sharding, NamedSharding)
+        or not isinstance(sharding.mesh, Mesh)
+        or isinstance(array, jax.Array)
+    ):
         return jax.numpy.asarray(array, dtype)
     array = np.asarray(array, dtype)
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])

@@ -108,9 +108,16 @@ def first_then_others(make: Callable[[], T]) -> T:
 
     Errors are those of `together`.
     """
-    first = together(lambda: make() if is_first() else None)
-    others = together(lambda: None if is_first() else make())
-    return first if is_first() else others
+    if not is_first():
+        together(_nothing)
+        return together(make)
+    made = together(make)
+    together(_nothing)
+    return made
+
+
+def _nothing() -> None:
+    return None
 
 
 def together(make: Callable[[], T]) -> T:
@@ -119,7 +126,7 @@ def together(make: Callable[[], T]) -> T:
     Raises:
         TrainError, CheckpointError: `make` did, here or (then as TrainError) in another process.
     """
-    made, fault = None, None
+    fault: TrainError | CheckpointError | None = None
     try:
         made = make()
     except (TrainError, CheckpointError) as caught:
@@ -172,6 +179,7 @@ def on_first(array: jax.Array) -> jax.Array | np.ndarray | None:
     if jax.process_count() == 1:
         return array
     if not array.is_fully_replicated:
+        assert isinstance(array.sharding, NamedSharding)  # as all that a run cuts
         whole = NamedSharding(array.sharding.mesh, PartitionSpec())
         array = jax.jit(_same, out_shardings=whole)(array)
     if is_first():

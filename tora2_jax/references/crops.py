@@ -94,11 +94,11 @@ def prepare(
     elif kind == "human" and model.face_detector == "mask_top":
         crop = mask_top_face(reference.image if box is None else cut_out(reference.image, box))
         has_prior = crop is not None
-        head = _fit(crop, *head.shape[:2]) if has_prior else head
+        head = head if crop is None else _fit(crop, *head.shape[:2])
     elif kind == "human":
         search = find_face(reference, detector) if search is None else search
         has_prior = search.landmarks is not None
-        if has_prior:
+        if search.landmarks is not None:
             outside = 0 if reference.image[..., 3].min() == 255 else 255
             picture = _on_white(reference.image)
             head = align(picture, search.landmarks, model.face.image_size, outside)

@@ -6,13 +6,16 @@ Positions are (x, y) as OpenCV and insightface count them: whole numbers are cen
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from tora2_jax.system.unusable_file import why_unusable
+
+if TYPE_CHECKING:  # Python has it since 3.13
+    from typing_extensions import TypeIs
 
 # Eyes, nose and corners of the mouth in a 112-pixel aligned face (ArcFace's template).
 FACE_TEMPLATE = np.array(
@@ -59,13 +62,22 @@ class FaceDetector(Protocol):
         ...
 
 
+class _Network(Protocol):
+    """insightface's SCRFD, as far as it is used."""
+
+    def detect(
+        self, img: np.ndarray, input_size: Sequence[tuple[int, int]]
+    ) -> tuple[Float[np.ndarray, "faces 5"], Float[np.ndarray, "faces 5 2"]]: ...
+
+
 # Which face is meant: the k-th from the left (from 1), the one around a point, or five landmarks;
 # None: the largest.
 Point = tuple[float, float]
-FaceChoice = int | Point | tuple[Point, Point, Point, Point, Point] | None
+Landmarks = tuple[Point, Point, Point, Point, Point]
+FaceChoice = int | Point | Landmarks | None
 
 
-def is_landmarks(choice: FaceChoice) -> bool:
+def is_landmarks(choice: FaceChoice) -> "TypeIs[Landmarks]":
     """Whether a face is given by its landmarks, so that none need be sought."""
     return isinstance(choice, tuple) and len(choice) == len(FACE_TEMPLATE)
 
@@ -90,7 +102,7 @@ class InsightFaceDetector:
 
     def __init__(self, folder: str | Path):
         self.path = detector_file(folder)
-        self._network = None
+        self._network: _Network | None = None
 
     def __call__(self, image: UInt8[np.ndarray, "height width 3"]) -> list[Face]:
         """See `FaceDetector`; looks again with a border, then larger, if nothing was found."""
@@ -108,7 +120,7 @@ class InsightFaceDetector:
         if self._network is None:
             self._network = _load_detector(self.path)
         picture = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-        picture = cv2.copyMakeBorder(picture, *[border] * 4, cv2.BORDER_CONSTANT)
+        picture = cv2.copyMakeBorder(picture, border, border, border, border, cv2.BORDER_CONSTANT)
         boxes, landmarks = self._network.detect(picture, input_size=input_size)
         return [
             Face(box[:4] - border, points - border, float(box[4]))
@@ -153,7 +165,7 @@ def detector_identity(kind: str, detector: FaceDetector | None) -> str | None:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
-def _load_detector(path: Path):
+def _load_detector(path: Path) -> "_Network":
     """insightface's SCRFD on the CPU, straight from its file: nothing can be downloaded."""
     import onnxruntime
     from insightface.model_zoo.scrfd import SCRFD

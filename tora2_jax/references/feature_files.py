@@ -27,8 +27,10 @@ _AXES = {"dino": 2, "prior_tokens": 2, "prior_vector": 1}
 _KIND = "kind"
 _HEADERS = 2**16  # bytes of an archive beside its arrays
 # What reading raises for files that are damaged or of another kind.
-_DAMAGE = (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError)
-_DAMAGE += (zipfile.BadZipFile, zlib.error, SafetensorError)
+_DAMAGE = (
+    *(OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error, SafetensorError),
+)
 
 
 class FeatureFileError(ValueError):
@@ -90,9 +92,12 @@ def save_features(path: str | Path, features: ReferenceFeatures) -> None:
         if getattr(features, name) is not None
     }
     if path.suffix == ".npz":
-        text = {} if features.kind is None else {_KIND: np.array(features.kind)}
+        # Any: NumPy's own option beside the arrays is a bool, which none of them is named as.
+        content: dict[str, Any] = {**arrays}
+        if features.kind is not None:
+            content[_KIND] = np.array(features.kind)
         with written_whole(path) as aside, aside.open("wb") as file:
-            np.savez(file, **arrays, **text)
+            np.savez(file, **content)
     else:
         save_tensors(path, arrays, None if features.kind is None else {_KIND: features.kind})
 
@@ -169,7 +174,7 @@ def misfits(features: ReferenceFeatures, kind: Kind, model: ModelConfig) -> list
     problems = []
     if features.kind is not None and features.kind != kind:
         problems.append(f'has the prior of an entity of kind "{features.kind}", not "{kind}"')
-    wanted = {"dino": dino_shape(model)}
+    wanted: dict[str, tuple[int, ...]] = {"dino": dino_shape(model)}
     if features.prior_tokens is None and kind == "human" and prior_of(model, kind) == "object":
         problems.append("has no prior, but this variant of the model asks for one of every human")
     if features.prior_tokens is not None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tora2_jax.config.model import ModelConfig
 from tora2_jax.references.feature_files import FeatureFileError, load_fitting
@@ -110,7 +110,7 @@ def for_each(
     return results, problems
 
 
-def _different_sizes(names: list[str], requests: list[Request | None]) -> list[str]:
+def _different_sizes(names: Sequence[str], requests: list[Request | None]) -> list[str]:
     sizes = {
         name: f"{request.frames} frames of {request.height} x {request.width}"
         for name, request in zip(names, requests, strict=True)
@@ -154,6 +154,23 @@ def with_defaults(request: Request, model: ModelConfig) -> Request:
     """The request with the model's own height, width, frames and fps where it has none."""
     missing = {name: getattr(model, name) for name in SIZES if getattr(request, name) is None}
     return request._replace(**missing)
+
+
+class Sizes(NamedTuple):
+    """Of a video."""
+
+    height: int  # pixels
+    width: int
+    frames: int
+
+
+def sizes_of(source: Request | ModelConfig, model: ModelConfig) -> Sizes:
+    """A request's sizes, or, where it has none, the model's."""
+    return Sizes(
+        model.height if source.height is None else source.height,
+        model.width if source.width is None else source.width,
+        model.frames if source.frames is None else source.frames,
+    )
 
 
 def validate(request: Request, model: ModelConfig, tokenizer=None) -> None:
@@ -209,19 +226,20 @@ def _model_problems(request: Request, model: ModelConfig, tokenizer) -> list[str
 
 def size_problems(sizes: Request | ModelConfig, model: ModelConfig) -> list[str]:
     """Why a model cannot make videos of this height, width and frames; empty if it can."""
-    problems = _side_problems("height", sizes.height, model.transformer.sample_height, model)
-    problems += _side_problems("width", sizes.width, model.transformer.sample_width, model)
+    height, width, frames = sizes_of(sizes, model)
+    problems = _side_problems("height", height, model.transformer.sample_height, model)
+    problems += _side_problems("width", width, model.transformer.sample_width, model)
     # An even number of latent frames decodes to other frames than were asked for, as in diffusers.
     chunk = model.vae.temporal_compression * model.vae.latents_per_decode_chunk
-    if sizes.frames < 1 or (sizes.frames - 1) % chunk:
-        nearest = max(1, round((sizes.frames - 1) / chunk) * chunk + 1)
+    if frames < 1 or (frames - 1) % chunk:
+        nearest = max(1, round((frames - 1) / chunk) * chunk + 1)
         problems.append(
-            f"frames: {sizes.frames} is not a multiple of {chunk} plus 1; the nearest is {nearest}"
+            f"frames: {frames} is not a multiple of {chunk} plus 1; the nearest is {nearest}"
         )
-    pixels = sizes.frames * sizes.height * sizes.width
+    pixels = frames * height * width
     if not problems and pixels > limits.VIDEO_PIXELS:
         problems.append(
-            f"frames, height, width: {sizes.frames} frames of {sizes.height} x {sizes.width} are "
+            f"frames, height, width: {frames} frames of {height} x {width} are "
             f"{pixels} pixels; take at most {limits.VIDEO_PIXELS}"
         )
     return problems

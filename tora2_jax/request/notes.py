@@ -3,7 +3,7 @@
 from tora2_jax.config.model import ModelConfig
 from tora2_jax.media.image_file import load_image
 from tora2_jax.request.fields import short
-from tora2_jax.request.load import Request, with_defaults
+from tora2_jax.request.load import Request, Sizes, sizes_of, with_defaults
 from tora2_jax.text import kept_text, letters_only, unknown_words, whole_words
 
 _LISTED = 5  # words that a line names
@@ -23,7 +23,11 @@ def request_notes(request: Request, model: ModelConfig, tokenizer) -> list[str]:
     notes = text_notes("prompt", request.prompt, model, tokenizer)
     if request.negative_prompt is not None:
         notes += text_notes("negative_prompt", request.negative_prompt, model, tokenizer)
-    return [*notes, *_size_notes(request, model), *_picture_notes(request)]
+    return [
+        *notes,
+        *_size_notes(request, model),
+        *_picture_notes(request, sizes_of(request, model)),
+    ]
 
 
 def text_notes(field: str, text: str, model: ModelConfig, tokenizer) -> list[str]:
@@ -68,15 +72,15 @@ def _size_notes(request: Request, model: ModelConfig) -> list[str]:
     ]
 
 
-def _picture_notes(request: Request) -> list[str]:
+def _picture_notes(request: Request, sizes: Sizes) -> list[str]:
     """Says how a first frame of another shape than the video's becomes one."""
     if request.image is None:
         return []
     height, width = load_image(request.image).shape[:2]
-    change = (request.width / request.height) / (width / height)
+    change = (sizes.width / sizes.height) / (width / height)
     if abs(change - 1) <= _SAME_ASPECT:
         return []
-    start = f"image: {width} x {height} pixels for a video of {request.width} x {request.height}: "
+    start = f"image: {width} x {height} pixels for a video of {sizes.width} x {sizes.height}: "
     if request.fit == "stretch":
         side, times = ("width", change) if change > 1 else ("height", 1 / change)
         done = f"stretched to {times:.2g} times its {side}; --fit crop or pad keep its shape"

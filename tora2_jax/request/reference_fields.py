@@ -1,6 +1,7 @@
 """The fields of a request file that say what an entity looks like."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,10 @@ def read_references(reader: FieldReader, data: dict, field: str) -> dict[str, tu
     """
     images = reader.file_list(data.get("images"), f"{field}.images", "image")
     given = {name: _per_image(reader, data, field, name, len(images)) for name in _PER_IMAGE}
-    paths, masks, boxes, faces = [], [], [], []
+    paths: list[Path | None] = []
+    masks: list[Path | None] = []
+    boxes: list[Box | None] = []
+    faces: list[FaceChoice] = []
     for index, image in enumerate(images):  # one at a time is in memory
         path, pixels = reader.image(image, f"{field}.images[{index}]")
         paths.append(path)
@@ -39,7 +43,7 @@ def read_references(reader: FieldReader, data: dict, field: str) -> dict[str, tu
         faces.append(_face(reader, face, f"{field}.faces[{index}]", pixels))
         if pixels is not None:
             _check_visible(reader, field, index, pixels, boxes[-1])
-    values = {"masks": masks, "boxes": boxes, "faces": faces}
+    values: dict[str, list] = {"masks": masks, "boxes": boxes, "faces": faces}
     features, kinds = _features(reader, data.get("features"), f"{field}.features")
     return {
         "features": features,
@@ -81,7 +85,9 @@ def _per_image(reader: FieldReader, data: dict, field: str, name: str, count: in
     return values
 
 
-def _mask(reader: FieldReader, value: Any, field: str, pixels: np.ndarray | None):
+def _mask(
+    reader: FieldReader, value: Any, field: str, pixels: np.ndarray | None
+) -> tuple[Path | None, np.ndarray | None]:
     """Path of the mask, and the picture without what it leaves out."""
     path, mask = reader.image(value, field, load_mask)
     if mask is None or pixels is None:
@@ -130,10 +136,12 @@ def _face(reader: FieldReader, value: Any, field: str, pixels: np.ndarray | None
                 reader.note(field, f"[{x:g}, {y:g}] is outside of {size}")
                 return None
     if len(points) == 1:
-        return tuple(points[0])
+        x, y = points[0]
+        return x, y
     if fault := landmark_fault(np.array(points, np.float64)):
         reader.note(field, fault)
-    return tuple(tuple(point) for point in points)
+    left_eye, right_eye, nose, left, right = ((x, y) for x, y in points)
+    return left_eye, right_eye, nose, left, right
 
 
 def _is_finite(value: Any) -> bool:

@@ -82,10 +82,11 @@ def closed_ways(
     """
     open_ways = model.bind(conditions).conditions
     closed = model.bind(conditioning.keep_references(conditions, keep)).conditions
-    attention = {"keys_values": closed.keys_values, "key_mask": closed.key_mask}
     return {
         "none": open_ways,
-        "cross_attention": open_ways._replace(**attention),
+        "cross_attention": open_ways._replace(
+            keys_values=closed.keys_values, key_mask=closed.key_mask
+        ),
         "motion_map": open_ways._replace(motion_maps=closed.motion_maps),
         "both": closed,
     }

@@ -16,7 +16,8 @@ def keep_compiled_programs() -> None:
     JAX_COMPILATION_CACHE_DIR, if set, names another; JAX_ENABLE_COMPILATION_CACHE=false keeps
     nothing. Where the folder cannot be made nothing is kept.
     """
-    if jax.config.jax_compilation_cache_dir is not None:
+    # JAX gives its config these attributes only when it runs.
+    if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
         return
     try:
         folder = cache_folder()

@@ -4,7 +4,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from tqdm import tqdm
 
@@ -100,7 +100,9 @@ class Phases:
 
     def __init__(self, units: dict[str, str]):
         """`units`: name of a part, by phase."""
-        self._units, self._open, self._phase = units, None, None
+        self._units = units
+        self._open: AbstractContextManager[tqdm] | None = None
+        self._phase: str | None = None
 
     def report(self, phase: str, done: int, total: int) -> None:
         """Shows that `done` of `total` parts of a phase are done; its first call starts the bar."""
@@ -115,7 +117,7 @@ class Phases:
     def _close(self) -> None:
         if self._open is not None:
             self._open.__exit__(None, None, None)
-        self._open = self._phase = None
+        self._open, self._phase = None, None
 
     def __enter__(self) -> "Phases":
         return self

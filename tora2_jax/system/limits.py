@@ -8,7 +8,7 @@ import codecs
 import io
 import math
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 
@@ -64,7 +64,7 @@ def decode_text(data: bytes) -> str:
     return data.decode("utf-16" if data.startswith(marks) else "utf-8-sig")
 
 
-def read_array(file: BinaryIO, most: int) -> np.ndarray:
+def read_array(file: IO[bytes], most: int) -> np.ndarray:
     """An array in NumPy's format of at most so many bytes, whatever its header claims.
 
     Raises:
@@ -84,7 +84,7 @@ def read_array(file: BinaryIO, most: int) -> np.ndarray:
     return array.reshape(shape, order="F" if column_major else "C")
 
 
-def _header(file: BinaryIO, version: tuple[int, int]) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _header(file: IO[bytes], version: tuple[int, int]) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, order and type of an array; the length that a header claims is not believed.
 
     Raises:

@@ -34,11 +34,13 @@ class DISFlow:
         """See `FlowEstimator`."""
         import cv2
 
-        estimator = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        estimator = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         gray = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in video]
         steps = np.zeros((len(video) - 1, *video.shape[1:3], 2), np.float32)
         for index in range(len(steps)):
-            steps[index] = estimator.calc(gray[index], gray[index + 1], None)
+            # None: it makes the array, which its stub leaves out.
+            flow = estimator.calc(gray[index], gray[index + 1], None)  # type: ignore[call-overload]
+            steps[index] = flow
         return steps
 
 

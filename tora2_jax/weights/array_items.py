@@ -14,7 +14,7 @@ from etils import epath
 from tora2_jax.errors import first_line
 
 
-class _Patient:
+class _Patient(ocp.type_handlers.TypeHandler):
     """Lets the other reads of an item end when one fails.
 
     Orbax closes the event loop at the first error; each read that ends later prints a traceback.

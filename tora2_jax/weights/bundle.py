@@ -165,9 +165,13 @@ def load_bundle_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     Raises:
         CheckpointError: if there is none, or the folder is a run that makes no videos.
     """
-    run = _load_run(directory) if _is_workdir(directory) else None
+    folder = directory / "tokenizer"
+    if _is_workdir(directory):
+        named = _load_run(directory).tokenizer
+        assert named is not None  # a run without one was refused
+        folder = Path(named)
     try:
-        return load_tokenizer(directory / "tokenizer" if run is None else run.tokenizer)
+        return load_tokenizer(folder)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"checkpoint {directory}: {error}") from error
 

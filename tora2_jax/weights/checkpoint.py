@@ -143,11 +143,11 @@ def _described(path: str | Path) -> tuple[dict[str, Spec], dict[str, Any]]:
     path = _existing(path)
     try:
         if path.is_dir():
-            specs, metadata = weight_folder.describe(path)
-            return {name: Spec(spec.shape, spec.dtype) for name, spec in specs.items()}, metadata
+            listed, metadata = weight_folder.describe(path)
+            return {name: Spec(spec.shape, spec.dtype) for name, spec in listed.items()}, metadata
         with safe_open(path, "numpy") as file:
             metadata = json.loads((file.metadata() or {}).get("metadata", "{}"))
-            specs = {}
+            specs: dict[str, Spec] = {}
             for name in file.keys():  # noqa: SIM118
                 shape = tuple(file.get_slice(name).get_shape())
                 sliced = shape and 0 not in shape  # the library cuts nothing else

@@ -11,6 +11,7 @@ from tora2_jax.errors import CheckpointError
 from tora2_jax.weights import folder as weight_folder
 from tora2_jax.weights import run
 from tora2_jax.weights.checkpoint import (
+    Spec,
     component_metadata,
     component_specs,
     load_component,
@@ -50,18 +51,28 @@ def restore(
     Raises:
         CheckpointError: the component cannot be read, or lists all that does not fit.
     """
-    folder = weight_folder.is_weight_folder(path)
-    stored = component_specs(path) if folder else load_component(path)[0]
-    names = stored_names(targets, expected)
-    own = {name: names.get(name, name) for name in stored}
-    refuse_misfits(targets, {own[name]: spec for name, spec in stored.items()}, expected)
-    if not folder:
-        return {own[name]: _placed(array, targets[own[name]]) for name, array in stored.items()}
+    if not weight_folder.is_weight_folder(path):
+        arrays = load_component(path)[0]
+        own = _fitting(targets, arrays, expected)
+        return {own[name]: _placed(array, targets[own[name]]) for name, array in arrays.items()}
+    own = _fitting(targets, component_specs(path), expected)
     try:
-        restored = weight_folder.restore(path, {name: targets[own[name]] for name in stored})
+        restored = weight_folder.restore(path, {name: targets[at] for name, at in own.items()})
     except ValueError as error:
         raise CheckpointError(str(error)) from error
     return {own[name]: array for name, array in restored.items()}
+
+
+def _fitting(
+    targets: Mapping[str, jax.ShapeDtypeStruct],
+    stored: Mapping[str, Spec] | Mapping[str, np.ndarray],
+    expected: str,
+) -> dict[str, str]:
+    """The model's path of each array that is stored; CheckpointError lists all misfits."""
+    names = stored_names(targets, expected)
+    own = {name: names.get(name, name) for name in stored}
+    refuse_misfits(targets, {own[name]: spec for name, spec in stored.items()}, expected)
+    return own
 
 
 def _placed(array: np.ndarray, target: jax.ShapeDtypeStruct) -> jax.Array:

@@ -70,7 +70,7 @@ def _step(folder: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{folder / _CONTENT} cannot be read: {error}") from error
     fields = {item.split(".")[0] for item in items}
     wanted = ("statistics", "average" if "average" in fields else "trainable")
-    variables = {}
+    variables: dict[str, np.ndarray] = {}
     for item in items:
         if item.split(".")[0] in wanted:
             variables |= _flat(array_items.read_all(folder / item))
@@ -78,7 +78,7 @@ def _step(folder: Path) -> dict[str, np.ndarray]:
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
-    flat = {}
+    flat: dict[str, np.ndarray] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{name}.")

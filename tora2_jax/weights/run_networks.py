@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tora2_jax.config.model import ModelConfig
-from tora2_jax.errors import TrainError
+from tora2_jax.errors import CheckpointError, TrainError
 from tora2_jax.models.encoders.prior import stored_priors
 from tora2_jax.models.frozen import NETWORKS, FrozenNetworks, computes_in, needed_networks
 from tora2_jax.models.layers.basic import shape_rngs
@@ -33,7 +33,7 @@ def networks_of(config) -> tuple[str, ...]:
 
 def frozen_files(config) -> dict[str, str | None]:
     """Where the config takes each frozen network from; the motion VAE is by default a copy."""
-    files = {}
+    files: dict[str, str | None] = {}
     for name in networks_of(config):
         copied = name == "motion_vae" and config.weights.motion_vae is None
         component = "vae" if copied else name
@@ -43,12 +43,18 @@ def frozen_files(config) -> dict[str, str | None]:
 
 
 def frozen_networks(config, model: ModelConfig, dtype=jnp.float32) -> FrozenNetworks:
-    """The frozen networks that the config names."""
+    """The frozen networks that the config names.
+
+    Raises:
+        CheckpointError: it names none of one that is needed, or they do not fit.
+    """
     networks = nnx.eval_shape(
         lambda: FrozenNetworks(model, networks_of(config), rngs=shape_rngs(), dtype=dtype)
     )
     placement.plan_at_rest(networks)
     for name, path in frozen_files(config).items():
+        if path is None:
+            raise CheckpointError(f"config.weights.{name}: is needed")
         own_dtype = computes_in(name, dtype)
         checkpoint.restore_frozen(getattr(networks, name), path, dtype=own_dtype)
     return networks

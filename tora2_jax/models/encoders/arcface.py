@@ -64,7 +64,7 @@ class ResidualBlock(nnx.Module):
     ) -> Float[Array, "b h_out w_out c_out"]:
         """One residual step."""
         shortcut = x
-        if self.shortcut is not None:
+        if self.shortcut is not None and self.norm_shortcut is not None:
             shortcut = self.norm_shortcut(self.shortcut(x), train=train)
         x = self.conv_in(self.norm_in(x, train=train))
         x = self.activation(self.norm_middle(x, train=train))

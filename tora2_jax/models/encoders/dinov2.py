@@ -105,10 +105,10 @@ class DINOv2(nnx.Module):
             )
         tokens = self.patch_embedding(image_patches(images, patch).astype(self.dtype))
         tokens = tokens + self._positions(*tokens.shape[1:3]).astype(self.dtype)
-        first = [self.class_token[...] + self.positions[...][:1]]
+        parts = [self.class_token[...] + self.positions[...][:1]]
         if self.registers is not None:
-            first.append(self.registers[...])
-        first = jnp.concatenate(first).astype(self.dtype)
+            parts.append(self.registers[...])
+        first = jnp.concatenate(parts).astype(self.dtype)
         first = jnp.broadcast_to(first, (tokens.shape[0], *first.shape))
         return jnp.concatenate([first, rearrange(tokens, "b h w c -> b (h w) c")], axis=1)
 

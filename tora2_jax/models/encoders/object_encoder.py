@@ -49,7 +49,7 @@ class Bottleneck(nnx.Module):
     ) -> Float[Array, "b h_out w_out c_out"]:
         """One residual step."""
         shortcut = x
-        if self.shortcut is not None:
+        if self.shortcut is not None and self.norm_shortcut is not None:
             shortcut = self.norm_shortcut(self.shortcut(x), train=train)
         x = jax.nn.relu(self.norm_reduce(self.conv_reduce(x), train=train))
         x = jax.nn.relu(self.norm_space(self.conv_space(x), train=train))

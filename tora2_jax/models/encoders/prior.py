@@ -66,8 +66,9 @@ def build_prior(config: PriorConfig, rngs: nnx.Rngs) -> PriorEncoder | None:
     """The network of a prior with random weights; None if only files bring its features."""
     if isinstance(config, StoredPriorConfig):
         return None
-    make = arcface.ArcFace if isinstance(config, ArcFaceConfig) else object_encoder.ObjectEncoder
-    return make(config, rngs=rngs)
+    if isinstance(config, ArcFaceConfig):
+        return arcface.ArcFace(config, rngs=rngs)
+    return object_encoder.ObjectEncoder(config, rngs=rngs)
 
 
 def prior_of(model: ModelConfig, kind: Kind) -> PriorName:

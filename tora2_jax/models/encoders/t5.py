@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
 from tora2_jax import parallel
 from tora2_jax.config import T5Config
 from tora2_jax.models.layers.basic import Linear, scan, stack
-from tora2_jax.types import Array
+from tora2_jax.types import Array as AnyArray
 
 
 def relative_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray:
@@ -132,10 +132,10 @@ class T5Encoder(nnx.Module):
         )
         self.final_norm = nnx.RMSNorm(config.width, epsilon=config.norm_eps, rngs=rngs)
 
-    def __call__(self, token_ids: Int[Array, "b l"]) -> Float[Array, "b l width"]:
+    def __call__(self, token_ids: Int[AnyArray, "b l"]) -> Float[Array, "b l width"]:
         """Text states in float32, one per token, padding included."""
         with jax.default_matmul_precision("highest"):
-            return self._encode(token_ids)
+            return self._encode(jnp.asarray(token_ids))
 
     def _encode(self, token_ids: Int[Array, "b l"]) -> Float[Array, "b l width"]:
         config = self.config

@@ -61,9 +61,9 @@ class Linear(nnx.Linear):
             rngs=rngs,
         )
 
-    def __call__(self, inputs: jax.Array) -> jax.Array:
-        if parallel.sequence_shards() > 1:
-            return super().__call__(inputs)
+    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
+        if out_sharding is not None or parallel.sequence_shards() > 1:
+            return super().__call__(inputs, out_sharding)
         flat = super().__call__(inputs.reshape(-1, inputs.shape[-1]))
         return flat.reshape(*inputs.shape[:-1], flat.shape[-1])
 
@@ -206,7 +206,8 @@ def shape_rngs() -> nnx.Rngs:
     makes a long message of why it has none (flax 0.12.8, jax 0.10.2).
     """
     rngs = nnx.Rngs(0)
-    rngs.default = _OneKey(0, tag="default")
+    # Flax says of streams only that they can be read by their names.
+    rngs.default = _OneKey(0, tag="default")  # type: ignore[attr-defined]
     return rngs
 
 

@@ -47,19 +47,21 @@ class Memory:
         """With zeros below the picture, as a convolution has them around it."""
         if self._rows is None:
             return x
-        inside = jnp.arange(x.shape[2]) < self._filled(x)
+        inside = jnp.arange(x.shape[2]) < _filled(x, self._rows)
         return jnp.where(inside[:, None, None], x, 0)
 
     def mean(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b c"]:
         """Over all pixels of the picture."""
         if self._rows is None:
             return x.mean(axis=(1, 2, 3))
-        count = x.shape[1] * self._filled(x) * x.shape[3]
+        count = x.shape[1] * _filled(x, self._rows) * x.shape[3]
         return self.cleared(x).sum(axis=(1, 2, 3)) / count
 
-    def _filled(self, x: Float[Array, "b f h w c"]) -> int:
-        filled, all_rows = self._rows
-        return x.shape[2] * filled // all_rows
+
+def _filled(x: Float[Array, "b f h w c"], rows: tuple[int, int]) -> int:
+    """Rows of the picture in `x`; `rows` as of `Memory`."""
+    filled, all_rows = rows
+    return x.shape[2] * filled // all_rows
 
 
 def _plain_convolve(x: Array, kernel: Array) -> Array:
@@ -107,7 +109,8 @@ def _convolve_backward(residuals: tuple[Array, Array], gradient: Array) -> tuple
     # has loops several times slower than its matmuls.
     turned = jax.lax.optimization_barrier(jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
     input_gradient = _plain_convolve(gradient, turned)
-    size = kernel.shape[:2]
+    rows, columns = kernel.shape[:2]
+    size = (rows, columns)
     kernel_gradient = jax.lax.platform_dependent(
         x,
         gradient,

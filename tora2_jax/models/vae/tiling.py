@@ -25,11 +25,11 @@ from tora2_jax.models.vae.layers import Cache
 from tora2_jax.models.vae.vae import (
     LOG_VARIANCE_RANGE,
     CausalVAE,
-    Posterior,
     by_chunks,
     first_chunk,
 )
 from tora2_jax.parallel import placement
+from tora2_jax.types import Array as AnyArray
 
 VAEMemory = Literal["whole", "chunked", "tiled"]
 Progress = Callable[[int, int], None]  # given how many parts are done, and all
@@ -100,6 +100,13 @@ def least_memory(config: VAEConfig, compression: int) -> VAEMemory:
     return "tiled"
 
 
+class HostPosterior(NamedTuple):
+    """A `Posterior` in host memory, float32."""
+
+    mean: Float[np.ndarray, "b t_lat h_lat w_lat latent"]
+    log_variance: Float[np.ndarray, "b t_lat h_lat w_lat latent"]
+
+
 class _Axis(NamedTuple):
     """Tiles along the height or the width, in what the network reads and in what it writes."""
 
@@ -111,10 +118,10 @@ class _Axis(NamedTuple):
 
 def encode(
     vae: CausalVAE,
-    video: Float[Array, "b f height width 3"],
+    video: Float[AnyArray, "b f height width 3"],
     memory: VAEMemory = "whole",
     tiles: Tiles = DEFAULT_TILES,
-) -> Posterior:
+) -> HostPosterior:
     """The posterior of a video in [-1, 1], as numpy arrays in float32.
 
     Args:
@@ -136,12 +143,12 @@ def encode(
     axes = _axes(tiles, read=compression, written=1)
     moments = _run(vae, vae.encoder, video, vae.frames_per_chunk, memory, axes)
     mean, log_variance = np.split(moments, 2, axis=-1)
-    return Posterior(mean, np.clip(log_variance, *LOG_VARIANCE_RANGE))
+    return HostPosterior(mean, np.clip(log_variance, *LOG_VARIANCE_RANGE))
 
 
 def decode(
     vae: CausalVAE,
-    latents: Float[Array, "b t_lat h_lat w_lat latent"],
+    latents: Float[AnyArray, "b t_lat h_lat w_lat latent"],
     memory: VAEMemory = "whole",
     tiles: Tiles = DEFAULT_TILES,
     progress: Progress | None = None,
@@ -164,7 +171,7 @@ def decode(
 
 def encode_latents(
     vae: CausalVAE,
-    video: Float[Array, "b f height width 3"],
+    video: Float[AnyArray, "b f height width 3"],
     memory: VAEMemory = "whole",
     tiles: Tiles = DEFAULT_TILES,
 ) -> Float[np.ndarray, "b t_lat h_lat w_lat latent"]:
@@ -174,7 +181,7 @@ def encode_latents(
 
 def decode_latents(
     vae: CausalVAE,
-    latents: Float[Array, "b t_lat h_lat w_lat latent"],
+    latents: Float[AnyArray, "b t_lat h_lat w_lat latent"],
     memory: VAEMemory = "whole",
     tiles: Tiles = DEFAULT_TILES,
     progress: Progress | None = None,
@@ -200,7 +207,7 @@ def run_chunk(
 def _run(
     vae: CausalVAE,
     network: nnx.Module,
-    x: Float[Array, "b f height width c"],
+    x: Float[AnyArray, "b f height width c"],
     size: int,
     memory: VAEMemory,
     axes: tuple[_Axis, _Axis],
@@ -215,12 +222,13 @@ def _run(
         count = _counter(1, progress)
         whole = run_whole(graph, state, jnp.asarray(x, vae.dtype), size)
         return count(np.asarray(whole, np.float32))
-    x = np.asarray(x)
-    chunks = list(pairwise([0, *range(first_chunk(x.shape[1], size), x.shape[1] + 1, size)]))
-    fits = all(length <= axis.size for length, axis in zip(x.shape[2:4], axes, strict=True))
+    values = np.asarray(x)
+    batch, frames = values.shape[:2]
+    chunks = list(pairwise([0, *range(first_chunk(frames, size), frames + 1, size)]))
+    fits = all(length <= axis.size for length, axis in zip(values.shape[2:4], axes, strict=True))
     in_tiles = memory == "tiled" and not fits
-    tiles = math.prod(len(_starts(x.shape[2 + i], axes[i])) for i in (0, 1)) if in_tiles else 1
-    count = _counter(x.shape[0] * tiles * len(chunks), progress)
+    tiles = math.prod(len(_starts(values.shape[2 + i], axes[i])) for i in (0, 1)) if in_tiles else 1
+    count = _counter(batch * tiles * len(chunks), progress)
 
     def chunked(x: np.ndarray) -> np.ndarray:
         past, done = None, []
@@ -230,19 +238,22 @@ def _run(
         return np.concatenate(done, axis=1)
 
     run = partial(_tiled, chunked, axes=axes) if in_tiles else chunked
-    return np.concatenate([run(x[item : item + 1]) for item in range(x.shape[0])])
+    return np.concatenate([run(values[item : item + 1]) for item in range(batch)])
 
 
 def _counter(total: int, progress: Progress | None) -> Callable[[np.ndarray], np.ndarray]:
     """Tells `progress` of 0 parts, and of one more whenever it is given one; returns that part."""
     done = itertools.count()
 
-    def count(part: np.ndarray | None) -> np.ndarray | None:
+    def tell() -> None:
         if progress is not None:
             progress(next(done), total)
+
+    def count(part: np.ndarray) -> np.ndarray:
+        tell()
         return part
 
-    count(None)
+    tell()
     return count
 
 
@@ -288,7 +299,8 @@ def _blend(before: np.ndarray, tile: np.ndarray, axis: int, extent: int) -> None
 def _axes(tiles: Tiles, read: int, written: int) -> tuple[_Axis, _Axis]:
     """Both axes for a network that reads and writes so many values per latent."""
     sizes = (tiles.height, tiles.width)
-    return tuple(
+    down, across = (
         _Axis(size * read, stride * read, stride * written, (size - stride) * written)
         for size, stride in zip(sizes, tiles.strides, strict=True)
     )
+    return down, across

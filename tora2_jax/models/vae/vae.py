@@ -199,7 +199,10 @@ class Decoder(nnx.Module):
     def __init__(self, config: VAEConfig, **options):
         channels = config.channels[::-1]
         latent = config.latent_channels
-        make_norm = partial(SpatialNorm, latent=latent, groups=config.norm_groups, **options)
+
+        def make_norm(features: int) -> SpatialNorm:
+            return SpatialNorm(features, latent, config.norm_groups, **options)
+
         doublings_in_time = config.temporal_compression.bit_length() - 1
         self.conv_in = CausalConv(latent, channels[0], **options)
         self.mid_resnets = _resnets(channels[0], channels[0], 2, make_norm, **options)
