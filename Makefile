@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python
 STAGE ?= vae
 
-.PHONY: demo test test-long mutants lint toy-checkpoint clean
+.PHONY: demo test test-long mutants lint types toy-checkpoint clean
 
 $(VENV)/runtime: setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +33,9 @@ mutants: $(VENV)/dev  ## known faults, one at a time: do the tests notice? COUNT
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: $(VENV)/dev  ## no room may have more type errors than tests/type_errors.json says
+	$(RUN) scripts/check_types.py
 
 toy-checkpoint: $(VENV)/runtime  ## the whole chain, or its tail: STAGE=joint
 	$(RUN) scripts/toy_checkpoint.py --from-stage $(STAGE)

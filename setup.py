@@ -10,6 +10,7 @@ setup(
     python_requires=">=3.11",
     package_dir={"": "."},  # lets an editable install add the folder to the path, without a warning
     packages=find_packages(include=["tora2_jax", "tora2_jax.*", "convert", "convert.*"]),
+    package_data={"tora2_jax": ["py.typed"]},
     install_requires=[
         "jax>=0.10.2,<0.12",
         "flax>=0.12.8,<0.13",
@@ -39,6 +40,7 @@ setup(
             "diffusers>=0.42.1,<0.43",
             "accelerate>=1.0",
             "peft>=0.19,<0.22",
+            "mypy>=2.4,<2.5",  # others count otherwise, see scripts/check_types.py
             "pytest>=9",
             "pytest-timeout>=2.4",
             "pytest-xdist>=3.8",
