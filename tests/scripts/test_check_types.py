@@ -61,7 +61,7 @@ def test_fewer_has_to_be_written_down():
     [
         ({"text": 1, "models": 2, "scripts": 1}, [], 0, None),
         ({"text": 1, "models": 1, "scripts": 1}, [], 1, None),
-        ({"text": 1, "models": 9, "scripts": 1}, [], 1, None),
+        ({"text": 1, "models": 9, "scripts": 1}, [], 0, None),
         ({"text": 1, "models": 9, "world": 1, "scripts": 1}, ["--write"], 0, [1, 2, 1]),
         ({"text": 9, "models": 1, "scripts": 1}, ["--write"], 1, None),
     ],
