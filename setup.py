@@ -13,9 +13,13 @@ setup(
     package_data={"tora2_jax": ["py.typed"]},
     install_requires=[
         "jax>=0.10.2,<0.12",
+        "numpy>=2.0",
+        "ml_dtypes>=0.5",
         "flax>=0.12.8,<0.13",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8,<0.13",
+        "etils>=1.9",
+        "absl-py>=2.0",
         "grain>=0.2.18,<0.3",
         "transformers>=5.0,<6",
         "sentencepiece>=0.2",
@@ -23,7 +27,10 @@ setup(
         "tensorflow-datasets>=4.9.10",
         "einops>=0.8",
         "ml-collections>=1.1",
-        "insightface>=2.1",  # brings onnxruntime, scikit-image, opencv-python (never headless)
+        "insightface>=2.1",  # brings opencv-python, so never the headless one
+        "onnxruntime>=1.17",
+        "onnx>=1.13",
+        "opencv-python>=4.8",
         "av>=18,<19",
         "pillow>=10",
         "safetensors>=0.5",

@@ -1,6 +1,7 @@
 """The house: rooms import those before them only, nothing in a circle, and folders stay small."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,31 @@ def test_folders_stay_small(package):
         if count > MOST_MODULES:
             large[name] = count
     assert not large
+
+
+def test_what_is_imported_is_listed_in_setup():
+    """Not only what other libraries happen to bring. PyTorch is an extra, for conversion."""
+    text = (ROOT / "setup.py").read_text()
+    names = {
+        "PIL": "pillow",
+        "cv2": "opencv-python",
+        "absl": "absl-py",
+        "orbax": "orbax-checkpoint",
+    }
+    # typing_extensions is read by type checkers only, which bring it.
+    own = {"tora2_jax", "convert", "torch", "typing_extensions", *sys.stdlib_module_names}
+    missing = set()
+    for package in ("tora2_jax", "convert"):
+        for path in modules(package).values():
+            for node in ast.walk(ast.parse(path.read_text())):
+                found = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                if isinstance(node, ast.ImportFrom) and node.level == 0:
+                    found = [node.module]
+                for top in {name.split(".")[0] for name in found} - own:
+                    listed = names.get(top, top).replace("_", "[-_]")
+                    if not re.search(rf'"{listed}[>=<\[]', text):
+                        missing.add(top)
+    assert not missing
 
 
 def loaded_by(code: str) -> set[str]:
