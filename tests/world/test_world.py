@@ -202,3 +202,15 @@ def test_prepare_needs_something_to_see():
     with pytest.raises(ValueError, match="uint8"):
         prepare(np.zeros((20, 20, 3), np.float32), "object", toy())
     assert mask_top_face(np.zeros((20, 20, 4), np.uint8)) is None
+
+
+def test_entities_can_be_kept_near_the_middle():
+    world = WorldConfig(seed=4, height=32, width=48, frames=5, style="bold")
+    plain, near = (
+        render_clip(dataclasses.replace(world, spread=spread), 2) for spread in (1.0, 0.25)
+    )
+    middle = np.array([24, 16])
+    for entity, other in zip(plain.entities, near.entities, strict=True):
+        np.testing.assert_allclose(other.track - middle, (entity.track - middle) / 4, atol=1e-4)
+        assert entity.word == other.word
+    assert (plain.video != near.video).any()

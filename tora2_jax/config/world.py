@@ -22,6 +22,7 @@ class WorldConfig:
     style: Literal["patterned", "bold"] = "patterned"
     rich_captions: float = 0.0  # share of captions that also tell looks and places
     repeated_words: float = 0.0  # share of clips of several entities of which two have one word
+    spread: float = 1.0  # distances of paths from the middle of the frame, in those of the world
 
 
 @dataclass(slots=True, kw_only=True)

@@ -47,7 +47,10 @@ class WorldExamples:
     @property
     def identity(self) -> dict[str, Any]:
         """See `Examples`; the inputs of three clips stand for what the code makes of the rest."""
-        known = {"world": config.to_dict(self._world), "size": self._size}
+        settings = config.to_dict(self._world)
+        if settings["spread"] == 1:  # pools from before it could be set are found
+            del settings["spread"]
+        known = {"world": settings, "size": self._size}
         known["vocabulary"] = sorted(self._tokenizer.get_vocab().items())
         known["face_detector"] = detector_identity(self._model.face_detector, self._detector)
         if self._guards is not None:

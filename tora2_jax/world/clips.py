@@ -95,6 +95,9 @@ def render_clip(
     template = CAPTIONS[rng.integers(len(CAPTIONS))]
     size, bold = (config.height, config.width), config.style == "bold"
     motion = sample_motion(rng, len(entities), config.frames, *size, calm=bold)
+    if config.spread != 1:
+        middle = np.array([config.width, config.height]) / 2
+        motion = motion._replace(track=middle + config.spread * (motion.track - middle))
     caption, spans = _caption(config, index, template, entities, motion.track, scene)
     backdrop = background(rng, scene, *size, plain=bold)
     sources = [_picture(entity, rng) for entity in entities]
