@@ -1,6 +1,8 @@
 """Token ids as T5 sees them, and where in a caption a word stands."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -168,3 +170,9 @@ def test_word_tokens_with_sentencepiece(sentencepiece_directory):
     ids = tokenize(tokenizer, [caption], 60)[0]
     assert tokenizer.decode(ids[found]).strip() == "old"
     assert found[0] > 6
+
+
+def test_without_pytorch_nothing_is_said_about_it():
+    program = "import sys; sys.modules['torch'] = None; import tora2_jax.text"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -1,7 +1,11 @@
 """Tora2 in JAX: videos whose entities look like their references and follow drawn paths."""
 
+import os
+
 from tora2_jax import moved
 
+# Only tokenizers of transformers are used, and it would say at each start that PyTorch is missing.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 moved.accept()
 
 
