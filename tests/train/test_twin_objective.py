@@ -133,10 +133,23 @@ def twin_loss(config: TrainConfig, batch: dict, draws) -> tuple[float, float, np
     target = alpha**0.5 * draws.noise - (1 - alpha) ** 0.5 * clean
     error = (answer(noisy, draws.timestep, reading(seen)) - target)[:, missing:]
     per_sample = (error**2).reshape(BATCH, -1).mean(1)
+    coarse = twin_coarse(error)
     part = seen.reference_mask.any(-1) & seen.on.any(-1)
     sides = (side[part].astype(float) for side in EMBEDDINGS)
     contrastive = twin.contrastive_loss(*sides, config.model.binding.contrast_temperature)
-    return per_sample.mean() + config.contrast_weight * contrastive, contrastive, per_sample
+    total = per_sample.mean() + config.contrast_weight * contrastive
+    return total + config.coarse_weight * coarse, contrastive, per_sample
+
+
+def twin_coarse(error: np.ndarray) -> float:
+    """Mean square of the means of 4 x 4 latents, block by block."""
+    squares = []
+    for b, t, c in np.ndindex(*error.shape[:2], error.shape[-1]):
+        plane = error[b, t, :, :, c]
+        for row in range(0, plane.shape[0], 4):
+            for column in range(0, plane.shape[1], 4):
+                squares.append((plane[row : row + 4, column : column + 4].sum() / 16) ** 2)
+    return float(np.mean(squares))
 
 
 def draws_of(frames: int, timestep, caption, trajectories, references, image=(1, 1)) -> stage.Draws:
@@ -177,6 +190,11 @@ ALL = np.ones((BATCH, ENTITIES))
 def test_loss(timestep, kept):
     config = training(contrast_weight=0.37)
     compare(config, random_batch(3, 3), draws_of(3, timestep, *kept))
+
+
+def test_loss_of_coarse_means():
+    config = training(coarse_weight=5.0)
+    compare(config, random_batch(3, 3), draws_of(3, (900, 120), (1, 1), (1, 1), ALL))
 
 
 def test_loss_without_contrast_and_with_zeros_for_a_dropped_caption():

@@ -192,6 +192,9 @@ class TrainConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"  # in which the diffusion model computes
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"  # of weights that are not trained
     contrast_weight: float = 0.2
+    # Of a second diffusion loss, on means of 4 x 4 latents of a frame: what is large and flat, as
+    # the color that a caption tells, counts for more beside detail. 0: none, as in the paper.
+    coarse_weight: float = 0.0
     ema_decay: float | None = None  # None: no average is kept
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
@@ -236,6 +239,7 @@ def problems(config: TrainConfig) -> list[str]:
             for name, value in to_dict(config.crops).items()
         ),
         ("timesteps.shift", config.timesteps.shift > 0, "must be positive"),
+        ("coarse_weight", config.coarse_weight >= 0, "must not be negative"),
         (
             "recognition.local_weight",
             config.recognition.local_weight >= 0,

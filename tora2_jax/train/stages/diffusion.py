@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float
 
 from tora2_jax import conditioning, diffusion, parallel
 from tora2_jax.config import ModelConfig, to_dict
@@ -54,6 +55,7 @@ _COMPONENTS = {
     **{name: rf"(?P<prefix>tora2\.)({pattern})" for name, pattern in tora2.COMPONENTS.items()},
     "text": r"(?P<prefix>text\.).*",
 }
+COARSE = 4  # latents of a side of what `config.coarse_weight` averages
 SAMPLED_CLIP = 1 << 40  # far beyond any pool
 
 
@@ -299,9 +301,11 @@ def conditions_of(model: DiffusionModel, config, batch: dict) -> Conditions:
 def loss(config, model: DiffusionModel, batch: dict, draws: Draws):
     """L = L_eps + lambda * L_cont (eq. 7), with the conditions dropped at random.
 
+    To these `config.coarse_weight` adds a loss of ours, which is off by default.
+
     Returns:
-        The loss and its parts: diffusion loss overall and by quarter of the timesteps, contrastive
-        loss, retrieval accuracies and the binding's own measures.
+        The loss and its parts: diffusion loss overall and by quarter of the timesteps, that of
+        coarse means, contrastive loss, retrieval accuracies and the binding's own measures.
     """
     latents = _latents(config, batch)
     padding = latents.shape[1] - batch["latents"].shape[1]  # has no loss
@@ -322,6 +326,9 @@ def loss(config, model: DiffusionModel, batch: dict, draws: Draws):
     per_sample = jnp.square(error).mean((1, 2, 3, 4))
     total = per_sample.mean()
     metrics = {"diffusion": total, **bound.metrics, **_by_timestep(config, per_sample, draws)}
+    if config.coarse_weight > 0:
+        metrics["coarse"] = jnp.square(coarse_means(error)).mean()
+        total = total + config.coarse_weight * metrics["coarse"]
     if bound.contrast is not None and config.contrast_weight > 0:
         contrastive, found = contrast.contrastive_loss(
             bound.contrast, config.model.binding.contrast_temperature
@@ -329,6 +336,17 @@ def loss(config, model: DiffusionModel, batch: dict, draws: Draws):
         total = total + config.contrast_weight * contrastive
         metrics |= {"contrastive": contrastive, **found}
     return total, metrics
+
+
+def coarse_means(error: Float[Array, "b t h w c"]) -> Float[Array, "b t h4 w4 c"]:
+    """Means over blocks of `COARSE` x `COARSE` latents of a frame; zeros fill incomplete blocks.
+
+    The multiscale loss of simple diffusion (Hoogeboom et al., arXiv 2301.11093), with one scale.
+    """
+    b, t, h, w, c = error.shape
+    filled = jnp.pad(error, [(0, 0), (0, 0), (0, -h % COARSE), (0, -w % COARSE), (0, 0)])
+    rows, columns = (size // COARSE for size in filled.shape[2:4])
+    return filled.reshape(b, t, rows, COARSE, columns, COARSE, c).mean((3, 5))
 
 
 def _by_timestep(config, per_sample: jax.Array, draws: Draws) -> dict[str, measures.Share]:
