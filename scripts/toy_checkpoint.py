@@ -65,6 +65,7 @@ _BOLD = {
     "face": "face.safetensors",
     "dino": "dino.safetensors",
     "base_stills": "stages/base_stills",
+    "base_middle": "stages/base_middle",
     "base_one": "stages/base_one",
     "base_short": "stages/base_short",
     "base_clips": "",

@@ -1,4 +1,4 @@
-"""Bold toy chain, stage base_one: stills of one entity, on which captions are learned to be read.
+"""Bold toy chain, stage base_one: stills of one entity, anywhere in the frame.
 
 With several entities a word does not say which of them it means, and reading comes slowly.
 
@@ -11,14 +11,21 @@ from configs.bold.vae import FOLDER
 from tora2_jax.config.train import TrainConfig
 
 
-def get_config() -> TrainConfig:
-    """The settings of this stage."""
-    config = base_config(frames=1, seed=210)
+def one_entity(seed: int) -> TrainConfig:
+    """What both stages of one entity share."""
+    config = base_config(frames=1, seed=seed)
     config.world.max_entities = 1
     config.world.repeated_words = 0.0
-    config.steps = 3000
     config.batch_size = 64
-    config.data_size = 20_480
-    start_from_base(config, f"{FOLDER}/stages/base_stills")
     config.optim = muon(2e-2, "constant")
+    return config
+
+
+def get_config() -> TrainConfig:
+    """The settings of this stage."""
+    config = one_entity(seed=220)
+    config.steps = 3000
+    config.data_size = 30_720
+    config.timesteps.shift = 3.0  # a caption matters where there is much noise
+    start_from_base(config, f"{FOLDER}/stages/base_middle")
     return config

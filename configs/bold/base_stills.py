@@ -57,6 +57,7 @@ def base_config(frames: int, seed: int) -> TrainConfig:
         seed, frames=frames, references=0, rich_captions=0.6, repeated_words=0.12
     )
     config.dropout = DropoutConfig(caption=0.1)
+    config.coarse_weight = 8.0  # without it no color is read within thousands of steps
     return config
 
 

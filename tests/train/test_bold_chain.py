@@ -30,7 +30,7 @@ from tora2_jax.world.model import toy_bold
 ROOT = Path(__file__).parents[2]
 CHAIN = CHAINS["bold"]
 DIFFUSION = (
-    *("base_stills", "base_one", "base_short", "base_clips"),
+    *("base_stills", "base_middle", "base_one", "base_short", "base_clips"),
     *("motion", "joint_stills", "joint"),
 )
 CONDITIONED = ("motion", "joint_stills", "joint")
