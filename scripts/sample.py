@@ -6,9 +6,9 @@ python scripts/sample.py --checkpoint DIR --request a.json b.json --output out.m
 
 import argparse
 import sys
-from pathlib import Path
 
 from tora2_jax.sampling import command
+from tora2_jax.system.addresses import named_path
 from tora2_jax.system.stop import exit_code
 
 
@@ -26,21 +26,28 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Make videos from request files.")
     parser.set_defaults(**command.Options._field_defaults)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="folder with the model")
+    parser.add_argument(
+        "--checkpoint", type=named_path, required=True, help="folder with the model"
+    )
     parser.add_argument(
         "--request",
-        type=Path,
+        type=named_path,
         nargs="+",
         required=True,
         help="request files (JSON); several of the same size are sampled as one batch",
     )
     parser.add_argument(
-        "--output", type=Path, required=True, help="video to write (.mp4); _0, _1, ... for several"
+        "--output",
+        type=named_path,
+        required=True,
+        help="video to write (.mp4); _0, _1, ... for several",
     )
     _add_sampling(parser)
     _add_inputs(parser)
-    parser.add_argument("--save-latents", type=Path, help=".npz, [b, t, c, h, w]")
-    parser.add_argument("--save-frames", type=Path, help=".npy, [b, f, height, width, 3] in [0, 1]")
+    parser.add_argument("--save-latents", type=named_path, help=".npz, [b, t, c, h, w]")
+    parser.add_argument(
+        "--save-frames", type=named_path, help=".npy, [b, f, height, width, 3] in [0, 1]"
+    )
     parser.add_argument(
         "--overlay", action="store_true", help="draw paths and references; default: not"
     )
@@ -82,7 +89,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
 def _add_inputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--face-models",
-        type=Path,
+        type=named_path,
         help="folder with insightface's antelopev2 or buffalo_l, to find faces in references",
     )
     parser.add_argument(
@@ -96,7 +103,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         default="anything",
         help="which files a request may name; the latter for requests of strangers",
     )
-    parser.add_argument("--init-latents", type=Path, help=".npy or .npz, [b, t, c, h, w]")
+    parser.add_argument("--init-latents", type=named_path, help=".npy or .npz, [b, t, c, h, w]")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scripts import sample as sample_script
 from tora2_jax import config
 from tora2_jax.config.train import TrainConfig
 from tora2_jax.errors import CheckpointError
@@ -244,3 +245,40 @@ def test_no_file_that_is_read_is_overwritten(tmp_path):
             "choose another name",
             f"--save-latents: {latents} would be overwritten, but it is read; choose another name",
         ]
+
+
+def test_a_path_file_that_is_read_is_not_overwritten(tmp_path):
+    np.save(tmp_path / "a_tracks.npy", np.array([[[50, 180]], [[100, 190]], [[200, 190]]]))
+    np.save(tmp_path / "a_visibility.npy", np.ones((3, 1), bool))
+    data = {"prompt": "A man.", "entities": [{"word": "man", "trajectory": "a_tracks.npy"}]}
+    (tmp_path / "r.json").write_text(json.dumps(data))
+    for name in ("a_tracks.npy", "a_visibility.npy"):
+        options = sampling.Options(TOY, tmp_path / "r.json", tmp_path / "o.mp4", steps=1)
+        with pytest.raises(sampling.SamplingError, match=f"--save-frames: .*{name} would be over"):
+            sampling.prepare(options._replace(save_frames=tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("output", "told"),
+    [(".", "names no file"), ("/", "names no file"), (f"{'a' * 300}.mp4", "name of 304 bytes")],
+)
+def test_an_output_that_can_be_no_file_is_refused_before_work(tmp_path, monkeypatch, output, told):
+    monkeypatch.chdir(tmp_path)
+    request = ROOT / "examples" / "request.json"
+    with pytest.raises(sampling.SamplingError, match=told):
+        sampling.prepare(sampling.Options(TOY, request, Path(output)))
+
+
+def test_an_empty_option_is_no_folder(capsys):
+    given = ["--checkpoint", str(TOY), "--request", "r.json", "--output", ""]
+    with pytest.raises(SystemExit) as ended:
+        sample_script.main(given)
+    assert ended.value.code == 2 and "--output: is empty" in capsys.readouterr().err
+
+
+def test_latents_to_start_from_that_are_a_picture_are_said_to_be_none(tmp_path):
+    request = ROOT / "examples" / "request.json"
+    options = sampling.Options(TOY, request, tmp_path / "o.mp4")
+    picture = ROOT / "examples" / "man.png"
+    with pytest.raises(sampling.SamplingError, match=r"is no \.npy or \.npz file"):
+        sampling.prepare(options._replace(init_latents=picture))

@@ -8,6 +8,8 @@ import pytest
 
 from scripts import toy_checkpoint
 from tests.train.test_train import _config
+from tora2_jax.config import toy
+from tora2_jax.errors import TrainError
 from tora2_jax.train import loop
 from tora2_jax.train import state as train_state
 from tora2_jax.weights import checkpoint
@@ -55,3 +57,24 @@ def test_the_chain_of_the_toy_model_names_the_shipped_files_it_writes(tmp_path):
     assert not any("--config.export" in part for part in written["vae"])
     for place in set(toy_checkpoint.SHIPPED.values()):
         assert (ROOT / place).exists(), place
+
+
+@pytest.mark.parametrize("content", ['{"name": "a package"}', "[]", "no JSON", None])
+def test_a_config_that_is_not_of_a_run_stays(tmp_path, content):
+    """Of a checkpoint (None), or of another program: training would put its own in its place."""
+    path = tmp_path / "config.json"
+    if content is None:
+        checkpoint.save_config(tmp_path, toy())
+    else:
+        path.write_text(content)
+    before = path.read_bytes()
+    with pytest.raises(TrainError, match=r"config\.json is not of a run.*another folder"):
+        loop.train(_config(steps=1), tmp_path)
+    assert path.read_bytes() == before
+
+
+def test_an_empty_folder_name_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TrainError, match="--workdir: is empty"):
+        loop.train(_config(steps=1), "")
+    assert not list(tmp_path.iterdir())

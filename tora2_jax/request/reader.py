@@ -13,7 +13,7 @@ from tora2_jax.request.reference_fields import REFERENCE_FIELDS, read_references
 from tora2_jax.system import limits
 from tora2_jax.system.unusable_file import why_unusable
 from tora2_jax.text import find_word
-from tora2_jax.trajectory.files import load_points, paths_of, split_number
+from tora2_jax.trajectory.files import files_of, load_points, paths_of, split_number
 from tora2_jax.trajectory.points import DEFAULT_CANVAS, Points, TrajectoryError, parse_points
 
 RequestedKind = Literal["human", "object", "auto"]
@@ -37,6 +37,7 @@ class EntityRequest(NamedTuple):
     boxes: tuple[Box | None, ...] = ()  # the entity is inside; pixels of the upright image
     faces: tuple[FaceChoice, ...] = ()  # which face is meant, or its landmarks
     features: tuple[Path, ...] = ()  # files with features of more references
+    path_files: tuple[Path, ...] = ()  # files that the points were read from
 
 
 class Request(NamedTuple):
@@ -206,12 +207,12 @@ class RequestReader(FieldReader):
         if not data.get("images") and not data.get("features") and trajectory is None:
             self.note(field, "has neither images nor a trajectory nor features; give at least one")
         kind = self.stored_kind(kind, references.pop("kinds"), field)
-        points = None
+        points, files = None, ()
         if trajectory is not None:
-            points = self.trajectory(trajectory, f"{field}.trajectory", canvas)
+            points, files = self.trajectory(trajectory, f"{field}.trajectory", canvas)
         if kind == "object" and references["faces"]:
             self.note(f"{field}.faces", 'an object has no face; remove it, or write "human"')
-        return EntityRequest(word, span, kind, points=points, **references)
+        return EntityRequest(word, span, kind, points=points, path_files=files, **references)
 
     def stored_kind(self, kind: RequestedKind, stored: tuple, field: str) -> RequestedKind:
         """The kind of an entity, where its feature files say it and the request does not."""
@@ -253,23 +254,24 @@ class RequestReader(FieldReader):
                     f'occurrence, such as "{entity.word.partition("#")[0]}#2"',
                 )
 
-    def trajectory(self, value: Any, field: str, canvas) -> Points | None:
+    def trajectory(self, value: Any, field: str, canvas) -> tuple[Points | None, tuple[Path, ...]]:
+        """The points, and the files that they were read from."""
         try:
             if isinstance(value, list):
-                return parse_points(self.only_path(value), canvas)
+                return parse_points(self.only_path(value), canvas), ()
             number = None
             if isinstance(value, str):
                 _, number = split_number(value, self.directory)
                 value = value[: value.rindex("#")] if number is not None else value
             if (path := self.path(value, field)) is None:
-                return None
-            return load_points(path, canvas, number)
+                return None, ()
+            return load_points(path, canvas, number), files_of(path)
         except TrajectoryError as error:
             for problem in error.problems:
                 self.note(field, problem)
         except OverflowError:
             self.note(field, "holds a number that is too large")
-        return None
+        return None, ()
 
     def only_path(self, value: list) -> Any:
         """The points of a list, which may hold them as the only path of several possible."""

@@ -36,6 +36,7 @@ from tora2_jax.trajectory.points import is_still
 from tora2_jax.types import Inputs
 from tora2_jax.weights import bundle
 
+_NAME_BYTES = 255  # of a file, in nearly all file systems
 _UNREADABLE = (zipfile.BadZipFile, zlib.error)  # a damaged .npz
 
 
@@ -280,9 +281,9 @@ def _overwritten(options: Options, requests: Sequence[request.Request]) -> list[
     for wanted in requests:
         read.add(wanted.image)
         for entity in wanted.entities:
-            read.update((*entity.images, *entity.masks, *entity.features))
+            read.update((*entity.images, *entity.masks, *entity.features, *entity.path_files))
     read = {os.path.realpath(path) for path in read - {None}}
-    sheets = [path.with_suffix(".png") for path in options.outputs]
+    sheets = [path.with_suffix(".png") for path in options.outputs if path.name]
     made = {"--output": [*options.outputs, *sheets]}
     made |= {"--save-latents": [options.save_latents], "--save-frames": [options.save_frames]}
     return [
@@ -295,7 +296,11 @@ def _overwritten(options: Options, requests: Sequence[request.Request]) -> list[
 
 def write_faults(path: Path, suffix: str) -> list[str]:
     """Why a file cannot be written there."""
+    if not path.name:
+        return [f"{path} names no file"]
     faults = [] if path.suffix == suffix else [f"{path} must end in {suffix}"]
+    if (length := len(os.fsencode(path.name))) > _NAME_BYTES:
+        faults.append(f"{path} has a name of {length} bytes; files may have {_NAME_BYTES}")
     if os.path.isdir(path):
         faults.append(f"{path} is a folder")
     # What is missing of the folders is made; `os.path` takes what it may not look into as missing.
@@ -315,7 +320,8 @@ def _initial_latents(path: Path | None, model, inputs) -> np.ndarray | None:
         data = np.load(path, allow_pickle=False)
         array = data if isinstance(data, np.ndarray) else data["latents"]
     except (*_UNREADABLE, OSError, ValueError, KeyError, EOFError) as error:
-        raise SamplingError([f"--init-latents: {path} cannot be read: {error}"]) from error
+        reason = "it is no .npy or .npz file" if "pickle" in str(error) else error
+        raise SamplingError([f"--init-latents: {path} cannot be read: {reason}"]) from error
     b, t, h, w, c = model.latent_shape(*inputs.flow_video.shape[:4])
     if array.shape != (b, t, c, h, w):
         raise SamplingError([f"--init-latents: {array.shape}, but must be {(b, t, c, h, w)}"])

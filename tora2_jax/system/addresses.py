@@ -30,8 +30,19 @@ def address_problems(paths: Mapping[str, Any]) -> list[str]:
     return [f"{name}: {problem}" for name, problem in found.items() if problem is not None]
 
 
+def named_path(text: str) -> Path:
+    """The type of an argparse option that names a file or a folder.
+
+    Refuses an empty text, which an unset variable of a shell leaves and `Path` takes for the
+    current folder.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; name a file or a folder")
+    return Path(text)
+
+
 def local_path(text: str) -> Path:
-    """The type of an argparse option that names a file or a folder; refuses addresses."""
+    """As `named_path`; refuses addresses, too."""
     if problem := address_problem(text):
         raise argparse.ArgumentTypeError(problem)
-    return Path(text)
+    return named_path(text)

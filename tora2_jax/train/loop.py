@@ -91,6 +91,8 @@ def train(config: TrainConfig, workdir: str | Path, stop: StopSignals | None = N
         Stopped: `stop` was requested before the last step was done.
     """
     address = address_problems({"--workdir": workdir})
+    if not str(workdir):  # which `Path` takes for the current folder
+        address.append("--workdir: is empty; name a folder")
     workdir = Path(workdir)
     if config.export is None and not address:
         config = replace(config, export=str(workdir / "trained"))

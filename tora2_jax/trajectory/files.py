@@ -264,9 +264,20 @@ def _array_paths(path: Path, array: np.ndarray) -> list[Any]:
     ]
 
 
+def files_of(path: Path) -> tuple[Path, ...]:
+    """All files that are read for the points of one: those of its visibility, too."""
+    beside = _beside(path)
+    return (path, beside) if beside != path and beside.is_file() else (path,)
+
+
+def _beside(path: Path) -> Path:
+    """Where the visibility of `NAME_tracks.npy` would be; of other names the file itself."""
+    return path.with_name(re.sub(r"tracks\.npy$", "visibility.npy", path.name))
+
+
 def _visibility(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """Where the points of `NAME_tracks.npy` are visible: everywhere if no file tells it."""
-    beside = path.with_name(re.sub(r"tracks\.npy$", "visibility.npy", path.name))
+    beside = _beside(path)
     if beside == path or not beside.is_file():
         return np.ones(shape, bool)
     try:

@@ -63,6 +63,10 @@ def claim(workdir: Path, config: TrainConfig) -> None:
             started |= any((workdir / "checkpoints").glob("[0-9]*"))
             if started and not path.exists():
                 raise TrainError(f"{path} is missing; put it back, or use another folder")
+            if not started and path.exists() and not _is_of_a_run(path):
+                raise TrainError(
+                    f"{path} is not of a run, and would be overwritten; use another folder"
+                )
             stored = path.read_text() if started else text
             changed = differences(current(json.loads(stored)), to_dict(config))
             if not changed and processes.is_first():
@@ -78,6 +82,16 @@ def claim(workdir: Path, config: TrainConfig) -> None:
             f"{workdir} holds a run with another config; continue it as it was, or use another "
             "folder:\n  " + "\n  ".join(changed) + _why_no_more_steps(changed, config, workdir)
         )
+
+
+def _is_of_a_run(path: Path) -> bool:
+    """Whether a `config.json` is one that `claim` has written, and not of a checkpoint or a
+    stranger."""
+    try:
+        content = json.loads(path.read_text())
+    except ValueError:
+        return False
+    return isinstance(content, dict) and {"stage", "steps", "model"} <= content.keys()
 
 
 def _why_no_more_steps(changed: list[str], config: TrainConfig, workdir: Path) -> str:
