@@ -69,7 +69,7 @@ def test_a_damaged_text_encoder_is_told_before_the_first_step(pipeline, requests
 
 
 def test_numbers_that_grow_too_large_are_told_with_their_step(pipeline, requests, monkeypatch):  # noqa: F811
-    step, calls = pipeline._step, []
+    step, calls = pipeline.programs.step, []
 
     def overflows(*arguments):
         calls.append(arguments)
@@ -80,7 +80,7 @@ def test_numbers_that_grow_too_large_are_told_with_their_step(pipeline, requests
             finite = finite_rows(latents)
         return state, finite
 
-    monkeypatch.setattr(pipeline, "_step", overflows)
+    monkeypatch.setattr(pipeline.programs, "step", overflows)
     done = []
     with pytest.raises(NotFiniteError) as error:
         pipeline.generate(requests, settings=SHORT, progress=lambda *call: done.append(call))
@@ -134,7 +134,7 @@ def test_latents_that_are_given_are_left_as_they_are(pipeline, requests):  # noq
 
 def test_progress_is_told_of_steps_that_are_done(pipeline, requests, monkeypatch):  # noqa: F811
     """A step is told only after the device has its result, and the next one has been started."""
-    step, events = pipeline._step, []
+    step, events = pipeline.programs.step, []
 
     class Flag:
         def __init__(self, index, value):
@@ -150,7 +150,7 @@ def test_progress_is_told_of_steps_that_are_done(pipeline, requests, monkeypatch
         state, finite = step(*arguments)
         return state, Flag(index, finite)
 
-    monkeypatch.setattr(pipeline, "_step", started)
+    monkeypatch.setattr(pipeline.programs, "step", started)
     pipeline.generate(
         requests[0], settings=SHORT, progress=lambda done, _: events.append(f"told {done}")
     )

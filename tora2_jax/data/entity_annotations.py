@@ -202,7 +202,7 @@ class _AnnotationReader(RequestReader):
         nowhere = np.zeros(video.frames, bool)
         if value is None:
             return None, nowhere
-        points = self.trajectory(value, field, (video.width, video.height))
+        points, _ = self.trajectory(value, field, (video.width, video.height))
         if points is None:
             return None, nowhere
         count = len(points.time)
