@@ -207,7 +207,8 @@ class RequestReader(FieldReader):
         if not data.get("images") and not data.get("features") and trajectory is None:
             self.note(field, "has neither images nor a trajectory nor features; give at least one")
         kind = self.stored_kind(kind, references.pop("kinds"), field)
-        points, files = None, ()
+        points: Points | None = None
+        files: tuple[Path, ...] = ()
         if trajectory is not None:
             points, files = self.trajectory(trajectory, f"{field}.trajectory", canvas)
         if kind == "object" and references["faces"]:
