@@ -94,10 +94,7 @@ def render_clip(
     scene = random_scene(rng)
     template = CAPTIONS[rng.integers(len(CAPTIONS))]
     size, bold = (config.height, config.width), config.style == "bold"
-    motion = sample_motion(rng, len(entities), config.frames, *size, calm=bold)
-    if config.spread != 1:
-        middle = np.array([config.width, config.height]) / 2
-        motion = motion._replace(track=middle + config.spread * (motion.track - middle))
+    motion = _motion(rng, len(entities), config)
     caption, spans = _caption(config, index, template, entities, motion.track, scene)
     backdrop = background(rng, scene, *size, plain=bold)
     sources = [_picture(entity, rng) for entity in entities]
@@ -125,6 +122,16 @@ def render_clip(
 def clip_name(config: WorldConfig, index: int) -> str:
     """What a clip is called."""
     return f"world-{config.seed}-{index}"
+
+
+def _motion(rng: np.random.Generator, count: int, config: WorldConfig) -> Motion:
+    """Paths of this style, as far from the middle of the frame as the config says."""
+    size, calm = (config.height, config.width), config.style == "bold"
+    motion = sample_motion(rng, count, config.frames, *size, calm=calm)
+    if config.spread == 1:
+        return motion
+    middle = np.array([config.width, config.height]) / 2
+    return motion._replace(track=middle + config.spread * (motion.track - middle))
 
 
 def _identities(config: WorldConfig, index: int, words: Sequence[str]) -> list[Entity]:
