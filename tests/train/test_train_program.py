@@ -75,6 +75,63 @@ def test_mistyped_fields_are_all_told_with_what_was_meant(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_all_that_is_wrong_with_a_command_line_is_told_at_once(tmp_path):
+    given = ["--config=configs/toy.py", "--config.steps=abc", "--config.optim.lr=1", "--sped=3"]
+    given += ["--config.optim.learning_rate", "fast", "--config.batch_size=0", "stray"]
+    done = _program("-m", "tora2_jax.train", *given)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines() == [
+        "--config.optim.lr: there is no such field; did you mean --config.optim.learning_rate?",
+        "--config.steps=abc: is no whole number",
+        "--config.optim.learning_rate=fast: is no number",
+        "--sped: there is no such flag; see --help",
+        "--workdir is needed: Folder of this run; made if needed.",
+        "stray: not understood; a flag is written --NAME=VALUE",
+        "config.batch_size must be positive",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("import no_such_module", "{path}, line 1: ModuleNotFoundError: No module named"),
+        ("x = (", "{path}, line 1: '(' was never closed"),
+        ("x = 3", "AttributeError: the file has no attribute 'get_config'"),
+        (
+            "def get_config():\n    return 3 + None",
+            "{path}, line 2: TypeError: unsupported operand",
+        ),
+        ("def get_config():\n    return 3", "it makes 3, which is no TrainConfig"),
+    ],
+)
+def test_a_config_that_fails_is_told_with_its_line(tmp_path, content, told):
+    path = tmp_path / "faulty.py"
+    path.write_text(content)
+    fields = [] if content.endswith("return 3") else ["--config.steps=x"]
+    done = _program("-m", "tora2_jax.train", "--config", str(path), *fields)
+    lines = done.stderr.splitlines()
+    assert done.returncode == 2 and len(lines) == 2, done.stderr
+    assert lines[0].startswith("--config: " + told.format(path=path))
+    assert lines[1].startswith("--workdir is needed")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("", "names no file; give one of configs/"),
+        ("configs", "configs is a folder; give a file of configs/"),
+        ("checkpoints/toy/config.json", "checkpoints/toy/config.json is no Python file; give one"),
+        ("configs/tay.py", "configs/tay.py is not there"),
+    ],
+)
+def test_what_is_no_config_is_told(name, told):
+    done = _program("-m", "tora2_jax.train", "--config", name, "--config.foo=1", "--workdir=x")
+    lines = done.stderr.splitlines()
+    assert done.returncode == 2 and len(lines) == 2, done.stderr
+    assert lines[0].startswith(f"--config: {told}")
+    assert lines[1] == "--config.foo: there is no such field; see --help"
+
+
 def test_fields_that_there_are_are_known():
     given = ["--config.clips.entities.smallest_cut=3", "--config.model.motion.width=8"]
     given += ["--config=configs/toy.py", "--workdir=x", "--config.profile_steps=(1,2)", "--smoke"]

@@ -81,8 +81,25 @@ def unknown_fields(arguments: Sequence[str]) -> list[str]:
         match = _SET.match(argument)
         if match is None or match[1] in known:
             continue
-        near = difflib.get_close_matches(match[1], known, n=1, cutoff=0.6)
+        near = _close(match[1], known)
         near = near or [path for path in sorted(known) if path.split(".")[-1] == match[1]]
         meant = f"; did you mean {', '.join(f'--config.{path}' for path in near)}?" if near else ""
         problems.append(f"--config.{match[1]}: there is no such field{meant or '; see --help'}")
     return problems
+
+
+def _close(wanted: str, known: set[str]) -> list[str]:
+    """Of the same folder of settings if it is one: `optim.lr` is not meant to be `optim`."""
+    folder, _, name = wanted.rpartition(".")
+    beside = [path.rpartition(".")[2] for path in known if path.rpartition(".")[0] == folder]
+    if folder and beside:
+        alike = difflib.get_close_matches(name, beside, n=1, cutoff=0.6) or _abbreviated(
+            name, beside
+        )
+        return [f"{folder}.{found}" for found in alike]
+    return difflib.get_close_matches(wanted, known, n=1, cutoff=0.6)
+
+
+def _abbreviated(name: str, names: list[str]) -> list[str]:
+    """Those whose words begin with the letters of a name, as `lr` of `learning_rate`."""
+    return [found for found in names if "".join(word[0] for word in found.split("_")) == name]

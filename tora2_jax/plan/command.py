@@ -195,5 +195,4 @@ def run(arguments: list[str]) -> None:
     flags.DEFINE_enum("program", "train", ["train", "sample"], "One step of which program.")
     flags.DEFINE_integer("requests", 1, "Videos at once, when sampling.", lower_bound=1)
     flags.DEFINE_string("text", None, "File to write the compiled program to (HLO).")
-    flags.mark_flags_as_required(["config", "target"])
-    train_flags.run(main, arguments, __doc__)
+    train_flags.run(main, arguments, __doc__, needed=("config", "target"))

@@ -355,5 +355,4 @@ def run(arguments: list[str]) -> None:
     flags.DEFINE_integer("processes", None, "Number of processes, if not from the cluster.")
     flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
     flags.DEFINE_bool("smoke", False, "Two steps over a few examples: does all of the run work?")
-    flags.mark_flags_as_required(["config", "workdir"])
-    train_flags.run(main, arguments, __doc__)
+    train_flags.run(main, arguments, __doc__, needed=("config", "workdir"))
