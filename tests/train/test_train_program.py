@@ -140,6 +140,29 @@ def test_fields_that_there_are_are_known():
     assert comments(TrainConfig)["accumulate"].startswith("In how many parts, one after another,")
 
 
+def test_a_refused_start_leaves_nothing_behind(tmp_path):
+    (tmp_path / "config.py").write_text(
+        "from configs.bold.base_one import get_config as base\n"
+        "def get_config():\n    config = base()\n"
+        "    config.weights.transformer = 'not/there'\n    return config\n"
+    )
+    workdir = tmp_path / "new" / "run"
+    done = _program(*_command(tmp_path, workdir)[1:])
+    assert done.returncode == 2 and "not/there" in done.stderr
+    assert not (tmp_path / "new").exists()
+    workdir.mkdir(parents=True)  # that of the user stays
+    assert _program(*_command(tmp_path, workdir)[1:]).returncode == 2
+    assert workdir.is_dir() and not any(workdir.iterdir())
+
+
+@pytest.mark.parametrize("below", ["", "run"])
+def test_a_file_is_no_folder_of_a_run(tmp_path, below):
+    (tmp_path / "file").touch()
+    with pytest.raises(loop.TrainError) as error:
+        loop.train(_config(steps=1), tmp_path / "file" / below)
+    assert str(error.value) == f"--workdir: {tmp_path / 'file'} is a file; name a folder"
+
+
 def test_a_smoke_run_is_short_and_stays_in_its_folder(tmp_path):
     config = TrainConfig(cache_dir="elsewhere", data_size=1000, batch_size=8, export="elsewhere")
     config.clips = ClipFolderConfig(folder="clips")

@@ -134,14 +134,14 @@ def together(make: Callable[[], T]) -> T:
     wait_for_all()
     if not agree(fault is not None):
         return made
-    told = _of_all("" if fault is None else str(fault))
+    told = of_all("" if fault is None else str(fault))
     if fault is not None:
         raise fault
     first = next(index for index, message in enumerate(told) if message)
     raise TrainError(f"process {first}: {told[first]}")
 
 
-def _of_all(message: str) -> list[str]:
+def of_all(message: str) -> list[str]:
     """The messages of all processes, in their order."""
     if jax.process_count() == 1:
         return [message]

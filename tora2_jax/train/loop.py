@@ -100,7 +100,7 @@ def train(config: TrainConfig, workdir: str | Path, stop: StopSignals | None = N
     mesh = mesh_of(config, stage)
     with ExitStack() as stack:
         lease = processes.together(lambda: folder.hold(workdir, stack))
-        processes.first_then_others(lambda: folder.claim(workdir, config))
+        processes.together(lambda: folder.check(workdir, config))
         return _train(config, stage, mesh, workdir, _Asked(stop, lease))
 
 
@@ -116,6 +116,8 @@ def _train(
     if config.export:  # fails early
         paths = export_paths(config.export, components)
         processes.together(lambda: check_export(paths))
+    # What is refused until here leaves the folder as it was.
+    processes.first_then_others(lambda: folder.claim(workdir, config))
     run = _Run(config, stage, graph, workdir)
     saved = Checkpoints(workdir / "checkpoints", keep=config.keep_checkpoints)
     try:

@@ -2,8 +2,8 @@
 
 import errno
 import json
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from tora2_jax.config import to_dict
@@ -29,11 +29,21 @@ def hold(workdir: Path, stack: ExitStack) -> Lease | None:
     if not processes.is_first():
         return None
     with _refused_folder(workdir):
+        stack.callback(
+            _remove_empty, [path for path in (workdir, *workdir.parents) if not path.exists()]
+        )
         workdir.mkdir(parents=True, exist_ok=True)
         try:
             return stack.enter_context(Lease(workdir))
         except LeaseError as error:
             raise TrainError(f"{error}; stop it, or use another folder") from error
+
+
+def _remove_empty(made: Sequence[Path]) -> None:
+    """A run that is refused leaves nothing behind."""
+    with suppress(OSError):  # the first one that holds something
+        for path in made:
+            path.rmdir()
 
 
 @contextmanager
@@ -44,35 +54,37 @@ def _refused_folder(workdir: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in _PASSING:
             raise
-        raise TrainError(f"--workdir: {workdir} cannot be the folder of a run: {error}") from error
+        raise TrainError(f"--workdir: {_why_no_folder(workdir, error)}") from error
 
 
-def claim(workdir: Path, config: TrainConfig) -> None:
-    """Writes `config.json`, after comparing it with the one of an earlier run in the folder.
+def _why_no_folder(workdir: Path, error: OSError) -> str:
+    for path in (workdir, *workdir.parents):
+        if path.is_file():
+            return f"{path} is a file; name a folder"
+    return f"{workdir} cannot be the folder of a run: {error.strerror or error}"
 
-    Processes behind the first compare theirs with what it has just written.
+
+def check(workdir: Path, config: TrainConfig) -> None:
+    """Compares the config with that of an earlier run in the folder, and with other processes'.
 
     Raises:
-        TrainError, OSError: see `hold`; also if an earlier run had another config.
+        TrainError, OSError: see `hold`; also if there is another config.
     """
+    of_first = processes.of_all(_text(config))[0]
+    if not processes.is_first():
+        changed = differences(current(json.loads(of_first)), to_dict(config))
+        if changed:
+            raise TrainError("process 0 has another config:\n  " + "\n  ".join(changed))
+        return
     path = workdir / "config.json"
-    text = json.dumps(of_run(config), indent=2) + "\n"
-    started = not processes.is_first()
     try:
         with _refused_folder(workdir):
-            started |= any((workdir / "checkpoints").glob("[0-9]*"))
-            if started and not path.exists():
+            if not any((workdir / "checkpoints").glob("[0-9]*")):
+                _refuse_strangers(path)
+                return
+            if not path.exists():
                 raise TrainError(f"{path} is missing; put it back, or use another folder")
-            if not started and path.exists() and not _is_of_a_run(path):
-                raise TrainError(
-                    f"{path} is not of a run, and would be overwritten; use another folder"
-                )
-            stored = path.read_text() if started else text
-            changed = differences(current(json.loads(stored)), to_dict(config))
-            if not changed and processes.is_first():
-                (workdir / "metrics").mkdir(parents=True, exist_ok=True)
-                if not started or stored != text:
-                    write_text(path, text)
+            changed = differences(current(json.loads(path.read_text())), to_dict(config))
     except TrainError:
         raise
     except ValueError as error:
@@ -84,14 +96,39 @@ def claim(workdir: Path, config: TrainConfig) -> None:
         )
 
 
-def _is_of_a_run(path: Path) -> bool:
-    """Whether a `config.json` is one that `claim` has written, and not of a checkpoint or a
-    stranger."""
+def claim(workdir: Path, config: TrainConfig) -> None:
+    """Writes what makes the folder that of this run, where `check` has found nothing wrong.
+
+    Raises:
+        TrainError, OSError: see `hold`.
+    """
+    path, text = workdir / "config.json", _text(config)
+    if not processes.is_first():
+        if not path.exists():
+            raise TrainError(
+                f"{path} is not there, and process 0 has written one; give all the same folder"
+            )
+        return
+    with _refused_folder(workdir):
+        (workdir / "metrics").mkdir(parents=True, exist_ok=True)
+        if not path.exists() or path.read_text() != text:
+            write_text(path, text)
+
+
+def _text(config: TrainConfig) -> str:
+    return json.dumps(of_run(config), indent=2) + "\n"
+
+
+def _refuse_strangers(path: Path) -> None:
+    """A `config.json` that no run has written is of a checkpoint or of another program."""
+    if not path.exists():
+        return
     try:
         content = json.loads(path.read_text())
     except ValueError:
-        return False
-    return isinstance(content, dict) and {"stage", "steps", "model"} <= content.keys()
+        content = None
+    if not (isinstance(content, dict) and {"stage", "steps", "model"} <= content.keys()):
+        raise TrainError(f"{path} is not of a run, and would be overwritten; use another folder")
 
 
 def _why_no_more_steps(changed: list[str], config: TrainConfig, workdir: Path) -> str:
