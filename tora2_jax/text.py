@@ -86,16 +86,16 @@ def find_word(caption: str, word: str) -> tuple[int, int]:
     if not (mark and text and number.isdecimal()):
         text, number = word.strip(), "1"
     if not text:
-        raise ValueError("the word is empty; name a word of the prompt.")
+        raise ValueError("the word is empty; name a word of the prompt")
     if int(number) < 1:
-        raise ValueError(f'"{word}" names occurrence {number}; the first is "{text}#1".')
+        raise ValueError(f'"{word}" names occurrence {number}; the first is "{text}#1"')
     pattern = r"\s+".join(re.escape(part) for part in text.split())
     spans = [m.span() for m in re.finditer(rf"(?<!\w){pattern}(?!\w)", caption, re.IGNORECASE)]
     if not spans:
-        raise ValueError(f'"{text}" is not in the prompt{_suggestion(caption, text)}.')
+        raise ValueError(f'"{text}" is not in the prompt{_suggestion(caption, text)}')
     if int(number) > len(spans):
         times = "once" if len(spans) == 1 else f"{len(spans)} times"
-        raise ValueError(f'"{text}" stands in the prompt {times}; there is no "{word}".')
+        raise ValueError(f'"{text}" stands in the prompt {times}; there is no "{word}"')
     return spans[int(number) - 1]
 
 

@@ -252,7 +252,7 @@ def read_base(path: Path, wanted: list[str], problems: list[str]) -> Base | None
     try:
         model = bundle.load_config(path)
     except CheckpointError as error:
-        problems.append(f"--base: {error}; `convert cogvideox` makes such a folder")
+        problems.append(f"--base: {error} (`convert cogvideox` makes such a folder)")
         return None
     for name in wanted:
         place = checkpoint.component_path(path, name)

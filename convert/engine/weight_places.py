@@ -61,8 +61,9 @@ def find(path: Path) -> Place:
     for search in (_usual, _variant, _unlisted_shards, _run, _single):
         if place := search(path):
             return place
-    found = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
-    raise SourceError([f"{path}: holds no weights (*.safetensors with an index, or one); {found}"])
+    found = ", ".join(sorted(entry.name for entry in path.iterdir())[:8])
+    rest = f"it holds {found}" if found else "it is empty"
+    raise SourceError([f"{path}: no weights there (*.safetensors with an index, or one); {rest}"])
 
 
 def _usual(folder: Path) -> Place | None:

@@ -85,6 +85,15 @@ def is_lora(names: Iterable[str]) -> bool:
     return any(_MARK.search(name) for name in names)
 
 
+def missing(source: Path) -> list[str]:
+    """Why a file or folder has no weights at all; empty if it has some."""
+    try:
+        TensorFiles(source)
+    except SourceError as error:
+        return error.problems
+    return []
+
+
 def read(source: Path, modules: Collection[str], problems: list[str]) -> Lora:
     """A LoRA of a transformer.
 

@@ -64,8 +64,7 @@ def merge_lora(
     """
     source, problems = Path(source), []
     found = read_base(Path(base), "--base", problems)
-    if not source.exists():
-        problems.append(f"{source}: there is no such file or folder")
+    problems += files.missing(source)
     if problems:
         raise listing(source, problems)
     lora = files.read(source, found.weights, problems)
@@ -106,7 +105,7 @@ def read_base(folder: Path, option: str, problems: list[str]) -> Base | None:
         own = {TRANSFORMER.prefix + path: shape for path, shape in shapes.items()}
         faults = checkpoint.faults(own, checkpoint.component_specs(place))
     except CheckpointError as error:
-        problems.append(f"{option}: {error}; `convert cogvideox` makes such a folder")
+        problems.append(f"{option}: {error} (`convert cogvideox` makes such a folder)")
         return None
     problems += [f"{option}: {fault}" for fault in faults]
     pieces = {

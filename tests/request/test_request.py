@@ -174,11 +174,28 @@ def test_broken_json(tmp_path, text, message):
 
 
 def test_unreadable_file(tmp_path):
-    with pytest.raises(RequestError, match="cannot be read"):
+    with pytest.raises(RequestError, match=r"none\.json: is not there"):
         load_request(tmp_path / "none.json")
     (tmp_path / "request.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RequestError, match="cannot be read as text"):
         load_request(tmp_path / "request.json")
+
+
+def test_what_steers_a_terminal_is_told_as_escapes(tmp_path):
+    request = {"prompt": "A man.", "a\x1b[31m\u202eb": 1, "entities": [{"word": "m\x07n"}]}
+    (tmp_path / "request.json").write_text(json.dumps(request))
+    with pytest.raises(RequestError) as error:
+        load_request(tmp_path / "request.json")
+    told = str(error.value)
+    assert "a\\x1b[31m\\u202eb: unknown field" in told and '"m\\x07n" is not in the prompt' in told
+    assert all(problem.isprintable() for problem in error.value.problems)
+
+
+def test_a_number_of_thousands_of_digits_is_told_short(tmp_path):
+    (tmp_path / "request.json").write_text('{"prompt": "A man.", "frames": ' + "9" * 5000 + "}")
+    with pytest.raises(RequestError, match="it holds a number of 5000 digits") as error:
+        load_request(tmp_path / "request.json")
+    assert "sys." not in str(error.value)
 
 
 def test_first_frame(folder):
@@ -250,7 +267,7 @@ def test_several_requests_tell_all_their_problems(folder):
         f"{paths[0]}: negative_prompt: must be text",
         f"{paths[0]}: frames: 16 is not",
         f"{paths[1]}: entities[0].images[0]: there is no file",
-        f"{paths[4]}: cannot be read",
+        f"{paths[4]}: is not there",
         "requests[5]: prompt: is empty",
         f"requests: those of one batch must have the same height, width and frames, but {paths[2]} "
         f"has 17 frames of 96 x 64, {paths[3]} has 17 frames of 96 x 96",

@@ -1,6 +1,7 @@
 """What of a request a model takes otherwise than a person may expect: one line each, no errors."""
 
 from tora2_jax.config.model import ModelConfig
+from tora2_jax.errors import printable
 from tora2_jax.media.image_file import load_image
 from tora2_jax.request.fields import short
 from tora2_jax.request.load import Request, Sizes, sizes_of, with_defaults
@@ -23,11 +24,9 @@ def request_notes(request: Request, model: ModelConfig, tokenizer) -> list[str]:
     notes = text_notes("prompt", request.prompt, model, tokenizer)
     if request.negative_prompt is not None:
         notes += text_notes("negative_prompt", request.negative_prompt, model, tokenizer)
-    return [
-        *notes,
-        *_size_notes(request, model),
-        *_picture_notes(request, sizes_of(request, model)),
-    ]
+    notes += _size_notes(request, model)
+    notes += _picture_notes(request, sizes_of(request, model))
+    return [printable(note) for note in notes]
 
 
 def text_notes(field: str, text: str, model: ModelConfig, tokenizer) -> list[str]:

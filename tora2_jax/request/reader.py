@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+from tora2_jax.errors import MessageError, printable
 from tora2_jax.references.crops import Box
 from tora2_jax.references.faces import FaceChoice
 from tora2_jax.request.fields import FieldReader, is_number, name_of
@@ -55,12 +56,12 @@ class Request(NamedTuple):
     fit: Fit = DEFAULT_FIT  # of the first frame
 
 
-class RequestError(ValueError):
+class RequestError(MessageError):
     """A request that cannot be used; `problems` lists all that is wrong, each with its field."""
 
     def __init__(self, problems: list[str]):
         super().__init__("the request cannot be used:\n  " + "\n  ".join(problems))
-        self.problems = problems
+        self.problems = [printable(problem) for problem in problems]
 
 
 def read_json(path: Path) -> Any:
@@ -71,10 +72,17 @@ def read_json(path: Path) -> Any:
     """
     try:
         text = limits.decode_text(limits.read_bytes(path, limits.JSON_BYTES))
+    except FileNotFoundError as error:
+        raise RequestError([f"{path}: is not there"]) from error
     except (OSError, ValueError) as error:
         raise RequestError([f"{path}: cannot be read as text ({error})"]) from error
     try:
-        return json.loads(text, object_pairs_hook=_Object, parse_constant=_refuse_constant)
+        return json.loads(
+            text,
+            object_pairs_hook=_Object,
+            parse_constant=_refuse_constant,
+            parse_int=limits.whole_number,
+        )
     except (ValueError, RecursionError) as error:
         reason = why_unusable(path) if text else None
         raise RequestError([f"{path}: {reason or f'is not valid JSON ({error})'}"]) from error

@@ -137,7 +137,8 @@ def _on_mesh(written: str):
         reason = (
             str(error) if str(error).startswith("config") else "write it as sequence=4,tensor=2"
         )
-        raise SamplingError([f"--mesh: {written}: {reason}"]) from error
+        name = written or "is empty"
+        raise SamplingError([f"--mesh: {name}: {reason}"]) from error
 
 
 def sample(options: Options, job: Job) -> pipeline.Sample:

@@ -63,7 +63,9 @@ class Lease:
         """Tries to take the folder once."""
         content = _written(self._own, 0)
         try:
-            with os.fdopen(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY), "wb") as file:
+            with os.fdopen(
+                os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666), "wb"
+            ) as file:
                 file.write(content)
             return True
         except FileExistsError:

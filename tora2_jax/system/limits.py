@@ -25,6 +25,7 @@ FEATURE_BYTES = 2**26  # the arrays of a feature file, uncompressed
 SIZE = 10**9  # height, width or frames alone, so that they can be computed with
 FPS = 999  # of a file that players show
 CANVAS = (1e-3, 1e6)  # a side of it
+DIGITS = 1000  # of a whole number
 VIDEO_PIXELS = 2**28  # all frames together; 161 of 768 x 1360 are 1.7e8
 
 _HEADER_BYTES = 2**14  # NumPy refuses longer ones, but reads them first
@@ -52,6 +53,17 @@ def read_bytes(path: str | Path, most: int) -> bytes:
     if len(data) > most:
         raise TooLargeError(f"it is larger than {most >> 20} MiB")
     return data
+
+
+def whole_number(text: str) -> int:
+    """A whole number of a text; Python reads no more than a few thousand digits.
+
+    Raises:
+        ValueError: it has more than `DIGITS`.
+    """
+    if len(text) > DIGITS:
+        raise ValueError(f"it holds a number of {len(text)} digits")
+    return int(text)
 
 
 def decode_text(data: bytes) -> str:

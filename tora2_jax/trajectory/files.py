@@ -160,7 +160,7 @@ def _is_path(item: Any) -> bool:
 
 def _json(text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, parse_int=limits.whole_number)
     except (ValueError, RecursionError) as error:
         try:  # as Python prints it, with single quotes
             if len(text) <= _LITERAL_CHARACTERS:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tora2_jax.errors import MessageError, printable
 from tora2_jax.system import limits
 from tora2_jax.trajectory.flow_color import color_flow, flow_map, flow_video
 
@@ -32,12 +33,12 @@ DEFAULT_CANVAS = (256, 256)
 _POINT_FIELDS = {"x", "y", "time", "visible"}
 
 
-class TrajectoryError(ValueError):
+class TrajectoryError(MessageError):
     """A path that cannot be used; `problems` lists all that is wrong with it."""
 
     def __init__(self, problems: list[str]):
         super().__init__("\n".join(problems))
-        self.problems = problems
+        self.problems = [printable(problem) for problem in problems]
 
 
 class Points(NamedTuple):

@@ -141,7 +141,8 @@ def _load_run(directory: Path) -> TrainConfig:
         )
     if run.tokenizer is None:
         raise CheckpointError(
-            f"checkpoint: {directory}/config.json names no tokenizer; set it to the folder of one"
+            f"checkpoint: {directory}/config.json names no tokenizer; write the folder of "
+            'one into its "tokenizer"'
         )
     return run
 
