@@ -64,6 +64,9 @@ def test_compiled_programs_are_kept_unless_the_user_says_otherwise(tmp_path, mon
     monkeypatch.setattr(compile_cache.jax, "config", config)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     compile_cache.keep_compiled_programs()
+    assert not changed  # these tests have eight CPU devices
+    monkeypatch.delenv("XLA_FLAGS")
+    compile_cache.keep_compiled_programs()
     folder = compile_cache.cache_folder()
     assert changed["jax_compilation_cache_dir"] == str(folder) and folder.is_dir()
     assert folder.is_relative_to(tmp_path / "tora2_jax" / "compiled")

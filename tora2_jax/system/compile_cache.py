@@ -14,8 +14,12 @@ def keep_compiled_programs() -> None:
     """Sets JAX's compilation cache to a folder of the user's, for the programs of this project.
 
     JAX_COMPILATION_CACHE_DIR, if set, names another; JAX_ENABLE_COMPILATION_CACHE=false keeps
-    nothing. Where the folder cannot be made nothing is kept.
+    nothing. Where the folder cannot be made nothing is kept, nor where a process has several CPU
+    devices: on them a kept program has lost the order of its exchanges (jaxlib 0.10.2), and they
+    wait for each other for ever.
     """
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
     # JAX gives its config these attributes only when it runs.
     if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
         return
