@@ -50,3 +50,14 @@ def test_a_probe_reads_what_is_linear_and_nothing_else():
     assert bad.color_error > 50 and bad.shape_r2 < 0.1
     people = probes.probe(["man"], lambda word, count: examples(word, count, True))
     assert people.color_error < 3 and np.isnan(people.shape_r2)
+
+
+def test_a_feature_that_is_dead_in_the_fitted_examples_does_no_harm():
+    rng = np.random.default_rng(5)
+    features, others = rng.standard_normal((2, 60, 8))
+    features[:, 0] = 0
+    features[3, 0] = 1e-5  # nearly dead here, alive in the others
+    wanted = features[:, 1:] @ rng.standard_normal((7, 2))
+    expected = probes.ridge(features[:, 1:], wanted, others[:, 1:], 1e-3)
+    said = probes.ridge(features, wanted, others, 1e-3)
+    assert np.abs(said - expected).max() < 0.01 * np.abs(expected).max()

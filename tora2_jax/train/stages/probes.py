@@ -12,6 +12,7 @@ from jaxtyping import Float
 from tora2_jax.world.entities import Entity
 
 _RIDGES = (1e-1, 1.0, 1e1, 1e2, 1e3)  # tried on a fifth of the examples that the map is fitted to
+_LEAST = 0.1  # of the median, the standard deviation that a feature is divided by
 COLORS = {"human": (0, 1, 2), "object": (0, 1)}  # skin, hair, shirt; both colors of an object
 SHAPES = 3  # numbers of an object's shape that are seen
 
@@ -35,8 +36,13 @@ def ridge(
     others: Float[np.ndarray, "m c"],
     strength: float,
 ) -> Float[np.ndarray, "m values"]:
-    """Predictions for `others` by ridge regression on standardized features."""
-    mean, scale = features.mean(0), features.std(0) + 1e-6
+    """Predictions for `others` by ridge regression on standardized features.
+
+    A feature that hardly changes over the examples keeps its scale: one that is dead in all of
+    them and not in the others would count a millionfold.
+    """
+    spread = features.std(0)
+    mean, scale = features.mean(0), np.maximum(spread, _LEAST * np.median(spread) + 1e-9)
     x, y = (features - mean) / scale, wanted - wanted.mean(0)
     kernel = x @ x.T + strength * x.shape[1] / 100 * np.eye(len(x))
     return ((others - mean) / scale) @ (x.T @ np.linalg.solve(kernel, y)) + wanted.mean(0)
