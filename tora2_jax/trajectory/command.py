@@ -1,12 +1,14 @@
-"""`python -m tora2_jax.trajectory FILE [FILE ...]`: checks paths and draws what they ask for.
+"""`python -m tora2_jax.trajectory FILE [FILE ...]`: checks, draws and converts paths.
 
-One path is one entity; a file may hold several. The picture shows the paths on their canvas over
-time (color is time), and beside it all frames of the flow clip in one: what the model sees of them.
+One path is one entity; a file may hold several. The picture of `--plot` shows the paths on their
+canvas over time (color is time), and beside it all frames of the flow clip in one: what the model
+sees of them. `--to` writes them as other programs read them.
 """
 
 import argparse
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,9 @@ from PIL import Image, ImageDraw, ImageFont
 from tora2_jax.media.video import VideoError, picture_format, write_image
 from tora2_jax.system import limits
 from tora2_jax.system.addresses import local_path
-from tora2_jax.trajectory.files import load_paths
+from tora2_jax.system.files import write_text
+from tora2_jax.trajectory import formats
+from tora2_jax.trajectory.files import load_paths, split_number
 from tora2_jax.trajectory.flow_color import color_bytes, flow_map
 from tora2_jax.trajectory.points import DEFAULT_CANVAS, Points, TrajectoryError, is_still, resample
 
@@ -40,6 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(problems), file=sys.stderr)
         return 2
     names, paths = zip(*found, strict=True)
+    if options.to and not _convert(paths, options):
+        return 2
     width, height = options.size[1], options.size[0]
     resampled = [resample(points, options.frames, width, height, canvas) for points in paths]
     tracks, visible = (np.stack(part) for part in zip(*resampled, strict=True))
@@ -60,10 +66,32 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _convert(paths: Sequence[Points], options: argparse.Namespace) -> bool:
+    """Writes the paths in another form; False, with a message, if they cannot be."""
+    height, width = options.size
+    drawn = formats.Drawn(tuple(options.canvas), options.frames, (width, height))
+    try:
+        contents = formats.written(paths, options.to, drawn)
+        for file, content in zip(_outputs(options.output, len(contents)), contents, strict=True):
+            write_text(file, content)
+            print(f"written: {file}")
+    except (TrajectoryError, OSError) as error:
+        print(f"--to {options.to}: {error}", file=sys.stderr)
+        return False
+    return True
+
+
+def _outputs(output: Path, count: int) -> list[Path]:
+    """`NAME_1.txt`, `NAME_2.txt`, ... where a file holds one path."""
+    if count == 1:
+        return [output]
+    return [output.with_name(f"{output.stem}_{i}{output.suffix}") for i in range(1, count + 1)]
+
+
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m tora2_jax.trajectory",
-        description="Check path files and draw what the model will see of them.",
+        description="Check path files, draw what the model will see of them, convert them.",
     )
     parser.add_argument(
         "files",
@@ -73,6 +101,12 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         help="x,y per line, a JSON list or .npy; NAME#2 is the second path in a file",
     )
     parser.add_argument("--plot", type=local_path, help="picture to write, such as out.png")
+    parser.add_argument(
+        "--to",
+        choices=tuple(formats.SUFFIXES),
+        help="write them as x,y lines of Tora, as this project's JSON or as ComfyUI's tracks",
+    )
+    parser.add_argument("--output", type=local_path, help="file to write with --to")
     parser.add_argument(
         "--canvas", type=int, nargs=2, default=DEFAULT_CANVAS, metavar=("WIDTH", "HEIGHT")
     )
@@ -99,12 +133,29 @@ def _setting_problems(options: argparse.Namespace) -> list[str]:
             f"--size, --frames: {options.size[0]} x {options.size[1]} x {options.frames} are "
             f"{pixels} pixels, more than fit into memory; take at most {limits.VIDEO_PIXELS}"
         )
+    if (options.to is None) != (options.output is None):
+        given, needed = ("--to", "--output") if options.to else ("--output", "--to")
+        problems.append(f"{given}: give {needed} too")
+    elif options.output:
+        problems += _output_problems(options)
     if options.plot:
         if picture_format(options.plot) is None:
             problems.append(f"--plot: {options.plot} must end in a picture format such as .png")
         if options.plot.is_dir():
             problems.append(f"--plot: {options.plot} is a folder")
     return problems
+
+
+def _output_problems(options: argparse.Namespace) -> list[str]:
+    output, suffix = options.output, formats.SUFFIXES[options.to]
+    if output.is_dir():
+        return [f"--output: {output} is a folder; name a file"]
+    if output.suffix.lower() != suffix:
+        return [f"--output: {output} must end in {suffix}"]
+    sources = [split_number(file)[0] for file in options.files]
+    if output.exists() and any(output.samefile(file) for file in sources if file.exists()):
+        return [f"--output: {output} is one of the files to read; name another"]
+    return []
 
 
 def draw_paths(
