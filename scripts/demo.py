@@ -14,7 +14,7 @@ from tora2_jax.evaluation import look
 from tora2_jax.evaluation.requests import style_of
 from tora2_jax.media import video
 from tora2_jax.media.image_file import load_image
-from tora2_jax.sampling import command, pipeline
+from tora2_jax.sampling import command
 from tora2_jax.system.stop import exit_code
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,14 +34,13 @@ def main() -> int:
         job = command.prepare(options)
         sample = command.sample(options, job)
         seconds = time.monotonic() - start
-        command.write(options, job, sample)
+        command.write(options, sample)
     except command.SamplingError as error:
         print(error, file=sys.stderr)
         return 2
-    frames = pipeline.to_uint8(sample.video[0])
-    shown = command.draw_overlay(frames, job.requests[0], job.model.config)
-    video.write_image("out/demo.png", video.contact_sheet(shown, columns=3, count=6))
-    report(job, frames)
+    sheet = video.contact_sheet(sample.overlay(), columns=3, count=6)
+    video.write_image("out/demo.png", sheet)
+    report(job, sample.frames())
     print(f"sampled in {seconds:.0f} s; wrote out/demo.mp4 and out/demo.png")
     return 0
 

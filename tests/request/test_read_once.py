@@ -28,7 +28,8 @@ def test_the_sampling_command_reads_everything_once(tmp_path, monkeypatch):
 
     def made(options, job):
         shape = (1, job.requests[0].frames, 96, 96, 3)
-        return Sample(np.zeros(shape, np.float32), np.zeros((1, 5, 24, 24, 8), np.float32))
+        frames, latents = np.zeros(shape, np.float32), np.zeros((1, 5, 24, 24, 8), np.float32)
+        return Sample(frames, latents, tuple(job.requests), job.model.config)
 
     monkeypatch.setattr(reader, "read_json", counting_json)
     monkeypatch.setattr("tora2_jax.request.load.read_json", counting_json, raising=False)

@@ -10,10 +10,12 @@ from PIL import Image
 from tests.support.parity import PIPELINE_TOLERANCE, relative_error
 from tora2_jax import Tora2Pipeline, conditioning
 from tora2_jax.config import toy
+from tora2_jax.media.video_reading import read_video
 from tora2_jax.models.vae import tiling
 from tora2_jax.request import Request, RequestError, parse_request
 from tora2_jax.sampling import command
-from tora2_jax.sampling.pipeline import SampleSettings
+from tora2_jax.sampling.pipeline import Sample, SampleSettings
+from tora2_jax.sampling.result import SamplingStopped
 
 TOY = Path(__file__).resolve().parents[2] / "checkpoints" / "toy"
 SIZE = {"height": 32, "width": 32, "frames": 9}
@@ -161,3 +163,44 @@ def test_a_negative_prompt_takes_the_place_of_the_null_text(pipeline, requests, 
     assert plain.negative_ids is None
     np.testing.assert_array_equal(conditioning.unconditional_text(one_hot, model, plain), null)
     np.testing.assert_array_equal(inputs.token_ids[0], plain.token_ids[1])
+
+
+def test_a_callback_sees_each_step_and_may_stop(pipeline, requests, decoded):
+    settings, seen = SampleSettings(steps=3), []
+    expected = pipeline.generate(requests[0], settings=settings)
+
+    def look(step):
+        seen.append((step.step, step.total, np.asarray(step.clean)))
+
+    sample = pipeline.generate(requests[0], settings=settings, callback=look)
+    np.testing.assert_array_equal(sample.latents, expected.latents)
+    assert [row[:2] for row in seen] == [(1, 3), (2, 3), (3, 3)]
+    np.testing.assert_allclose(seen[-1][2], sample.latents, atol=1e-6)  # the last step adds nothing
+    assert np.abs(seen[0][2] - sample.latents).max() > 1e-3
+
+    def stop(step):
+        frames = step.preview()
+        assert frames.shape == (1, 9, 32, 32, 3) and frames.dtype == np.uint8
+        return step.step < 2
+
+    decoded.clear()
+    with pytest.raises(SamplingStopped, match="stopped after step 2 of 3"):
+        pipeline.generate(requests[0], settings=settings, callback=stop)
+    assert len(decoded) == 2  # the previews alone
+
+
+def test_a_sample_saves_shows_and_draws_its_videos(pipeline, requests, tmp_path):
+    sample = pipeline.generate(requests, settings=SampleSettings(steps=1))
+    paths = sample.save(tmp_path / "new" / "out.mp4")
+    assert [path.name for path in paths] == ["out_0.mp4", "out_1.mp4"]
+    assert all(read_video(path)[0].shape == (9, 32, 32, 3) for path in paths)
+    (path,) = pipeline.generate(requests[0]._replace(fps=4), settings=SampleSettings(steps=1)).save(
+        tmp_path / "one.mp4", overlay=True
+    )
+    frames, fps = read_video(path)
+    assert fps == 4 and frames.shape[1] > 300  # enlarged, with the path on it
+    assert np.ptp(sample.overlay(0)) > 0 == np.ptp(sample.frames(0))
+    html = sample._repr_html_()
+    assert html.count("<video") == 2 and "data:video/mp4;base64,AAAA" in html
+    with pytest.raises(ValueError, match="plain inputs"):
+        Sample(sample.video, sample.latents).overlay()

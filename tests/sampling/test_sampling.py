@@ -97,14 +97,14 @@ def test_several_requests_share_one_error_and_number_their_videos(tmp_path):
 def test_a_batch_is_written_request_by_request(tmp_path):
     loaded = [Request(name, height=16, width=16, frames=5, fps=8) for name in ("A cat", "A dog")]
     frames = np.stack([np.zeros((5, 16, 16, 3), np.float32), np.ones((5, 16, 16, 3), np.float32)])
-    result = Sample(frames, np.zeros((2, 2, 4, 4, 8), np.float32))
+    result = Sample(frames, np.zeros((2, 2, 4, 4, 8), np.float32), tuple(loaded))
     batch = options(
         tmp_path,
         [tmp_path / "a.json", tmp_path / "b.json"],
         save_latents=tmp_path / "l.npz",
         save_frames=tmp_path / "f.npy",
     )
-    written = sampling.write(batch, sampling.Job(None, loaded, None, None), result)
+    written = sampling.write(batch, result)
     names = ["out_0.mp4", "out_0.png", "out_1.mp4", "out_1.png", "l.npz", "f.npy"]
     assert [path.name for path in written] == names
     assert [video.read_video(path)[0].mean() > 128 for path in written[:4:2]] == [False, True]
@@ -172,14 +172,15 @@ def test_places_that_cannot_be_written_are_told_before_sampling(tmp_path):
 
 
 def test_a_file_that_cannot_be_written_after_all_is_told(tmp_path):
-    result = Sample(np.zeros((1, 5, 16, 16, 3), np.float32), np.zeros((1, 2, 4, 4, 8), np.float32))
-    job = sampling.Job(None, [Request("A cat", height=16, width=16, frames=5, fps=8)], None, None)
+    wanted = Request("A cat", height=16, width=16, frames=5, fps=8)
+    frames, latents = np.zeros((1, 5, 16, 16, 3)), np.zeros((1, 2, 4, 4, 8), np.float32)
+    result = Sample(frames, latents, (wanted,))
     (tmp_path / "file").touch()
     late = options(tmp_path, tmp_path / "a.json", save_latents=tmp_path / "file" / "l.npz")
     with pytest.raises(sampling.SamplingError, match=r"only .*out\.mp4, .*out\.png:"):
-        sampling.write(late, job, result)
+        sampling.write(late, result)
     with pytest.raises(sampling.SamplingError, match="nothing was written"):
-        sampling.write(late._replace(output=tmp_path / "file" / "o.mp4"), job, result)
+        sampling.write(late._replace(output=tmp_path / "file" / "o.mp4"), result)
 
 
 def test_damaged_latents_are_refused(tmp_path):

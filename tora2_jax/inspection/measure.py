@@ -5,7 +5,6 @@ one-hot rows as values; what an entity adds in a cross-attention, from that atte
 values of all others at zero.
 """
 
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -145,7 +144,7 @@ def assemble(
                 requested=entity.kind,
                 prepared=prepared[index],
                 references=tuple(references.load_references(entity)),
-                names=tuple(Path(image).name for image in entity.images),
+                names=tuple(image.name for image in entity.images),
                 reference_mask=np.asarray(inputs.reference_mask[0, index]),
                 prior_mask=np.asarray(inputs.prior_mask[0, index]),
                 word_tokens=_word_view(pipeline, request, inputs, index),

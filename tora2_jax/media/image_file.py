@@ -1,4 +1,4 @@
-"""Image files of every common kind, upright, as 8-bit arrays."""
+"""Image files of every common kind, and pictures in memory, upright, as 8-bit arrays."""
 
 import os
 import warnings
@@ -33,7 +33,49 @@ _UNREADABLE = (OSError, SyntaxError, ValueError)
 _HELD: ContextVar[dict[tuple, np.ndarray] | None] = ContextVar("_HELD", default=None)
 
 
-def load_image(path: str | Path) -> UInt8[np.ndarray, "height width 4"]:
+class Picture:
+    """A picture in memory, in the place of a file, for requests that are built in Python.
+
+    Args:
+        pixels: A Pillow image, or an array `[height, width]` (gray or a mask),
+            `[height, width, 3]` or `[height, width, 4]`, of bytes, or of numbers in [0, 1].
+
+    Raises:
+        ValueError: The array has another shape, type or range.
+    """
+
+    name = "picture in memory"  # what messages call it, as a path's last part
+
+    def __init__(self, pixels: Image.Image | np.ndarray):
+        self.image = pixels if isinstance(pixels, Image.Image) else _from_array(pixels)
+
+    def __str__(self) -> str:
+        return f"{self.name} of {self.image.width} x {self.image.height}"
+
+
+def _from_array(pixels: np.ndarray) -> Image.Image:
+    pixels = np.asarray(pixels)
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[-1] not in (3, 4)):
+        raise ValueError(
+            f"holds an array {list(pixels.shape)}; give [height, width], or with 3 or 4 channels"
+        )
+    if not pixels.size:
+        raise ValueError("holds an array without pixels")
+    if pixels.dtype == bool:
+        pixels = pixels.astype(np.uint8) * np.uint8(255)
+    if pixels.dtype.kind == "f":
+        if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1):
+            raise ValueError("holds an array of numbers beyond 0 and 1; divide bytes by 255")
+        pixels = np.round(255 * pixels).astype(np.uint8)
+    if pixels.dtype != np.uint8:
+        raise ValueError(f"holds an array of {pixels.dtype}; give bytes, or numbers in [0, 1]")
+    return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+ImageSource = Path | Picture  # where the pixels of a request's picture are
+
+
+def load_image(path: str | ImageSource) -> UInt8[np.ndarray, "height width 4"]:
     """Read an image file as RGBA, upright; files without transparency are opaque.
 
     Colors of 16 bits are scaled to 8; of an animation the first picture is taken; color profiles
@@ -45,7 +87,7 @@ def load_image(path: str | Path) -> UInt8[np.ndarray, "height width 4"]:
     return _decoded(path, to_rgba)
 
 
-def load_mask(path: str | Path) -> UInt8[np.ndarray, "height width"]:
+def load_mask(path: str | ImageSource) -> UInt8[np.ndarray, "height width"]:
     """Read the mask of an entity: 255 is the entity, 0 is not.
 
     The alpha channel if the file has transparency; else, of a palette with colors, every index
@@ -71,10 +113,10 @@ def decoded_once() -> Iterator[None]:
         _HELD.reset(token)
 
 
-def _decoded(path: str | Path, convert: Callable) -> np.ndarray:
+def _decoded(path: str | ImageSource, convert: Callable) -> np.ndarray:
     """A picture, or the one that is held; nobody may write into the latter."""
     held = _HELD.get()
-    if held is None:
+    if held is None or isinstance(path, Picture):
         return _load(path, convert)
     try:
         stat = os.stat(path)
@@ -110,7 +152,7 @@ def to_rgba(image: Image.Image) -> UInt8[np.ndarray, "height width 4"]:
     return np.array(image.convert("RGBA"))
 
 
-def count_pixels(path: str | Path) -> int:
+def count_pixels(path: str | ImageSource) -> int:
     """The pixels of a picture, from the head of its file.
 
     Raises:
@@ -119,7 +161,10 @@ def count_pixels(path: str | Path) -> int:
     return _load(path, lambda image: image.width * image.height)
 
 
-def _load(path: str | Path, convert):
+def _load(path: str | ImageSource, convert):
+    if isinstance(path, Picture):
+        _check_size(path.image)
+        return convert(path.image)
     try:
         with warnings.catch_warnings():
             # Of sizes, for which we have a bound of our own, and of damaged metadata (EXIF).

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import UInt8
 
-from tora2_jax.media.image_file import count_pixels, load_image
+from tora2_jax.media.image_file import ImageSource, Picture, count_pixels, load_image
 from tora2_jax.system import limits
 
 Paths = Literal["anything", "beside-the-request"]
@@ -79,12 +79,13 @@ class FieldReader:
 
     def image(
         self, value: Any, field: str, load=load_image
-    ) -> tuple[Path | None, UInt8[np.ndarray, "height width *channels"] | None]:
+    ) -> tuple[ImageSource | None, UInt8[np.ndarray, "height width *channels"] | None]:
         """The path of an image file and its pixels, as `load` reads them.
 
-        Files are measured before they are decoded, each alone and all of a request together.
+        Files are measured before they are decoded, each alone and all of a request together. A
+        picture in memory, of requests that are built in Python, is its own path.
         """
-        path = self.path(value, field)
+        path = value if isinstance(value, Picture) else self.path(value, field)
         if path is None:
             return None, None
         try:

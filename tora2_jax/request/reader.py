@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from tora2_jax.errors import MessageError, printable
+from tora2_jax.media.image_file import ImageSource
 from tora2_jax.references.crops import Box
 from tora2_jax.references.faces import FaceChoice
 from tora2_jax.request.fields import FieldReader, is_number, name_of
@@ -31,10 +32,10 @@ class EntityRequest(NamedTuple):
     word: str  # as written in the file, such as "man#2"
     span: tuple[int, int] | None  # its characters in the prompt; a checked request has them
     kind: RequestedKind = "auto"  # auto: by a face, or, where none can be sought, by the word
-    images: tuple[Path, ...] = ()  # reference images
+    images: tuple[ImageSource, ...] = ()  # reference images
     points: Points | None = None  # path in canvas units
     # One for each image, or none at all:
-    masks: tuple[Path | None, ...] = ()  # image files, white is the entity
+    masks: tuple[ImageSource | None, ...] = ()  # image files, white is the entity
     boxes: tuple[Box | None, ...] = ()  # the entity is inside; pixels of the upright image
     faces: tuple[FaceChoice, ...] = ()  # which face is meant, or its landmarks
     features: tuple[Path, ...] = ()  # files with features of more references
@@ -51,7 +52,7 @@ class Request(NamedTuple):
     frames: int | None = None
     fps: int | None = None
     canvas: tuple[float, float] = DEFAULT_CANVAS  # width and height of the points' canvas
-    image: Path | None = None  # first frame, for an I2V model
+    image: ImageSource | None = None  # first frame, for an I2V model
     negative_prompt: str | None = None  # instead of the checkpoint's null text
     fit: Fit = DEFAULT_FIT  # of the first frame
 

@@ -1,12 +1,11 @@
 """The fields of a request file that say what an entity looks like."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tora2_jax.media.image_file import load_mask
+from tora2_jax.media.image_file import ImageSource, load_mask
 from tora2_jax.references.crops import Box, visible_box, with_mask
 from tora2_jax.references.faces import LANDMARKS, FaceChoice, landmark_fault
 from tora2_jax.references.feature_files import FeatureFileError, load_features
@@ -28,8 +27,8 @@ def read_references(reader: FieldReader, data: dict, field: str) -> dict[str, tu
     """
     images = reader.file_list(data.get("images"), f"{field}.images", "image")
     given = {name: _per_image(reader, data, field, name, len(images)) for name in _PER_IMAGE}
-    paths: list[Path | None] = []
-    masks: list[Path | None] = []
+    paths: list[ImageSource | None] = []
+    masks: list[ImageSource | None] = []
     boxes: list[Box | None] = []
     faces: list[FaceChoice] = []
     for index, image in enumerate(images):  # one at a time is in memory
@@ -87,7 +86,7 @@ def _per_image(reader: FieldReader, data: dict, field: str, name: str, count: in
 
 def _mask(
     reader: FieldReader, value: Any, field: str, pixels: np.ndarray | None
-) -> tuple[Path | None, np.ndarray | None]:
+) -> tuple[ImageSource | None, np.ndarray | None]:
     """Path of the mask, and the picture without what it leaves out."""
     path, mask = reader.image(value, field, load_mask)
     if mask is None or pixels is None:

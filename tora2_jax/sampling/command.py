@@ -12,15 +12,14 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from tora2_jax import conditioning, diffusion, parallel, request
-from tora2_jax.conditioning.references import face_problems, load_references
+from tora2_jax import diffusion, parallel, request
+from tora2_jax.conditioning.references import face_problems
 from tora2_jax.config import DiffusionConfig, ModelConfig
 from tora2_jax.config.train import MeshConfig
 from tora2_jax.errors import CheckpointError
 from tora2_jax.media import video
 from tora2_jax.media.image_file import decoded_once
 from tora2_jax.models.vae.tiling import VAEMemory
-from tora2_jax.references.crops import cut_out
 from tora2_jax.references.faces import FaceModelError, detector_file
 from tora2_jax.request.fields import Paths
 from tora2_jax.request.reader import Fit
@@ -120,7 +119,7 @@ def run(options: Options) -> list[Path]:
         with nullcontext() if options.mesh is None else _on_mesh(options.mesh):
             job = prepare(options)
             result = sample(options, job)
-        return write(options, job, result)
+        return write(options, result)
 
 
 def _on_mesh(written: str):
@@ -149,13 +148,14 @@ def sample(options: Options, job: Job) -> pipeline.Sample:
     """
     try:
         with feedback.Phases(PHASES) as phases:
-            return job.model.generate_batch(
+            made = job.model.generate_batch(
                 job.inputs,
                 seeds=[options.seed + index for index in range(len(job.requests))],
                 settings=options.settings,
                 initial_latents=job.initial_latents,
                 report=phases.report,
             )
+        return made._replace(requests=tuple(job.requests), model=job.model.config)
     except NotFiniteError as error:
         raise SamplingError([str(error)]) from error
 
@@ -331,7 +331,7 @@ def _initial_latents(path: Path | None, model, inputs) -> np.ndarray | None:
     return np.moveaxis(array.astype(np.float32), 2, -1)
 
 
-def write(options: Options, job: Job, result: pipeline.Sample) -> list[Path]:
+def write(options: Options, result: pipeline.Sample) -> list[Path]:
     """All files of a batch; each appears whole or not at all.
 
     Raises:
@@ -340,18 +340,16 @@ def write(options: Options, job: Job, result: pipeline.Sample) -> list[Path]:
     written: list[Path] = []
     try:
         with feedback.working("writing the files"):
-            for path in _write_each(options, job, result):
+            for path in _write_each(options, result):
                 written.append(path)
     except (OSError, video.VideoError) as error:
         raise SamplingError([str(error)], written) from error
     return written
 
 
-def _write_each(options: Options, job: Job, result: pipeline.Sample) -> Iterator[Path]:
-    for path, wanted, frames in zip(options.outputs, job.requests, result.video, strict=True):
-        shown = pipeline.to_uint8(frames)
-        if options.overlay:
-            shown = draw_overlay(shown, wanted, job.model.config)
+def _write_each(options: Options, result: pipeline.Sample) -> Iterator[Path]:
+    for row, (path, wanted) in enumerate(zip(options.outputs, result.requests, strict=True)):
+        shown = result.overlay(row) if options.overlay else result.frames(row)
         sheet = path.with_suffix(".png")
         video.write_video(path, shown, wanted.fps)
         yield path
@@ -368,16 +366,3 @@ def _save(path: Path, write_to) -> Path:
     with written_whole(path) as aside, aside.open("wb") as file:
         write_to(file)
     return path
-
-
-def draw_overlay(frames: np.ndarray, wanted: request.Request, model) -> np.ndarray:
-    """The frames with every entity's path, word and first reference drawn on them."""
-    tracks = [conditioning.request_track(entity, wanted, model) for entity in wanted.entities]
-    empty = (np.zeros((0, len(frames), 2), np.float32), np.zeros((0, len(frames)), bool))
-    positions, visible = (np.stack(part) for part in zip(*tracks, strict=True)) if tracks else empty
-    thumbnails = [
-        [cut_out(reference.image, reference.box) for reference in load_references(entity)]
-        for entity in wanted.entities
-    ]
-    labels = [entity.word for entity in wanted.entities]
-    return video.overlay(frames, positions, visible, labels, thumbnails)

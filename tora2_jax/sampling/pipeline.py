@@ -3,13 +3,13 @@
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
 from tora2_jax import conditioning, diffusion
 from tora2_jax.models.layers.basic import flat_variables
@@ -23,6 +23,7 @@ from tora2_jax.request.notes import request_notes
 from tora2_jax.sampling.guidance import Branch, branches_of, concatenate, withhold
 from tora2_jax.sampling.programs import noise_of, programs_of
 from tora2_jax.sampling.progress import Listeners, Report
+from tora2_jax.sampling.result import Sample, SamplingStopped, Step, StepCallback, to_uint8
 from tora2_jax.sampling.settings import DEFAULTS, SampleSettings, seed_problems, setting_problems
 from tora2_jax.system.finite import NotFiniteError, not_finite, reason
 from tora2_jax.types import BoundConditions, Conditions, Inputs
@@ -30,13 +31,6 @@ from tora2_jax.weights.bundle import LoadedModel, load_bundle
 
 _LOG = logging.getLogger(__name__)
 Source = Request | str | Path  # a request, or where its file is
-
-
-class Sample(NamedTuple):
-    """What comes out."""
-
-    video: Float[np.ndarray, "b f height width 3"]  # in [0, 1]
-    latents: Float[np.ndarray, "b t_lat h_lat w_lat latent"]  # scaled, as the sampler left them
 
 
 class Tora2Pipeline:
@@ -100,6 +94,7 @@ class Tora2Pipeline:
         initial_latents: np.ndarray | None = None,
         progress: Callable[[int, int], None] | None = None,
         report: Report | None = None,
+        callback: StepCallback | None = None,
     ) -> Sample:
         """Make the video of one request, or those of several of the same size as one batch.
 
@@ -110,24 +105,29 @@ class Tora2Pipeline:
             settings: Steps, guidance, scheduler.
             initial_latents: `[b, t_lat, h_lat, w_lat, latent]` instead of random noise.
             progress: Called with (steps done, steps) when the device has done a step.
-            report: Called with (phase of `sample_progress.PHASES`, parts done, parts), from 0 on.
+            report: Called with (phase of `sampling.progress.PHASES`, parts done, parts), from 0 on.
+            callback: Called with each `Step`, which can show a preview; if it returns False,
+                sampling stops. The device waits for it, as it does not for the two above.
 
         Raises:
             ValueError: lists every setting that cannot be used.
             RequestError: lists every problem of every request.
             NotFiniteError: a number is not finite; says where that began.
+            SamplingStopped: `callback` has returned False.
         """
         single = isinstance(request, Request | str | Path)
         self._check(settings, [seed])
         requests, inputs = self.prepare([request] if single else request)
-        return self.generate_batch(
+        sample = self.generate_batch(
             inputs,
             seeds=[seed + index for index in range(len(requests))],
             settings=settings,
             initial_latents=initial_latents,
             progress=progress,
             report=report,
+            callback=callback,
         )
+        return sample._replace(requests=tuple(requests), model=self.config)
 
     def prepare(
         self,
@@ -177,8 +177,11 @@ class Tora2Pipeline:
         initial_latents: np.ndarray | None = None,
         progress: Callable[[int, int], None] | None = None,
         report: Report | None = None,
+        callback: StepCallback | None = None,
     ) -> Sample:
         """Make one video for every row of `inputs`; row i depends on `seeds[i]` alone.
+
+        The other arguments are those of `generate`.
 
         Raises:
             ValueError: lists every setting that cannot be used; or the seeds or the initial latents
@@ -201,11 +204,21 @@ class Tora2Pipeline:
             start = noise_of(keys, 0, shape)
         start = jnp.array(start, jnp.float32)  # a copy: the first step takes its memory
         self._refuse_not_finite({"initial latents": start}, "as they are given")
-        latents = self._sample(start, bound, weights, keys, settings, listeners)
         discarded = shape[1] - self.config.latent_grid(frames, height, width)[0]
-        video = tiling.decode_latents(
-            self._vae, latents[:, discarded:], self.vae_memory, self._tiles, listeners.decoded
-        )
+
+        def decode(latents: jax.Array, told=lambda done, total: None) -> np.ndarray:
+            return tiling.decode_latents(
+                self._vae, latents[:, discarded:], self.vae_memory, self._tiles, told
+            )
+
+        def after(step: int, clean: jax.Array) -> None:
+            seen = Step(step, settings.steps, clean, lambda x: to_uint8(decode(x) / 2 + 0.5))
+            if callback is not None and callback(seen) is False:
+                raise SamplingStopped(f"stopped after step {step} of {settings.steps}")
+
+        waits = None if callback is None else after
+        latents = self._sample(start, bound, weights, keys, settings, listeners, waits)
+        video = decode(latents, listeners.decoded)
         self._refuse_frames(video)
         return Sample(np.clip(video / 2 + 0.5, 0, 1), np.asarray(latents))
 
@@ -313,7 +326,10 @@ class Tora2Pipeline:
         listeners.encoded(2)
         return bound
 
-    def _sample(self, latents, bound, weights, keys, settings, listeners) -> jax.Array:
+    def _sample(
+        self, latents, bound, weights, keys, settings, listeners, waits: Callable | None
+    ) -> jax.Array:
+        """The steps; `waits` is called with the number and the clean latents of each."""
         config = self.config.diffusion
         scheduler = settings.scheduler or config.scheduler
         table = diffusion.step_coefficients(config, settings.steps, scheduler)
@@ -331,7 +347,11 @@ class Tora2Pipeline:
             if before is not None:
                 self._finish_step(index, table.timestep, before, listeners)
             before = finite
-        self._finish_step(settings.steps, table.timestep, before, listeners)
+            if waits is not None:
+                self._finish_step(index + 1, table.timestep, before, listeners)
+                before = waits(index + 1, state.previous_clean)
+        if before is not None:
+            self._finish_step(settings.steps, table.timestep, before, listeners)
         return state.latents
 
     def _finish_step(self, step: int, times: np.ndarray, finite: jax.Array, listeners) -> None:
@@ -344,8 +364,3 @@ class Tora2Pipeline:
                 f"(timestep {times[step - 1]}); {reason(self._weights())}"
             )
         listeners.sampled(step, len(times))
-
-
-def to_uint8(video: Float[np.ndarray, "*b f height width 3"]) -> UInt8[np.ndarray, "*b f h w 3"]:
-    """A video in [0, 1] as bytes."""
-    return np.round(np.clip(video, 0, 1) * 255).astype(np.uint8)
