@@ -25,6 +25,7 @@ def joint_config(frames: int, seed: int) -> TrainConfig:
         caption=0.25, references=0.15, trajectories=0.15, entity_references=0.05
     )
     config.timesteps = TimestepConfig(shift=2.0)  # references matter most where there is much noise
+    config.coarse_weight = 8.0  # the same kind of signal as colors in captions, see docs/toy.md
     return config
 
 

@@ -8,6 +8,8 @@ def toy_bold() -> ModelConfig:
     model = toy()
     model.name = "toy_bold"
     model.height = model.width = 64
+    model.max_entities = 3
+    model.motion.width = 48
     model.transformer.unroll_layers = True
     model.vae.channels = (12, 32, 64)
     model.dino.patch_size, model.dino.position_grid = 8, 7
