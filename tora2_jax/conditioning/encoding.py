@@ -138,6 +138,7 @@ def request_inputs(
     request: Request,
     detector: FaceDetector | None = None,
     say: Callable[[str], None] = _LOG.info,
+    prepared: Sequence[PreparedEntity] | None = None,
 ) -> Inputs:
     """Unbatched `Inputs` of a checked request.
 
@@ -147,12 +148,14 @@ def request_inputs(
         request: From `request.load_request`.
         detector: Finds faces where `model.face_detector` needs a network.
         say: Told what was decided: kinds that the request leaves open, and the faces taken.
+        prepared: What `prepare_request` has made of it, if it is at hand.
 
     Raises:
-        RequestError: See `reference_inputs.prepare_request`.
+        RequestError: See `references.prepare_request`.
     """
     request = with_defaults(request, model)
-    prepared = prepare_request(model, request, detector)
+    if prepared is None:
+        prepared = prepare_request(model, request, detector)
     entities = []
     for index, (entity, appearance) in enumerate(zip(request.entities, prepared, strict=True)):
         for note in appearance.notes:

@@ -5,6 +5,7 @@ one-hot rows as values; what an entity adds in a cross-attention, from that atte
 values of all others at zero.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -33,7 +34,7 @@ from tora2_jax.inspection.views import (
 from tora2_jax.models.binding import BindingDetails, BoundEntities, GatedBinding
 from tora2_jax.models.layers.basic import flat_variables
 from tora2_jax.models.tora2 import Encoded, Tora2
-from tora2_jax.request import Request
+from tora2_jax.request import Request, load_requests
 from tora2_jax.sampling.pipeline import Tora2Pipeline
 from tora2_jax.trajectory import points
 from tora2_jax.types import BoundConditions, Conditions, ContrastEmbeddings, Inputs
@@ -77,7 +78,12 @@ def inspect(
     Raises:
         RequestError: the request does not fit the model.
     """
-    (request,), inputs = pipeline.prepare([request], names=[name])
+    config, tokenizer = pipeline.config, pipeline.tokenizer
+    (request,) = load_requests([request], config, tokenizer, names=[name])
+    prepared = references.prepare_request(config, request, pipeline.detector)
+    inputs = conditioning.batch_inputs(
+        [conditioning.request_inputs(config, tokenizer, request, prepared=prepared)]
+    )
     model = pipeline.model
     conditions = pipeline.conditions(inputs)
     binding, bound = look_at_entities(model, conditions)
@@ -89,7 +95,7 @@ def inspect(
         places = [_place(inputs, index) for index in range(len(request.entities))]
         passings = look_at_steps(model, conditions, bound, noise, table, places)
     looked = Looked(jax.device_get(binding), passings, untrained(model))
-    return assemble(pipeline, request, inputs, looked, name, checkpoint)
+    return assemble(pipeline, request, prepared, inputs, looked, (name, checkpoint))
 
 
 @nnx.jit
@@ -126,14 +132,13 @@ def look_at_binding(model: Tora2, conditions: Conditions) -> Binding:
 def assemble(
     pipeline: Tora2Pipeline,
     request: Request,
+    prepared: Sequence[references.PreparedEntity],
     inputs: Inputs,
     looked: Looked,
-    name: str,
-    checkpoint: str,
+    names: tuple[str, str],
 ) -> Inspection:
-    """Arrays of all entities -> one view per entity."""
+    """Arrays of all entities -> one view per entity. `names` are of the request and checkpoint."""
     config, (binding, passings, zeros) = pipeline.config, looked
-    prepared = references.prepare_request(config, request, pipeline.detector)
     views = []
     for index, entity in enumerate(request.entities):
         path = _path_view(config, request, inputs, index)
@@ -161,7 +166,7 @@ def assemble(
         )
     retrieval = _retrieval(binding, len(views))
     flow = None if config.motion is None else _strongest(inputs.flow_video[0])
-    return Inspection(name, checkpoint, config, request, tuple(views), retrieval, zeros, flow)
+    return Inspection(*names, config, request, tuple(views), retrieval, zeros, flow)
 
 
 def _word_view(pipeline: Tora2Pipeline, request: Request, inputs: Inputs, index: int) -> WordView:
