@@ -21,6 +21,7 @@ setup(
         "etils>=1.9",
         "absl-py>=2.0",
         "grain>=0.2.18,<0.3",
+        "huggingface-hub>=1.0",
         "transformers>=5.0,<6",
         "sentencepiece>=0.2",
         "protobuf>=5",

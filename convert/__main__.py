@@ -30,6 +30,7 @@ from tora2_jax.config.train import TrainConfig
 from tora2_jax.errors import CheckpointError
 from tora2_jax.system import feedback
 from tora2_jax.system.addresses import local_path
+from tora2_jax.system.hub import weights_path
 from tora2_jax.system.stop import exit_code
 
 # Encoders by command: the module whose `convert_encoder(source, destination)` does it and returns
@@ -86,17 +87,17 @@ def _parser() -> argparse.ArgumentParser:
     runs = {"cogvideox": _cogvideox, "tora": _tora, "lora": _lora, "export": _export}
     for name, run in runs.items():
         command = commands.add_parser(name)
-        command.add_argument("--src", type=local_path, required=True, help=_SOURCES[name])
+        command.add_argument("--src", type=weights_path, required=True, help=_SOURCES[name])
         command.set_defaults(run=run)
     for name, (module, source) in _ENCODERS.items():
         command = commands.add_parser(name)
-        command.add_argument("--src", type=local_path, required=True, help=source)
+        command.add_argument("--src", type=weights_path, required=True, help=source)
         command.set_defaults(run=functools.partial(_encoder, module))
     _add_reid_options(commands.choices["reid"])
     for name in ("cogvideox", "tora"):
         commands.choices[name].add_argument(
             "--base",
-            type=local_path,
+            type=weights_path,
             help="folder that the cogvideox command made: has the VAE, text encoder, tokenizer and "
             "scheduler that SRC lacks; a transformer alone and SAT checkpoints need one",
         )
@@ -123,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_lora_options(merge: argparse.ArgumentParser, export: argparse.ArgumentParser) -> None:
     merge.add_argument(
         "--base",
-        type=local_path,
+        type=weights_path,
         required=True,
         help="checkpoint of the model that SRC was trained on",
     )
@@ -136,7 +137,7 @@ def _add_lora_options(merge: argparse.ArgumentParser, export: argparse.ArgumentP
     )
     export.add_argument(
         "--base",
-        type=local_path,
+        type=weights_path,
         help="checkpoint of the same model: DST is a LoRA, of what SRC's transformer differs by",
     )
     export.add_argument(

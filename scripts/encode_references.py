@@ -15,6 +15,7 @@ from tora2_jax.request import RequestError, load_request
 from tora2_jax.system import feedback
 from tora2_jax.system.addresses import local_path
 from tora2_jax.system.compile_cache import keep_compiled_programs
+from tora2_jax.system.hub import weights_path
 from tora2_jax.system.stop import exit_code
 from tora2_jax.weights import bundle
 
@@ -23,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Parse, encode, write, print; exit code 2 and one message for what the user can mend."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--checkpoint", type=local_path, required=True, help="folder with the model"
+        "--checkpoint", type=weights_path, required=True, help="folder with the model"
     )
     parser.add_argument("--request", type=local_path, required=True, help="a request file (JSON)")
     parser.add_argument("--output", type=local_path, required=True, help="folder for the files")

@@ -28,6 +28,7 @@ from tora2_jax.system import feedback
 from tora2_jax.system.addresses import local_path
 from tora2_jax.system.compile_cache import keep_compiled_programs
 from tora2_jax.system.files import write_text
+from tora2_jax.system.hub import weights_path
 from tora2_jax.system.stop import exit_code
 from tora2_jax.weights import checkpoint
 
@@ -74,7 +75,7 @@ def _add_requests(
     command: argparse.ArgumentParser, requests: int, seed: int, batch_size: int
 ) -> None:
     """What all commands that run a model on requests are told, with defaults."""
-    command.add_argument("--checkpoint", required=True)
+    command.add_argument("--checkpoint", type=weights_path, required=True)
     command.add_argument("--requests", type=int, default=requests)
     command.add_argument("--seed", type=int, default=seed)
     command.add_argument("--batch-size", type=int, default=batch_size)

@@ -11,6 +11,7 @@ from pathlib import Path
 from tora2_jax.inspection import command
 from tora2_jax.sampling.command import SamplingError
 from tora2_jax.system.addresses import local_path
+from tora2_jax.system.hub import weights_path
 from tora2_jax.system.stop import exit_code
 
 
@@ -25,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="request files (JSON), any sizes",
     )
     parser.add_argument(
-        "--checkpoint", type=local_path, required=True, help="folder with the model"
+        "--checkpoint", type=weights_path, required=True, help="folder with the model"
     )
     parser.add_argument(
         "--output", type=local_path, default=Path("out/inspection"), help="folder for the pictures"

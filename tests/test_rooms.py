@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # A room may import those before it, never those behind it.
 ROOMS = (
-    *("system", "types", "errors", "text", "config", "diffusion", "media", "parallel", "models"),
+    *("errors", "system", "types", "text", "config", "diffusion", "media", "parallel", "models"),
     *("weights", "trajectory", "references", "request", "conditioning", "sampling", "hardware"),
     *("world", "data", "evaluation", "train", "plan", "inspection"),
 )

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, T5Tokenizer
 
+from tora2_jax.system import hub
 from tora2_jax.system.unusable_file import why_unusable
 
 PAD_ID, END_ID = 0, 1
@@ -15,16 +16,19 @@ SPACE = "▁"  # begins the tokens that begin a word
 
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a T5 encoder, from a local folder.
+    """The tokenizer of a T5 encoder, from a local folder or the hub.
 
     Args:
-        directory: holds `tokenizer.json` or SentencePiece's `spiece.model`.
+        directory: holds `tokenizer.json` or SentencePiece's `spiece.model`; of a hub model, also
+            its folder `tokenizer`.
 
     Raises:
         FileNotFoundError: the folder holds neither.
         ValueError: a file is damaged, or pad and end are not T5's ids 0 and 1.
     """
-    directory = Path(directory)
+    named, directory = directory, hub.local(directory)
+    if directory != Path(named) and (directory / "tokenizer").is_dir():
+        directory = directory / "tokenizer"
     fast, pieces = directory / "tokenizer.json", directory / "spiece.model"
     if not fast.is_file() and not pieces.is_file():
         raise FileNotFoundError(

@@ -26,7 +26,7 @@ from tora2_jax.request.reader import Fit
 from tora2_jax.sampling import pipeline
 from tora2_jax.sampling.progress import PHASES
 from tora2_jax.sampling.settings import DEFAULTS, seed_problems, setting_problems
-from tora2_jax.system import feedback
+from tora2_jax.system import feedback, hub
 from tora2_jax.system.addresses import address_problems
 from tora2_jax.system.compile_cache import keep_compiled_programs
 from tora2_jax.system.files import written_whole
@@ -172,6 +172,7 @@ def prepare(options: Options) -> Job:
     problems = _option_problems(options)
     model_config = tokenizer = None
     try:
+        options = options._replace(checkpoint=hub.local(options.checkpoint))
         model_config = bundle.load_config(options.checkpoint)
         tokenizer = bundle.load_bundle_tokenizer(options.checkpoint)
     except CheckpointError as error:

@@ -25,6 +25,7 @@ from tora2_jax.sampling.programs import noise_of, programs_of
 from tora2_jax.sampling.progress import Listeners, Report
 from tora2_jax.sampling.result import Sample, SamplingStopped, Step, StepCallback, to_uint8
 from tora2_jax.sampling.settings import DEFAULTS, SampleSettings, seed_problems, setting_problems
+from tora2_jax.system import hub
 from tora2_jax.system.finite import NotFiniteError, not_finite, reason
 from tora2_jax.types import BoundConditions, Conditions, Inputs
 from tora2_jax.weights.bundle import LoadedModel, load_bundle
@@ -71,7 +72,7 @@ class Tora2Pipeline:
         """Load a bundle, a converted folder or a training directory.
 
         Args:
-            directory: The checkpoint.
+            directory: The checkpoint; or its name on the hub, `ORGANIZATION/NAME[@REVISION]`.
             dtype: Of the computation.
             vae_memory: `chunked` and `tiled` decode in less memory; `tiled` with other numbers
                 where the picture is larger than a tile.
@@ -83,7 +84,7 @@ class Tora2Pipeline:
             FaceModelError: there is no face detector in that folder.
         """
         detector = None if face_models is None else InsightFaceDetector(face_models)
-        return cls(load_bundle(Path(directory), dtype), vae_memory, detector)
+        return cls(load_bundle(hub.local(directory), dtype), vae_memory, detector)
 
     def generate(
         self,

@@ -21,6 +21,7 @@ from tora2_jax.config import ModelConfig
 from tora2_jax.config import stored as stored_settings
 from tora2_jax.errors import CheckpointError
 from tora2_jax.models.layers.basic import flat_variables, update_variables
+from tora2_jax.system import hub
 from tora2_jax.system.addresses import address_problem
 from tora2_jax.system.files import save_tensors, write_text
 from tora2_jax.system.unusable_file import why_unusable
@@ -76,8 +77,13 @@ def component_path(directory: str | Path, name: str) -> Path | None:
 
 
 def resolve(path: str | Path, name: str) -> Path:
-    """The component at `path`: `name` inside it if it is a bundle or converted folder."""
-    return component_path(path, name) or Path(path)
+    """The component at `path`: `name` inside it if it is a bundle or converted folder.
+
+    Raises:
+        CheckpointError: the path is the name of a model of the hub, which cannot be had.
+    """
+    path = hub.local(path)
+    return component_path(path, name) or path
 
 
 def load_component(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -144,17 +144,19 @@ def _check(config, files: dict[str, str | None], found: clip_folder.Findings | N
 
 def _weight_problems(config) -> list[str]:
     """What does not fit, told before hours of encoding; of a training directory later."""
-    given = {name: path for name, path in to_dict(config.weights).items() if path is not None}
-    problems = [
-        f"config.weights.{name}: {path} is not there"
-        for name, path in given.items()
-        if not Path(path).exists()
-    ]
-    places = {
-        name: checkpoint.resolve(path, name)
-        for name, path in given.items()
-        if Path(path).exists() and not (Path(path) / "checkpoints").is_dir()
-    }
+    problems, places = [], {}
+    for name, path in to_dict(config.weights).items():
+        if path is None:
+            continue
+        try:
+            place = checkpoint.resolve(path, name)
+        except CheckpointError as error:
+            problems.append(f"config.weights.{name}: {error}")
+            continue
+        if not place.exists():
+            problems.append(f"config.weights.{name}: {path} is not there")
+        elif not (place / "checkpoints").is_dir():
+            places[name] = place
     try:
         model = trained_model_config(config) if "vae" in places else config.model
     except (TrainError, CheckpointError) as error:
