@@ -19,7 +19,7 @@ from xml.sax.saxutils import escape
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "tora2_jax"
 TOY = ROOT / "checkpoints" / "toy"
-_WIDTH, _LINE, _GAP, _TOP = 430, 17, 14, 76
+_WIDTH, _LINE, _GAP, _TOP = 480, 17, 14, 76
 _HIDDEN = {"system", "errors", "types", "moved"}  # helpers of all rooms; `types` holds no code
 
 Walk = dict[str, dict[str, str]]  # room -> module -> the function it was entered by, in order
