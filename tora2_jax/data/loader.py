@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -20,6 +20,7 @@ _GRACE = 60  # seconds that a worker outlives a SIGTERM, for the step that its b
 _PREFETCHED = 2  # batches made ahead, so that making them overlaps with the training step
 
 
+@runtime_checkable
 class Source(Protocol):
     """Examples by position, each a pure function of the source's settings and the index."""
 
