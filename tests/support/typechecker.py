@@ -11,7 +11,7 @@ _beartype = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
 
 def check(function: Any) -> Any:
-    """beartype, but for functions with an annotation that it cannot check outside of their class."""
+    """beartype, except for functions with a hint that it cannot check outside of their class."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BeartypeDecorHintPep585DeprecationWarning)
         try:

@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Real, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from tora2_jax.media.video_reading import (
@@ -105,7 +105,7 @@ def _encode(path: Path, frames: Frames, fps: float) -> None:
         container.mux(stream.encode())
 
 
-def write_image(path: str | Path, image: UInt8[np.ndarray, "height width channels"]) -> None:
+def write_image(path: str | Path, image: UInt8[np.ndarray, "height width *channels"]) -> None:
     """Writes a picture (gray, RGB or RGBA) in the format that its name ends in.
 
     Raises:
@@ -148,11 +148,11 @@ def _checked(frames: np.ndarray, where: object) -> np.ndarray:
 
 def overlay(
     frames: Frames,
-    tracks: Float[np.ndarray, "e f 2"],
+    tracks: Real[np.ndarray, "e f 2"],
     visible: Bool[np.ndarray, "e f"],
     labels: Sequence[str],
     thumbnails: Sequence[Sequence[np.ndarray]] = (),
-) -> Frames:
+) -> UInt8[np.ndarray, "f high wide 3"]:
     """Draws every entity's path, where it should be now, its word and its reference images.
 
     Small videos are enlarged by a whole factor until the words can be read.
@@ -244,7 +244,7 @@ def _panel(labels, thumbnails, height: int) -> np.ndarray:
 
 def contact_sheet(
     frames: Frames, columns: int = 4, count: int | None = None
-) -> UInt8[np.ndarray, "height width 3"]:
+) -> UInt8[np.ndarray, "high wide 3"]:
     """Frames side by side, row by row, on white.
 
     Args:

@@ -159,7 +159,7 @@ def _output_problems(options: argparse.Namespace) -> list[str]:
 
 
 def draw_paths(
-    names: list[Path],
+    names: Sequence[Path],
     paths: list[Points],
     tracks: np.ndarray,
     visible: np.ndarray,

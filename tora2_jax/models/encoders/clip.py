@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from tora2_jax.config.encoders import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
@@ -42,7 +43,7 @@ class Block(nnx.Module):
     """Attention and MLP, each behind a norm."""
 
     def __init__(
-        self, config: CLIPVisionConfig | CLIPTextConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs
+        self, config: CLIPVisionConfig | CLIPTextConfig, *, dtype: DTypeLike, rngs: nnx.Rngs
     ) -> None:
         width = config.width
         norm = functools.partial(LayerNorm, width, eps=config.norm_eps, dtype=dtype, rngs=rngs)
@@ -64,7 +65,7 @@ class VisionTower(nnx.Module):
     """Images -> tokens of the last layer, the class token first."""
 
     def __init__(
-        self, config: CLIPVisionConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32
+        self, config: CLIPVisionConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
     ) -> None:
         width, grid = config.width, config.image_size // config.patch_size
         patch = config.patch_size**2 * 3
@@ -107,7 +108,7 @@ class TextTower(nnx.Module):
     """Captions -> tokens after the last norm; each token sees those before it."""
 
     def __init__(
-        self, config: CLIPTextConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32
+        self, config: CLIPTextConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
     ) -> None:
         width = config.width
         make_block = functools.partial(Block, config, dtype=dtype)
@@ -159,7 +160,7 @@ class CLIP(nnx.Module):
     """
 
     def __init__(
-        self, config: CLIPConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32
+        self, config: CLIPConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
     ) -> None:
         """Random weights; `convert/families/clip.py` brings published ones."""
         project = functools.partial(Linear, use_bias=False, dtype=dtype, rngs=rngs)
