@@ -260,7 +260,9 @@ def _each(encoder: Callable, images: Float[Array, "b e r height width 3"]) -> An
     return jax.tree.map(lambda array: array.reshape(*images.shape[:3], *array.shape[1:]), features)
 
 
-def pad_front(latents: Float[Array, "b t_lat h w c"], multiple: int) -> Float[Array, "b t2 h w c"]:
+def pad_front(
+    latents: Float[AnyArray, "b t_lat h w c"], multiple: int
+) -> Float[Array, "b t2 h w c"]:
     """Repeat the first latent frame until their number is a multiple (CogVideoX 1.5)."""
     missing = -latents.shape[1] % multiple
     return jnp.concatenate([latents[:, :1]] * missing + [latents], axis=1)

@@ -57,7 +57,7 @@ _BT709, _BT601 = ("itu709", 1), ("itu601", 6)
 _LIMITED = 1  # FFmpeg's number of the range 16 to 235
 
 
-def write_video(path: str | Path, frames: Frames, fps: float = 8) -> None:
+def write_video(path: str | Path, frames: np.ndarray, fps: float = 8) -> None:
     """Writes an mp4 (H.264, yuv420p; BT.709 if it is HD, else BT.601) that every player shows.
 
     The file appears only when it is complete. Odd sizes are padded by repeating the last row or
@@ -65,7 +65,7 @@ def write_video(path: str | Path, frames: Frames, fps: float = 8) -> None:
 
     Args:
         path: must end in `.mp4`; its folder is made if needed.
-        frames: at least one.
+        frames: uint8 `[f, height, width, 3]`, at least one.
         fps: frames per second.
 
     Raises:

@@ -160,7 +160,7 @@ def _output_problems(options: argparse.Namespace) -> list[str]:
 
 def draw_paths(
     names: Sequence[Path],
-    paths: list[Points],
+    paths: Sequence[Points],
     tracks: np.ndarray,
     visible: np.ndarray,
     size: tuple[int, int],

@@ -92,7 +92,7 @@ class ArcFace(nnx.Module):
         self.image_size = config.image_size
 
     def __call__(
-        self, images: Float[Array, "*n side side 3"], *, train: bool = False
+        self, images: Float[Array, "*n height width 3"], *, train: bool = False
     ) -> PriorFeatures:
         """Tokens `[*n, k, c]` in row-major order and vector `[*n, embedding]`.
 

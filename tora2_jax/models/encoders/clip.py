@@ -79,7 +79,7 @@ class VisionTower(nnx.Module):
         self.norm_after = norm()
         self.config, self.dtype = config, dtype
 
-    def __call__(self, images: Float[Array, "b side side 3"]) -> Float[Array, "b n c"]:
+    def __call__(self, images: Float[Array, "b height width 3"]) -> Float[Array, "b n c"]:
         """`images` are RGB in [0, 1]; a rest beside the patches is cut off, as a convolution does.
 
         Raises:
@@ -170,7 +170,7 @@ class CLIP(nnx.Module):
         self.text_projection = project(config.text.width, config.embedding)
         self.log_scale = nnx.Param(jnp.float32(2.6592))  # log(1 / 0.07), as CLIP's training starts
 
-    def encode_images(self, images: Float[Array, "*n side side 3"]) -> ImageFeatures:
+    def encode_images(self, images: Float[Array, "*n height width 3"]) -> ImageFeatures:
         """Embeddings and last hidden states; `images` are RGB in [0, 1].
 
         Raises:
