@@ -169,8 +169,8 @@ def dynamic_guidance(
 class SamplerState(NamedTuple):
     """What one step hands to the next."""
 
-    latents: Float[AnyArray, "b t_lat h_lat w_lat c"]
-    previous_clean: Float[AnyArray, "b t_lat h_lat w_lat c"]
+    latents: Float[Array, "b t_lat h_lat w_lat c"]
+    previous_clean: Float[Array, "b t_lat h_lat w_lat c"]
 
 
 def sampler_step(

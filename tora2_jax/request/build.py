@@ -134,7 +134,7 @@ def _points(value: PathLike | None) -> Any:
     if isinstance(value, Points):
         return point_list(value)
     if isinstance(value, np.ndarray) and value.ndim == 2:
-        seen = np.isfinite(value.astype(np.float64)).all(-1)
+        seen = np.asarray(np.isfinite(value.astype(np.float64)).all(-1))
         rows = zip(value.tolist(), seen, strict=True)
         return [point if visible else None for point, visible in rows]
     return _plain(value)

@@ -38,7 +38,7 @@ _HEADERS = {
 class Readable(Protocol):
     """An open file of bytes; one in memory has no name and no mode, as an `IO` has."""
 
-    def read(self, size: int, /) -> bytes: ...
+    def read(self, length: int = ..., /) -> bytes: ...
 
 
 class TooLargeError(ValueError):
