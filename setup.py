@@ -47,6 +47,7 @@ setup(
             "torch==2.13.0",
             "diffusers>=0.42.1,<0.43",
             "accelerate>=1.0",
+            "beartype>=0.22,<0.24",
             "peft>=0.19,<0.22",
             "mypy>=2.4,<2.5",  # others count otherwise, see scripts/check_types.py
             "pytest>=9",

@@ -28,7 +28,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELIZM"] = "false"
 
 import jax
+import jaxtyping
 import pytest
+
+from tests.support import typechecker
+
+# Annotations that nobody checks go stale: whatever the tests import is held to its own.
+jaxtyping.install_import_hook(["tora2_jax", "convert"], f"{typechecker.__name__}.check")
 
 jax.config.update("jax_default_matmul_precision", "highest")
 

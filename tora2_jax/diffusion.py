@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from tora2_jax.config import DiffusionConfig
+from tora2_jax.types import Array as AnyArray
 
 Scheduler = Literal["dpm", "ddim"]
 SCHEDULERS = get_args(Scheduler)
@@ -59,7 +60,7 @@ def timesteps(config: DiffusionConfig, num_inference_steps: int) -> np.ndarray:
 
 
 def add_noise(
-    clean: Float[Array, "b ..."], noise: Float[Array, "b ..."], alpha: Float[Array, " b"]
+    clean: Float[AnyArray, "b ..."], noise: Float[AnyArray, "b ..."], alpha: Float[AnyArray, " b"]
 ) -> Float[Array, "b ..."]:
     """sqrt(alpha-bar) * clean + sqrt(1 - alpha-bar) * noise."""
     alpha = alpha.reshape(-1, *[1] * (clean.ndim - 1))
@@ -67,7 +68,7 @@ def add_noise(
 
 
 def velocity(
-    clean: Float[Array, "b ..."], noise: Float[Array, "b ..."], alpha: Float[Array, " b"]
+    clean: Float[AnyArray, "b ..."], noise: Float[AnyArray, "b ..."], alpha: Float[AnyArray, " b"]
 ) -> Float[Array, "b ..."]:
     """The training target v = sqrt(alpha-bar) * noise - sqrt(1 - alpha-bar) * clean.
 
@@ -94,7 +95,7 @@ class StepCoefficients(NamedTuple):
 
 
 def step_coefficients(
-    config: DiffusionConfig, num_inference_steps: int, scheduler: Scheduler
+    config: DiffusionConfig, num_inference_steps: int, scheduler: Scheduler | str
 ) -> StepCoefficients:
     """Coefficients of all steps of a sampler, each `[steps]`, computed in float64.
 
@@ -174,11 +175,14 @@ class SamplerState(NamedTuple):
 
 def sampler_step(
     state: SamplerState,
-    prediction: Float[Array, "b t_lat h_lat w_lat c"],
+    prediction: Float[AnyArray, "b ..."],
     row: StepCoefficients,
-    noise: Float[Array, "b t_lat h_lat w_lat c"],
+    noise: Float[AnyArray, "b ..."] | float,
 ) -> SamplerState:
-    """One step of either sampler, float32. `row` holds the coefficients of this step."""
+    """One step of either sampler, float32. `row` holds the coefficients of this step.
+
+    `noise` is a number, 0, for a sampler that takes none.
+    """
     clean = row.signal * state.latents - row.residual * prediction
     latents = (
         row.sample * state.latents

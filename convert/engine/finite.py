@@ -15,7 +15,7 @@ class NonFiniteError(ValueError):
         self.faults = faults
 
 
-def not_finite(array: np.ndarray) -> str | None:
+def not_finite(array: np.ndarray | np.generic) -> str | None:
     """How many values are infinite or no number, as the rest of a sentence; None if none are."""
     flat = np.ascontiguousarray(array).reshape(-1)
     parts = (flat[start : start + _TOGETHER] for start in range(0, len(flat), _TOGETHER))

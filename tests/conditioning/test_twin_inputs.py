@@ -11,6 +11,7 @@ from flax import nnx
 from tests.support.parity import BLOCK_TOLERANCE, relative_error
 from tora2_jax import conditioning, config
 from tora2_jax.data import pool
+from tora2_jax.models.frozen import FrozenNetworks
 from tora2_jax.models.vae.vae import CausalVAE, Posterior
 from tora2_jax.request import parse_request
 from tora2_jax.text import load_tokenizer
@@ -119,7 +120,7 @@ class PlainVAE(CausalVAE):
         return Posterior(mean, jnp.full_like(mean, 3.0))
 
 
-class Networks(nnx.Module):
+class Networks(FrozenNetworks):
     """Frozen networks without recognition."""
 
     def __init__(self, factor: float):

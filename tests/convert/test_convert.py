@@ -96,7 +96,7 @@ def test_half_precision_weights_at_rest_change_no_number(half):
     settings, model, text, networks, _ = bundle.load_bundle(converted)
     assert text.token_embedding.embedding[...].dtype == jnp.bfloat16
     generator = np.random.default_rng(0)
-    latents = generator.standard_normal((1, 5, 6, 4, 4), np.float32)
+    latents = jnp.asarray(generator.standard_normal((1, 5, 6, 4, 4), np.float32))
     tokens = generator.integers(0, 200, (1, twins.TEXT_LENGTH))
 
     @nnx.jit

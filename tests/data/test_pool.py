@@ -18,8 +18,10 @@ from tora2_jax.data import pool
 from tora2_jax.data.loader import identified
 from tora2_jax.errors import TrainError
 from tora2_jax.models.frozen import FrozenNetworks
+from tora2_jax.types import Inputs
 
 SIZE = 11
+NO_INPUTS = Inputs._make([None] * len(Inputs._fields))
 _PROGRAM = """
 import sys
 sys.path[:0] = [{root!r}]
@@ -49,12 +51,13 @@ class Examples:
     def __len__(self) -> int:
         return SIZE
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def __getitem__(self, index: int) -> tuple[Inputs, np.ndarray]:
         if index == 3:
             raise OSError("clip 3 is damaged")
         if index == self.refused:
             raise TrainError(f"clip {index} is refused")
-        return np.full(3, index, np.float32), np.zeros((1, 2, 2, 3), np.uint8)
+        numbers = np.full(3, index, np.float32)
+        return NO_INPUTS._replace(path=numbers), np.zeros((1, 2, 2, 3), np.uint8)
 
     def describe(self, index: int) -> dict[str, str]:
         return {"clip": f"number {index}"}
@@ -63,8 +66,7 @@ class Examples:
 def build_plain(folder: Path, examples: Examples, devices: int = 1) -> None:
     """A pool of the numbers themselves."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pool.conditioning, "batch_inputs", np.stack)
-        patch.setattr(pool, "_features", lambda networks, model, inputs, video: {"x": inputs})
+        patch.setattr(pool, "_features", lambda networks, model, inputs, video: {"x": inputs.path})
         own = jax.local_devices()[:devices]
         pool.build(folder, ModelConfig(), examples, lambda: nnx.Linear(1, 1, rngs=nnx.Rngs(0)), own)
 
@@ -205,9 +207,10 @@ def test_real_features_have_the_same_bits_on_several_devices(tmp_path):
 class NotFinite(Examples):
     """One example of which a network makes what is not finite."""
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def __getitem__(self, index: int) -> tuple[Inputs, np.ndarray]:
         inputs, video = super().__getitem__(index)
-        return (np.full_like(inputs, np.inf) if index == 6 else inputs), video
+        broken = inputs._replace(path=np.full_like(inputs.path, np.inf))
+        return (broken if index == 6 else inputs), video
 
 
 def test_features_that_are_not_finite_are_refused_with_their_example(tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -179,6 +180,7 @@ def test_stage_has_a_scalar_loss_and_exports_its_network(stage):
     config = _config(stage)
     module = find_stage(config)
     batch = _batch(config, module, 1 if stage in ("object", "dino") else 2)
+    batch = jax.tree.map(jnp.asarray, batch)
     model = nnx.eval_shape(lambda: module.build(config, nnx.Rngs(0)))
     graph, state = nnx.split(model)
     value, metrics = jax.eval_shape(
@@ -197,9 +199,10 @@ def test_stage_has_a_scalar_loss_and_exports_its_network(stage):
 def test_angular_loss_has_a_margin():
     count = recognition.FACE_IDENTITIES
     directions = np.random.default_rng(0).normal(size=(64, count)).astype(np.float32)
-    model = SimpleNamespace(
+    model = Mock(
+        spec=recognition.Recognition,
         describe=lambda images, train: PriorFeatures(tokens=None, vector=images),
-        drawing_loss=lambda tokens, images: 0.0,
+        drawing_loss=lambda tokens, images: jnp.zeros(()),
         head=SimpleNamespace(kernel=jnp.asarray(directions)),
     )
     batch = {

@@ -9,6 +9,7 @@ import pytest
 from tora2_jax.config import toy
 from tora2_jax.config.world import WorldConfig
 from tora2_jax.evaluation import base, look
+from tora2_jax.sampling.pipeline import Tora2Pipeline
 from tora2_jax.sampling.settings import SampleSettings
 from tora2_jax.text import load_tokenizer
 from tora2_jax.world.captions import COLORS, NEUTRAL, color_name
@@ -19,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WORLD = WorldConfig(seed=5, height=64, width=64, frames=1, style="bold", max_entities=1)
 
 
-class Painter:
+class Painter(Tora2Pipeline):
     """Stands in for a pipeline: draws true pictures of what `choose` makes of a caption."""
 
     def __init__(self, choose):

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +15,11 @@ from tests.support.parity import BLOCK_TOLERANCE, relative_error
 from tora2_jax import diffusion
 from tora2_jax.config import toy
 from tora2_jax.evaluation import conditions as measured
+from tora2_jax.models.tora2 import Tora2
 from tora2_jax.request import parse_request
 from tora2_jax.sampling.guidance import closed_ways
 from tora2_jax.sampling.pipeline import Tora2Pipeline
+from tora2_jax.types import BoundConditions, EntityRecord, Record
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -65,8 +66,13 @@ def test_the_loss_is_that_of_the_velocity_where_entities_are():
     weights[1, 1:] = 0
     alphas = diffusion.cumulative_alphas(toy().diffusion)
     seen = []
+    nothing = BoundConditions._make([None] * len(BoundConditions._fields))
+    given = [jnp.asarray(values) for values in (latents, noise, weights)]
 
-    class Model(nnx.Module):
+    class Model(Tora2):
+        def __init__(self):
+            pass
+
         def __call__(self, noisy, timestep, bound):
             seen.append((noisy, timestep))
             return jnp.asarray(guess) + 0 * noisy
@@ -74,7 +80,7 @@ def test_the_loss_is_that_of_the_velocity_where_entities_are():
     for time in (100, 999):
         alpha = float(alphas[time])
         found = measured._loss.__wrapped__(
-            Model(), None, latents, noise, weights, np.float32(time), np.float32(alpha)
+            Model(), nothing, *given, jnp.float32(time), jnp.float32(alpha)
         )
         noisy, timestep = seen.pop()
         assert relative_error(noisy, alpha**0.5 * latents + (1 - alpha) ** 0.5 * noise) <= 1e-5
@@ -92,7 +98,9 @@ def test_the_foreground_of_latents_is_what_any_of_their_frames_shows():
     masks[0, 0, :4, :4] = True  # one latent of 2 x 3
     masks[1, 3, 4:, 4:6] = True  # half of one, in one of the four frames of the second
     masks[0, 5:, 0, 0] = True
-    record = SimpleNamespace(entities=[SimpleNamespace(mask=mask) for mask in masks])
+    unknown = EntityRecord._make([None] * len(EntityRecord._fields))
+    record = Record._make([None] * len(Record._fields))
+    record = record._replace(entities=[unknown._replace(mask=mask) for mask in masks])
     expected = np.zeros((3, 2, 3))
     expected[0, 0, 0] = 1
     expected[1, 1, 1] = 0.5

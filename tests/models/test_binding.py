@@ -233,7 +233,7 @@ def test_variants_leave_the_map_alone(variant, arguments):
     np.testing.assert_array_equal(same, ~p_mask if variant == "linear" else True)
 
 
-def test_without_the_contrastive_loss_there_are_no_heads(model):
+def test_without_the_contrastive_loss_there_are_no_heads(model, module, arguments):
     for variant, binds in (("gated", True), ("none", False)):
         other = tiny_model()
         other.binding.contrast_on, other.binding.variant = "none", variant
@@ -246,7 +246,7 @@ def test_without_the_contrastive_loss_there_are_no_heads(model):
     paths, all_paths = flat_variables(headless), flat_variables(whole)
     heads = {"contrast_motion.kernel", "contrast_personalization.kernel"}
     assert all_paths.keys() - paths.keys() == heads and paths.keys() < all_paths.keys()
-    assert headless.contrast(None, None) is None
+    assert headless.contrast(bind(module, *arguments), arguments[3]) is None
     for part in ("motion", "personalization"):
         alone = tiny_model()
         setattr(alone, part, None)

@@ -265,7 +265,7 @@ def test_weights_go_back_to_diffusers(name):
 def test_everything_that_does_not_fit_is_refused_at_once():
     config = _tiny("cogvideox_1_5_5b")
     model = nnx.eval_shape(lambda: CogVideoXTransformer(config, rngs=nnx.Rngs(0)))
-    latents, timestep, text = _inputs(config, frames=3)
+    latents, timestep, text = map(jnp.asarray, _inputs(config, frames=3))
     expected = r"3 latent frames .* multiple of 2.*width 14, not 32: project.*without fusers"
     with pytest.raises(ValueError, match=expected):
         model(latents, timestep, text, motion_maps=jnp.zeros((2, 2, 2, 2, 3, 8)))
@@ -275,7 +275,7 @@ def test_learned_positions_refuse_other_sizes():
     config = _tiny("cogvideox_5b_i2v")
     model = nnx.eval_shape(lambda: CogVideoXTransformer(config, rngs=nnx.Rngs(0)))
     with pytest.raises(ValueError, match="stored positions are for 4 x 6"):
-        model(*_inputs(config, rows=6))
+        model(*map(jnp.asarray, _inputs(config, rows=6)))
 
 
 def _conditions(layer_count):
@@ -312,7 +312,8 @@ def test_a_step_reads_nothing_of_what_is_done_once_per_request():
     """Text projection, keys and values may be spoiled after binding: no step looks at them."""
     config = _tiny("cogvideox_5b")
     model = _make(config, _random_twin(config), personalization=PERSONALIZATION)
-    (latents, timestep, text), conditions = _inputs(config), _conditions(config.num_layers)
+    latents, timestep, text = map(jnp.asarray, _inputs(config))
+    conditions = _conditions(config.num_layers)
     mask = conditions["key_mask"]
     known = model.keys_values(conditions["tokens"], mask)
     text = model.project_text(text)
@@ -338,7 +339,7 @@ def test_groups_of_blocks_equal_a_loop(order, every):
     config.num_layers, config.rematerialize = 3, "full" if every == 2 else "none"
     personalization = dataclasses.replace(PERSONALIZATION, order=order, every_k=every)
     model = _make(config, _random_twin(config), motion=MOTION, personalization=personalization)
-    inputs, conditions = _inputs(config), _conditions(3)
+    inputs, conditions = [*map(jnp.asarray, _inputs(config))], _conditions(3)
     assert len(model.cross_attention.query.kernel[...]) == -(-3 // every)
     maps, tokens, mask = (conditions[name] for name in ("motion_maps", "tokens", "key_mask"))
 

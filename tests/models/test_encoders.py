@@ -35,7 +35,7 @@ def test_batch_norm_trains_as_the_reference():
     np.testing.assert_allclose(module.mean[...], twin.running_mean, rtol=1e-5)
     np.testing.assert_allclose(module.var[...], twin.running_var, rtol=1e-5)
     stored = twin.eval()(torch.tensor(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-    np.testing.assert_allclose(module(x), stored.detach(), atol=1e-5)
+    np.testing.assert_allclose(module(jnp.asarray(x)), stored.detach(), atol=1e-5)
 
 
 def test_encoders_train_with_batch_statistics():

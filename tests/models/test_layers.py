@@ -93,7 +93,7 @@ def test_half_precision_norms_keep_float32_statistics():
 
 
 def test_patches_go_there_and_back():
-    latents = _normal(2, 4, 6, 8, 3)
+    latents = jnp.asarray(_normal(2, 4, 6, 8, 3))
     tokens = basic.patchify(latents, (2, 3, 4))
     assert tokens.shape == (2, 24, 24)
     np.testing.assert_array_equal(basic.unpatchify(tokens, (2, 3, 4), 2, 2), latents)
@@ -188,7 +188,7 @@ def test_cross_attention_starts_at_zero(cross_attention):
 
 def test_absent_keys_reach_neither_output_nor_gradients(cross_attention):
     cross_attention.output.kernel[...] = _normal(12, 12)
-    tokens = _normal(2, 4, 12)
+    tokens = jnp.asarray(_normal(2, 4, 12))
     keys = _normal(2, 3, 10)
     keys[:, 2], keys[0] = np.nan, np.nan
     mask = jnp.array([[False, False, False], [True, True, False]])

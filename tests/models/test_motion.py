@@ -71,7 +71,7 @@ def converted(weights):
 def forward():
     """All variables -> all maps, and the first fuser's output."""
     latents = array("video_flow", (2, 4, 16, 12, 16), 0).transpose(0, 1, 3, 4, 2)
-    tokens = array("fuser_input", (8, WIDTH, 6, 8), 0).transpose(0, 2, 3, 1)
+    tokens = jnp.asarray(array("fuser_input", (8, WIDTH, 6, 8), 0).transpose(0, 2, 3, 1))
     module = nnx.eval_shape(lambda: Additions(nnx.Rngs(0)))
     graph = nnx.graphdef(module)
 
@@ -160,7 +160,7 @@ def test_a_frame_convolution_is_a_convolution():
     expected = jax.lax.conv_general_dilated(
         frames, convolution.kernel[...], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-    assert relative_error(convolution(frames), expected) < BLOCK_TOLERANCE
+    assert relative_error(convolution(jnp.asarray(frames)), expected) < BLOCK_TOLERANCE
 
 
 def test_statistics_do_not_train():
@@ -224,8 +224,10 @@ def test_frames_are_normalized_alone(fuser):
 
 
 def test_only_the_temporal_convolutions_learn_at_first(fuser):
+    given = [jnp.asarray(values) for values in (TOKENS, MOTION_MAP, SELECT)]
+
     def loss(fuser):
-        return jnp.square(fuser(TOKENS, MOTION_MAP, SELECT, LAYOUT)).sum()
+        return jnp.square(fuser(*given, LAYOUT)).sum()
 
     gradients = nnx.to_flat_state(nnx.jit(nnx.grad(loss))(fuser))
     moving = {".".join(path) for path, value in gradients if np.asarray(value[...]).any()}

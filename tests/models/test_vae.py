@@ -127,7 +127,7 @@ def test_block_with_cache(path, shape, latent_shape):
     @jax.jit
     def run(x, past):
         memory = Memory(past)
-        return ours(x, memory, *latents), memory.for_next_chunk()
+        return ours(x, memory, *map(jnp.asarray, latents)), memory.for_next_chunk()
 
     for seed in range(2):
         x = random(*shape, seed=seed)
@@ -149,8 +149,8 @@ def test_every_tensor_matters():
     def outputs(state, arrays):
         copy = nnx.merge(graph, state)
         assign_variables(copy, arrays)
-        posterior = copy.encode(video)
-        return posterior.mean, posterior.log_variance, copy.decode(latents)
+        posterior = copy.encode(jnp.asarray(video))
+        return posterior.mean, posterior.log_variance, copy.decode(jnp.asarray(latents))
 
     with torch.no_grad():
         moments = reference.encode(to_torch(video)).latent_dist
@@ -203,7 +203,8 @@ def test_gradient_of_the_convolution():
         return (convolve(x, kernel) * weight).sum()
 
     expected = jax.grad(plain, argnums=(0, 1))(x, kernel)
-    for actual, gradient in zip(jax.grad(ours, argnums=(0, 1))(x, kernel), expected, strict=True):
+    found = jax.grad(ours, argnums=(0, 1))(jnp.asarray(x), jnp.asarray(kernel))
+    for actual, gradient in zip(found, expected, strict=True):
         assert relative_error(actual, gradient) < BLOCK_TOLERANCE
 
 
@@ -238,7 +239,7 @@ def test_stage():
 
 def test_latent_scale_gives_unit_variance():
     _, model = twins()
-    batches = [random(1, 1, HEIGHT, WIDTH, 3, seed=seed) for seed in range(3)]
+    batches = [jnp.asarray(random(1, 1, HEIGHT, WIDTH, 3, seed=seed)) for seed in range(3)]
     factor = stage.latent_scale(model, batches)
     latents = np.stack([jax.jit(model.encode)(video).mean for video in batches])
     assert abs((latents * factor).std() - 1) < 1e-4

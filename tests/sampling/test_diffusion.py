@@ -143,9 +143,11 @@ def test_velocity_and_noise_are_consistent():
 
 
 def test_impossible_step_counts_and_names_are_refused():
+    config = DiffusionConfig()
     with pytest.raises(ValueError, match="between 1 and 1000"):
         diffusion.timesteps(DiffusionConfig(), 0)
     with pytest.raises(ValueError, match="dpm or ddim"):
         diffusion.step_coefficients(DiffusionConfig(), 50, "euler")
     with pytest.raises(ValueError, match="'foo'; it must be trailing, linspace, leading"):
-        diffusion.timesteps(DiffusionConfig(timestep_spacing="foo"), 50)
+        config.timestep_spacing = "foo"  # as a config of a user may say
+        diffusion.timesteps(config, 50)

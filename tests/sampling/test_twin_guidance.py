@@ -1,7 +1,5 @@
 """Guidance and its steps against NumPy, with a stand-in network that says what it was given."""
 
-from types import SimpleNamespace
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,9 +8,11 @@ from flax import nnx
 from tests.support.parity import BLOCK_TOLERANCE, relative_error
 from tests.train.test_twin_objective import noise_schedule
 from tora2_jax.config import toy
+from tora2_jax.models.frozen import FrozenNetworks
+from tora2_jax.models.tora2 import Tora2
 from tora2_jax.models.vae import tiling
 from tora2_jax.sampling.pipeline import SampleSettings, Tora2Pipeline
-from tora2_jax.types import BoundConditions, Conditions, KeysValues
+from tora2_jax.types import BoundConditions, Conditions, Inputs, KeysValues
 from tora2_jax.weights.bundle import LoadedModel
 
 BATCH, ENTITIES, REFERENCES, FRAMES, STEPS = 2, 3, 2, 3, 4
@@ -25,7 +25,7 @@ def velocity(latents, timestep, text, references, motion):
     return 0.4 * latents + (given + timestep / 2000)[:, None, None, None, None]
 
 
-class StandIn(nnx.Module):
+class StandIn(Tora2):
     """Binds like Tora2, to one number per condition."""
 
     def __init__(self):
@@ -59,10 +59,11 @@ class StandIn(nnx.Module):
         return velocity(latents, timestep, bound.text.sum((1, 2)), references, motion)
 
 
-class Frozen(nnx.Module):
+class Frozen(FrozenNetworks):
     """No network: what they would say is given."""
 
-    vae = None
+    def __init__(self):
+        self.vae = None
 
 
 @pytest.fixture(scope="module")
@@ -136,8 +137,7 @@ def test_guided_samples(conditions, monkeypatch, references, trajectories, dynam
         reference_guidance=references,
         trajectory_guidance=trajectories,
     )
-    sample = pipeline.generate_batch(
-        SimpleNamespace(flow_video=frames), seeds=[0, 1], settings=settings, initial_latents=start
-    )
+    inputs = Inputs._make([None] * len(Inputs._fields))._replace(flow_video=frames)
+    sample = pipeline.generate_batch(inputs, seeds=[0, 1], settings=settings, initial_latents=start)
     expected = twin_sample(conditions, null, start, settings)
     assert relative_error(sample.latents, expected) <= BLOCK_TOLERANCE

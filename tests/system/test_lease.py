@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
@@ -188,6 +189,7 @@ def test_a_pool_that_another_makes_is_waited_for(tmp_path, _quick, monkeypatch):
     monkeypatch.setattr(pool, "_build", None)  # it is there when the other ends
     timer = threading.Timer(0.5, end)
     timer.start()
-    pool.build(tmp_path, config.toy(), [], None, jax.devices())
+    examples = mock.Mock(spec=pool.Examples, at_once=1, identity={})
+    pool.build(tmp_path, config.toy(), examples, mock.Mock(), jax.devices())
     assert process.poll() is not None
     assert np.array_equal(sorted(path.name for path in tmp_path.iterdir()), ["pool.json"])

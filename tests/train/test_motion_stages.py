@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import av
 import jax
@@ -309,7 +309,7 @@ def test_a_sample_is_of_a_clip_that_can_be_read_and_decoded_in_tiles(tmp_path, m
     monkeypatch.setattr(pipeline, "Tora2Pipeline", make)
     absent = tmp_path / "absent"
     config = config_of("motion_stage1", absent, absent, tmp_path, dtype="bfloat16")
-    model = SimpleNamespace(tora2=None, text=None)
+    model = Mock(spec=diffusion.DiffusionModel, tora2=None, text=None)
     frames = diffusion.sample(config, model, 1)
     assert frames.shape == (9, 16, 48, 3) and (frames[:, :, :24] == 191).all()
     assert made[0].memory == "tiled" and made[0].inputs.flow_video.shape == (1, 9, 16, 24, 3)

@@ -226,6 +226,7 @@ def test_unusable_configs_are_refused(tmp_path):
     config = _config(stage="nothing", steps=0)
     config.dropout.caption = 1.5
     config.optim.stacked, config.optim.betas, config.profile_steps = "(", (0.9, 1.0), 5
+    config.export = str(tmp_path / "trained")  # else it is copied, of which 5 is caught too soon
     config.model.binding.variant = "gate"
     with pytest.raises(loop.TrainError) as error:
         loop.train(config, tmp_path)

@@ -88,7 +88,7 @@ def answer(noisy, timestep, seen):
     return 0.3 * noisy + (timestep / 700 + 0.4 * seen)[:, None, None, None, None]
 
 
-class StandIn:
+class StandIn(stage.DiffusionModel):
     """A diffusion model that looks at everything."""
 
     def __init__(self):

@@ -22,13 +22,13 @@ from tora2_jax.conditioning.references import (
 )
 from tora2_jax.conditioning.stored_features import with_stored
 from tora2_jax.config.model import ModelConfig
-from tora2_jax.models.encoders.t5 import T5Encoder
 from tora2_jax.models.frozen import FrozenNetworks
 from tora2_jax.parallel import mesh
 from tora2_jax.references.crops import Reference
 from tora2_jax.references.faces import FaceDetector
 from tora2_jax.request.load import EntityRequest, Request, with_defaults
 from tora2_jax.trajectory import points
+from tora2_jax.types import Array as AnyArray
 from tora2_jax.types import Conditions, EncodedReferences, Inputs, Record
 
 _LOG = logging.getLogger(__name__)
@@ -246,7 +246,7 @@ def encode_references(
 ) -> EncodedReferences:
     """What encoders and feature files say about the references."""
 
-    def features(encoder: Callable | None, images: Float[Array, "b e r height width 3"]) -> Any:
+    def features(encoder: Callable | None, images: Float[AnyArray, "b e r height width 3"]) -> Any:
         return None if encoder is None else _each(encoder, images)
 
     computed = EncodedReferences(
@@ -263,10 +263,15 @@ def _each(encoder: Callable, images: Float[Array, "b e r height width 3"]) -> An
     return jax.tree.map(lambda array: array.reshape(*images.shape[:3], *array.shape[1:]), features)
 
 
-def pad_front(latents: Float[Array, "b t_lat h w c"], multiple: int) -> Float[Array, "b t2 h w c"]:
+def pad_front(
+    latents: Float[AnyArray, "b t_lat h w c"], multiple: int
+) -> Float[Array, "b t2 h w c"]:
     """Repeat the first latent frame until their number is a multiple (CogVideoX 1.5)."""
     missing = -latents.shape[1] % multiple
     return jnp.concatenate([latents[:, :1]] * missing + [latents], axis=1)
+
+
+TextEncoder = Callable[..., Array]  # token numbers [b, l] -> states [b, l, text_width]
 
 
 class TextFeatures(NamedTuple):
@@ -277,7 +282,7 @@ class TextFeatures(NamedTuple):
     word_mask: Bool[Array, "b e s"]
 
 
-def encode_text(encoder: T5Encoder, tokens: Tokens | Inputs) -> TextFeatures:
+def encode_text(encoder: TextEncoder, tokens: Tokens | Inputs) -> TextFeatures:
     """T5 states of the caption, and of each entity's word inside the caption."""
     states = encoder(tokens.token_ids)
     words = jax.vmap(lambda rows, index: rows[index])(states, tokens.word_index)
@@ -285,7 +290,9 @@ def encode_text(encoder: T5Encoder, tokens: Tokens | Inputs) -> TextFeatures:
     return TextFeatures(states, words, tokens.word_mask)
 
 
-def null_text(encoder: T5Encoder, model: ModelConfig, batch: int) -> Float[Array, "b l text_width"]:
+def null_text(
+    encoder: TextEncoder, model: ModelConfig, batch: int
+) -> Float[Array, "b l text_width"]:
     """What the transformer is given for a dropped caption: T5 of the empty text, or zeros."""
     length = model.transformer.max_text_length
     if model.null_text == "zeros":
@@ -295,7 +302,7 @@ def null_text(encoder: T5Encoder, model: ModelConfig, batch: int) -> Float[Array
 
 
 def unconditional_text(
-    encoder: T5Encoder, model: ModelConfig, inputs: Inputs
+    encoder: TextEncoder, model: ModelConfig, inputs: Inputs
 ) -> Float[Array, "b l text_width"]:
     """What guidance leads away from: T5 of the negative prompt, or the null text without one."""
     null = null_text(encoder, model, inputs.token_ids.shape[0])
@@ -311,7 +318,7 @@ def with_text(conditions: Conditions, text: TextFeatures) -> Conditions:
 
 
 def encode(
-    networks: FrozenNetworks, text: T5Encoder, model: ModelConfig, inputs: Inputs
+    networks: FrozenNetworks, text: TextEncoder, model: ModelConfig, inputs: Inputs
 ) -> Conditions:
     """`Inputs` through the text encoder and every frozen network."""
     return with_text(encode_visual(networks, model, inputs), encode_text(text, inputs))

@@ -3,6 +3,7 @@
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from tora2_jax.types import Array, Conditions, PriorFeatures
 
@@ -20,7 +21,7 @@ def to_arrays(conditions: Conditions) -> dict[str, Array]:
     return found
 
 
-def from_arrays(arrays: Mapping[str, Array]) -> Conditions:
+def from_arrays(arrays: Mapping[str, Any]) -> Conditions:
     """The inverse of `to_arrays`; other names are passed over."""
     found = {name: arrays[name] for name in Conditions._fields if name in arrays}
     for name in _PRIORS:

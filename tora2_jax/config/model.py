@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import partial
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
 @dataclass(slots=True, kw_only=True)
@@ -34,11 +34,6 @@ class TransformerConfig:
     # What the backward pass makes again, see docs/sharding.md.
     rematerialize: Literal["none", "full", "save_attention", "offload"] = "none"
     unroll_layers: bool = False  # no loop over layers: faster on CPU, see docs/sharding.md
-
-    def __post_init__(self):
-        """Takes the truth values that older files hold."""
-        if isinstance(self.rematerialize, bool):
-            self.rematerialize = "full" if self.rematerialize else "none"
 
     @property
     def width(self) -> int:
@@ -390,4 +385,6 @@ def _from_json(hint: Any, value: Any) -> Any:
     nested = next((item for item in options if isinstance(item, type) and is_dataclass(item)), None)
     if nested is not None:
         return from_dict(nested, value)
+    if isinstance(value, bool) and get_origin(hint) is Literal:  # older files switch a policy
+        return "full" if value else "none"
     return tuple(value) if isinstance(value, list) else value

@@ -86,7 +86,7 @@ class Annotation(NamedTuple):
 def box_size(mask: Bool[np.ndarray, "height width"]) -> int:
     """The longer side of the box around a mask; 0 if it is empty."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1 if len(rows) else 0
+    return int(max(rows[-1] - rows[0], columns[-1] - columns[0])) + 1 if len(rows) else 0
 
 
 def read_annotations(

@@ -112,7 +112,9 @@ class EntityClips:
         masks = None
         if entity.seen:
             whole = [entity.mask(frame, height, width) for frame in used]
-            masks = np.stack([self.folder.fitted(np.uint8(mask) * 255) > 127 for mask in whole])
+            masks = np.stack(
+                [self.folder.fitted(mask.astype(np.uint8) * 255) > 127 for mask in whole]
+            )
         track, visible = self._track(entity, used, height, width)
         return EntityRecord(
             word=clip.caption[slice(*entity.asked.span)],
@@ -209,7 +211,7 @@ def _plain_sources(entity: Annotation, shown: Sequence[int], most: int, usable) 
 
 
 def _cut_from(frame: np.ndarray, mask: np.ndarray) -> UInt8[np.ndarray, "box_height box_width 4"]:
-    return cut_out(np.dstack([frame, np.uint8(mask) * 255]))
+    return cut_out(np.dstack([frame, mask.astype(np.uint8) * 255]))
 
 
 class EntityExamples(ClipExamples):

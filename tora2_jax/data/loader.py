@@ -5,11 +5,12 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
 from absl import logging
+from jaxtyping import Int
 
 from tora2_jax.errors import TrainError
 
@@ -20,6 +21,7 @@ _GRACE = 60  # seconds that a worker outlives a SIGTERM, for the step that its b
 _PREFETCHED = 2  # batches made ahead, so that making them overlaps with the training step
 
 
+@runtime_checkable
 class Source(Protocol):
     """Examples by position, each a pure function of the source's settings and the index."""
 
@@ -44,7 +46,7 @@ class _Batches:
         seed: int,
         start_step: int,
         steps: int,
-        rows: Sequence[int],
+        rows: Sequence[int] | Int[np.ndarray, " rows"],
     ):
         self._source, self._batch_size, self._seed = source, batch_size, seed
         self._start_step, self._steps, self._rows = start_step, steps, rows
@@ -119,7 +121,7 @@ def batches(
     start_step: int,
     steps: int,
     workers: int = 0,
-    rows: Sequence[int] | None = None,
+    rows: Sequence[int] | Int[np.ndarray, " rows"] | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches of steps `start_step` to `steps - 1`.
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -36,6 +36,7 @@ _Row = tuple[Inputs, UInt8[np.ndarray, "f height width 3"]]
 _FORMAT = 2  # to be raised when other numbers are kept of the same clips
 
 
+@runtime_checkable
 class Examples(Protocol):
     """What a pool encodes, by position: each a pure function of the settings and the index."""
 

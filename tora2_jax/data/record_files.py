@@ -55,7 +55,7 @@ def _entity(folder: Path, record: Record, slot: int, entity: EntityRecord) -> di
         fields["frame_masks"] = f"masks/{record.id}/{name}"
         for frame in np.flatnonzero(entity.mask.any((1, 2))):
             path = folder / fields["frame_masks"] / f"{frame:06d}.png"
-            write_image(path, np.uint8(entity.mask[frame]) * 255)
+            write_image(path, entity.mask[frame].astype(np.uint8) * 255)
     return fields
 
 

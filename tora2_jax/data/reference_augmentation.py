@@ -68,7 +68,7 @@ def draw_change(
 
 def augment(
     image: Picture, kind: Kind, guards: ReferenceGuardConfig, rng: np.random.Generator
-) -> Picture:
+) -> UInt8[np.ndarray, "high wide 4"]:
     """A reference changed at random; outside of its mask the result is white and transparent.
 
     Args:
@@ -84,7 +84,7 @@ def augment(
     return changed if (changed[..., 3] > _SOLID).any() else image
 
 
-def apply_change(image: Picture, kind: Kind, change: Change) -> Picture:
+def apply_change(image: Picture, kind: Kind, change: Change) -> UInt8[np.ndarray, "high wide 4"]:
     """`augment` with a draw that is given: shrink, blur, mirror, turn and shear, crop, color."""
     picture = image.astype(np.float32) / 255
     picture[..., :3] *= picture[..., 3:]

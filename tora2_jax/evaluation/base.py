@@ -143,7 +143,7 @@ def may_be_frozen(measured: dict[str, Any]) -> bool:
 
 def sheet(
     drawn: Sequence[tuple[str, UInt8[np.ndarray, "f height width 3"]]], columns: int = 6
-) -> UInt8[np.ndarray, "height width 3"]:
+) -> UInt8[np.ndarray, "high wide 3"]:
     """First frames, twice as large, each above its caption."""
     cells = [
         drawing.captioned(Image.fromarray(video[0].repeat(2, 0).repeat(2, 1)), caption)

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase
@@ -20,7 +21,7 @@ from tora2_jax.weights import checkpoint
 
 
 def load_clip(
-    directory: str | Path, dtype: jnp.dtype = jnp.float32
+    directory: str | Path, dtype: DTypeLike = jnp.float32
 ) -> tuple[CLIP, PreTrainedTokenizerBase]:
     """The network and the tokenizer of a folder that `python -m convert clip` made.
 

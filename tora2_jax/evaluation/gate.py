@@ -13,7 +13,7 @@ from tora2_jax.config import ModelConfig
 from tora2_jax.evaluation.bench import judge, localizer, measure
 from tora2_jax.evaluation.look import Bench
 from tora2_jax.models.vae.vae import CausalVAE
-from tora2_jax.types import Record
+from tora2_jax.types import Array, Record
 from tora2_jax.weights import checkpoint
 from tora2_jax.world.entities import Style
 
@@ -44,8 +44,8 @@ def load_vae(model: ModelConfig, path: str | Path) -> CausalVAE:
 
 @nnx.jit
 def _through(
-    vae: CausalVAE, video: UInt8[np.ndarray, "f height width 3"]
-) -> UInt8[np.ndarray, "f height width 3"]:
+    vae: CausalVAE, video: UInt8[Array, "f height width 3"]
+) -> UInt8[Array, "f height width 3"]:
     latents = vae.encode_latents(video[None].astype(jnp.float32) / 127.5 - 1.0)
     decoded = jnp.clip(vae.decode_latents(latents)[0], -1.0, 1.0)
     return jnp.round((decoded + 1.0) * 127.5).astype(jnp.uint8)

@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Shaped
 
 from tora2_jax.evaluation.bench import measure
 from tora2_jax.evaluation.look import Seen
@@ -77,7 +77,7 @@ def _goals(seen: dict[str, list[Seen]]) -> list[dict[str, Any]]:
     return told
 
 
-def _column(rows: list[Seen], name: str) -> Float[np.ndarray, "requests e"]:
+def _column(rows: list[Seen], name: str) -> Shaped[np.ndarray, "requests e"]:
     return np.stack([getattr(row, name) for row in rows])
 
 

@@ -241,7 +241,7 @@ def _change(binding: Binding, path: PathView, index: int) -> ChangeView:
     return ChangeView(ratio_p, ratio_m, _ratio(spread, whole), _ratio(spread, here))
 
 
-def _ratio(change: float, whole: float) -> float:
+def _ratio(change: float | np.floating, whole: float | np.floating) -> float:
     return float(change / whole) if whole > _SMALL else float("nan")
 
 

@@ -23,7 +23,7 @@ def request_row(
     visible: Bool[np.ndarray, "e f"],
     words: Sequence[str],
     references: Sequence[Sequence[np.ndarray]],
-) -> Frames:
+) -> UInt8[np.ndarray, "f high wide 3"]:
     """Drawn paths and references, then the video, enlarged by the whole factor of `overlay`.
 
     Args:
@@ -41,7 +41,9 @@ def request_row(
     return np.concatenate([asked, gap, made], axis=2)
 
 
-def stacked(rows: Sequence[Frames]) -> Frames:
+def stacked(
+    rows: Sequence[UInt8[np.ndarray, "f _ _ 3"]],
+) -> UInt8[np.ndarray, "f height width 3"]:
     """Rows of equally many frames under each other, on white.
 
     Raises:

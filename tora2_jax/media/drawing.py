@@ -1,7 +1,7 @@
 """Small pictures that a sheet is put together from: text, maps of values, bars. Pillow only."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -243,7 +243,7 @@ def bars(
     return picture
 
 
-def legend(names: Sequence[str], colors: Sequence[Color], width: int) -> Image.Image:
+def legend(names: Iterable[str], colors: Iterable[Color], width: int) -> Image.Image:
     """Which color is whose."""
     parts = []
     for name, color in zip(names, colors, strict=True):

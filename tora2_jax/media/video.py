@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Real, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from tora2_jax.media.video_reading import (
@@ -57,7 +57,7 @@ _BT709, _BT601 = ("itu709", 1), ("itu601", 6)
 _LIMITED = 1  # FFmpeg's number of the range 16 to 235
 
 
-def write_video(path: str | Path, frames: Frames, fps: float = 8) -> None:
+def write_video(path: str | Path, frames: np.ndarray, fps: float = 8) -> None:
     """Writes an mp4 (H.264, yuv420p; BT.709 if it is HD, else BT.601) that every player shows.
 
     The file appears only when it is complete. Odd sizes are padded by repeating the last row or
@@ -65,7 +65,7 @@ def write_video(path: str | Path, frames: Frames, fps: float = 8) -> None:
 
     Args:
         path: must end in `.mp4`; its folder is made if needed.
-        frames: at least one.
+        frames: uint8 `[f, height, width, 3]`, at least one.
         fps: frames per second.
 
     Raises:
@@ -105,7 +105,7 @@ def _encode(path: Path, frames: Frames, fps: float) -> None:
         container.mux(stream.encode())
 
 
-def write_image(path: str | Path, image: UInt8[np.ndarray, "height width channels"]) -> None:
+def write_image(path: str | Path, image: UInt8[np.ndarray, "height width *channels"]) -> None:
     """Writes a picture (gray, RGB or RGBA) in the format that its name ends in.
 
     Raises:
@@ -148,11 +148,11 @@ def _checked(frames: np.ndarray, where: object) -> np.ndarray:
 
 def overlay(
     frames: Frames,
-    tracks: Float[np.ndarray, "e f 2"],
+    tracks: Real[np.ndarray, "e f 2"],
     visible: Bool[np.ndarray, "e f"],
     labels: Sequence[str],
     thumbnails: Sequence[Sequence[np.ndarray]] = (),
-) -> Frames:
+) -> UInt8[np.ndarray, "f high wide 3"]:
     """Draws every entity's path, where it should be now, its word and its reference images.
 
     Small videos are enlarged by a whole factor until the words can be read.
@@ -244,7 +244,7 @@ def _panel(labels, thumbnails, height: int) -> np.ndarray:
 
 def contact_sheet(
     frames: Frames, columns: int = 4, count: int | None = None
-) -> UInt8[np.ndarray, "height width 3"]:
+) -> UInt8[np.ndarray, "high wide 3"]:
     """Frames side by side, row by row, on white.
 
     Args:

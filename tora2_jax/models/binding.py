@@ -70,7 +70,7 @@ class MotionTokens(nnx.Module):
         return keep(self.pooled(pooled) + path, on)
 
 
-def fourier(values: Float[Array, "*n k"], frequencies: int) -> Float[Array, "*n k*2*frequencies"]:
+def fourier(values: Float[Array, "*n k"], frequencies: int) -> Float[Array, "*n k*2*{frequencies}"]:
     """Sine and cosine of each value at `pi * 2**j`, j = 0 .. frequencies - 1."""
     angles = values[..., None] * (math.pi * 2.0 ** jnp.arange(frequencies, dtype=jnp.float32))
     waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)

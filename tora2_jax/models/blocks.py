@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 
 from tora2_jax import parallel
 from tora2_jax.config import MotionConfig, TransformerConfig
@@ -39,7 +40,7 @@ class ModulatedNorm(nnx.Module):
     Gates start at zero when trained from scratch (adaLN-zero, our decision).
     """
 
-    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
         self.norm = LayerNorm(config.width, config.norm_eps, rngs=rngs, dtype=dtype)
         self.modulation = Linear(
             config.time_embed_dim, 6 * config.width, kernel_init=ZEROS, rngs=rngs
@@ -60,7 +61,7 @@ class ModulatedNorm(nnx.Module):
 class JointAttention(nnx.Module):
     """Full attention over `[text ; video]`; rotary positions on the video alone."""
 
-    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs, dtype: DTypeLike):
         width = config.width
         self.heads = config.num_heads
         self.query = Linear(width, width, rngs=rngs, dtype=dtype)
@@ -89,7 +90,7 @@ class JointAttention(nnx.Module):
 class FeedForward(nnx.Module):
     """Two linear maps with GELU (tanh form) between, four times as wide inside."""
 
-    def __init__(self, width: int, *, rngs: nnx.Rngs, dtype: jnp.dtype):
+    def __init__(self, width: int, *, rngs: nnx.Rngs, dtype: DTypeLike):
         self.expand = Linear(width, 4 * width, rngs=rngs, dtype=dtype)
         self.project = Linear(4 * width, width, rngs=rngs, dtype=dtype)
 
@@ -112,7 +113,7 @@ class Block(nnx.Module):
         personalization_first: bool,
         *,
         rngs: nnx.Rngs,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
     ):
         self.personalization_first = personalization_first
         self.attention_norm = ModulatedNorm(config, rngs=rngs, dtype=dtype)

@@ -8,7 +8,7 @@ from tora2_jax.types import ContrastEmbeddings
 
 
 def contrastive_loss(
-    embeddings: ContrastEmbeddings, temperature: float
+    embeddings: ContrastEmbeddings, temperature: float | Float[Array, ""]
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """L_cont (eq. 6) as half the sum of two means over the entities that take part (our decision).
 
@@ -47,7 +47,9 @@ def retrieval_accuracy(embeddings: ContrastEmbeddings) -> Float[Array, ""]:
     return jnp.where(count >= 2, jnp.where(part, right, 0.0).sum() / jnp.maximum(count, 1), 0.0)
 
 
-def _similarity(embeddings: ContrastEmbeddings, scale: float) -> Float[Array, "n n"]:
+def _similarity(
+    embeddings: ContrastEmbeddings, scale: float | Float[Array, ""]
+) -> Float[Array, "n n"]:
     """Scaled cosines of all entities of the batch; absent ones get a finite minimum."""
     p, m = (x.reshape(-1, x.shape[-1]) for x in embeddings[:2])
     part = embeddings.takes_part.reshape(-1)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 
 from tora2_jax import parallel
 from tora2_jax.config import MotionConfig, PersonalizationConfig, TransformerConfig
@@ -54,7 +55,7 @@ class CogVideoXTransformer(nnx.Module):
         personalization: PersonalizationConfig | None = None,
         *,
         rngs: nnx.Rngs,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
     ):
         width, time_width = config.width, config.time_embed_dim
         patch_volume = config.patch_size**2 * (config.patch_size_t or 1)

@@ -6,6 +6,7 @@ from operator import itemgetter
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from tora2_jax import parallel
@@ -29,7 +30,7 @@ class FrameConvolution(nnx.Module):
         kernel_init: nnx.Initializer = _HE,
         *,
         rngs: nnx.Rngs,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
     ):
         shape = (3, 3, channels_in, channels_out)
         self.kernel = nnx.Param(kernel_init(rngs.params(), shape, jnp.float32))
@@ -49,13 +50,13 @@ class FrameConvolution(nnx.Module):
         ]
         return self.product(jnp.concatenate(taps, axis=-1))
 
-    def product(self, taps: Float[Array, "*m 9*c"]) -> Float[Array, "*m d"]:
+    def product(self, taps: Float[Array, "*m 9*{self.kernel.shape[2]}"]) -> Float[Array, "*m d"]:
         """Neighborhoods (row, column, channel) times the kernel."""
         return _product(taps, self.kernel, self.bias, self.dtype)
 
 
 def _product(
-    taps: Float[Array, "*m k"], kernel: nnx.Param, bias: nnx.Param, dtype: jnp.dtype
+    taps: Float[Array, "*m k"], kernel: nnx.Param, bias: nnx.Param, dtype: DTypeLike
 ) -> Float[Array, "*m d"]:
     """Neighborhoods times a convolution kernel, computed in `dtype`."""
     taps, shift = taps.astype(dtype), bias[...].astype(dtype)
@@ -72,7 +73,7 @@ class ResidualBlock(nnx.Module):
     grow their input beyond all bounds when the statistics do not come from a checkpoint.
     """
 
-    def __init__(self, channels: int, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
+    def __init__(self, channels: int, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         zeros = nnx.initializers.zeros_init()
         self.first_norm = BatchNorm(channels, _NORM_EPS, rngs=rngs)
         self.first_conv = FrameConvolution(channels, channels, rngs=rngs, dtype=dtype)
@@ -93,7 +94,7 @@ class TrajectoryExtractor(nnx.Module):
         transformer: TransformerConfig,
         *,
         rngs: nnx.Rngs,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
     ):
         space = transformer.patch_size
         self.patch = (transformer.patch_size_t or 1, space, space)
@@ -139,7 +140,7 @@ class TrajectoryExtractor(nnx.Module):
 
 def patchify(
     latents: Float[AnyArray, "b t_lat h_lat w_lat c"], patch: tuple[int, int, int]
-) -> Float[Array, "b t h w patch*c"]:
+) -> Float[Array, "b t h w {patch[0]}*{patch[1]}*{patch[2]}*c"]:
     """Blocks of `patch` (time, rows, columns) become channels, in the order (c, t, h, w)."""
     padding = [(0, -size % step) for size, step in zip(latents.shape[1:4], patch, strict=True)]
     latents = jnp.pad(latents, [(0, 0), *padding, (0, 0)])
@@ -162,13 +163,13 @@ class TemporalConvolution(nnx.Module):
         channels_out: int,
         *,
         rngs: nnx.Rngs,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
     ):
         self.kernel = nnx.Param(jnp.zeros((3, channels_in, channels_out), jnp.float32))
         self.bias = nnx.Param(jnp.zeros(channels_out, jnp.float32))
         self.dtype = dtype
 
-    def __call__(self, taps: Float[Array, "*m 3*c"]) -> Float[Array, "*m d"]:
+    def __call__(self, taps: Float[Array, "*m 3*{self.kernel.shape[1]}"]) -> Float[Array, "*m d"]:
         """A position in the frame before, in its own and in the one after -> the output."""
         # One matrix product, as in `FrameConvolution`.
         return _product(taps, self.kernel, self.bias, self.dtype)
@@ -226,7 +227,7 @@ class MotionGuidanceFuser(nnx.Module):
         *,
         norm_groups: int = 32,
         rngs: nnx.Rngs,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
     ):
         inner = width // 4
         self.gamma_spatial = FrameConvolution(map_width, inner, rngs=rngs, dtype=dtype)

@@ -209,7 +209,7 @@ class AppearanceExtractor(nnx.Module):
         return tokens, vector, jnp.broadcast_to(present[..., None], tokens.shape[:-1])
 
 
-def keep(values: Float[AnyArray, "*n c"], mask: Bool[AnyArray, "*n"]) -> Float[Array, "*n c"]:
+def keep(values: Float[AnyArray, "*n c"], mask: Bool[AnyArray, "*#n"]) -> Float[Array, "*n c"]:
     """Float32 values, exactly 0 (also in the gradient) where the mask is False."""
     return jnp.where(mask[..., None], values.astype(jnp.float32), 0.0)
 

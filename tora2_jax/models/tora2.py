@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from tora2_jax.config import ModelConfig
 from tora2_jax.models.binding import Binder, needs_binder
@@ -106,7 +106,7 @@ class Tora2(nnx.Module):
     def __call__(
         self,
         latents: Float[Array, "b t_lat h_lat w_lat latent"],
-        timestep: Float[Array, " b"],
+        timestep: Float[Array, " b"] | Int[Array, " b"],
         bound: BoundConditions,
     ) -> Float[Array, "b t_lat h_lat w_lat latent"]:
         """The velocity that takes noisy latents apart into clean ones and noise."""
@@ -117,7 +117,7 @@ class Tora2(nnx.Module):
         self,
         observer: Observer,
         latents: Float[Array, "b t_lat h_lat w_lat latent"],
-        timestep: Float[Array, " b"],
+        timestep: Float[Array, " b"] | Int[Array, " b"],
         bound: BoundConditions,
     ) -> tuple[Float[Array, "b t_lat h_lat w_lat latent"], Any]:
         """The velocity, and what an observer says of each cross-attention (`models/dit.py`)."""

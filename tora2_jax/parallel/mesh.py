@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
 from tora2_jax.config.train import MeshConfig
 from tora2_jax.errors import TrainError
@@ -232,7 +232,7 @@ def wide(features: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
     return _constrain(features, 1, -1)
 
 
-def positions(table: Float[Array, "n c"]) -> Float[Array, "n c"]:
+def positions(table: Shaped[Array, "n c"]) -> Shaped[Array, "n c"]:
     """A table with one row per position of the stream."""
     return _constrain(table, 0, batch_axis=None)
 

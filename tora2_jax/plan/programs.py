@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from tora2_jax import parallel
 from tora2_jax.config import ModelConfig
@@ -119,7 +120,7 @@ def _loop(model: ModelConfig) -> tuple[int, int]:
     return model.transformer.num_layers // blocks, blocks
 
 
-def _rest(module: nnx.Module, half: re.Pattern, dtype: jnp.dtype, mesh: Mesh) -> None:
+def _rest(module: nnx.Module, half: re.Pattern, dtype: DTypeLike, mesh: Mesh) -> None:
     """Types and places of arrays at rest; the paths of `half` are stored in `dtype` as well."""
     found = []
     for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Not(nnx.RngState))):

@@ -146,7 +146,7 @@ def _in_words(faces: Sequence[Face], chosen: int | None, choice: FaceChoice) -> 
 
 
 def with_mask(
-    image: UInt8[np.ndarray, "height width 4"], mask: UInt8[np.ndarray, "height width"]
+    image: UInt8[np.ndarray, "height width 4"], mask: UInt8[np.ndarray, "high wide"]
 ) -> UInt8[np.ndarray, "height width 4"]:
     """The picture without what a mask leaves out (255 is the entity).
 

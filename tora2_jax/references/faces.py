@@ -6,7 +6,7 @@ Positions are (x, y) as OpenCV and insightface count them: whole numbers are cen
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -54,6 +54,7 @@ class Face(NamedTuple):
     score: float  # the detector's, in [0, 1]
 
 
+@runtime_checkable
 class FaceDetector(Protocol):
     """Finds faces."""
 
@@ -62,6 +63,7 @@ class FaceDetector(Protocol):
         ...
 
 
+@runtime_checkable
 class _Network(Protocol):
     """insightface's SCRFD, as far as it is used."""
 

@@ -25,6 +25,7 @@ from tora2_jax.trajectory.points import DEFAULT_CANVAS, Points
 ImageLike = str | Path | Image.Image | np.ndarray
 # A file, points as in a request file, or an array [p, 2] or [p, 3]: x, y and time, in [0, 1]; a
 # row with a NaN is where the entity is not visible.
+Size = int | np.integer
 PathLike = str | Path | Sequence | np.ndarray | Points
 
 
@@ -56,10 +57,10 @@ def make_request(
     prompt: str,
     entities: Sequence[Entity] = (),
     *,
-    height: int | None = None,
-    width: int | None = None,
-    frames: int | None = None,
-    fps: int | None = None,
+    height: Size | None = None,
+    width: Size | None = None,
+    frames: Size | None = None,
+    fps: Size | None = None,
     canvas: tuple[float, float] = DEFAULT_CANVAS,
     image: ImageLike | None = None,
     fit: Fit = DEFAULT_FIT,
@@ -112,7 +113,7 @@ def _entity(entity: Entity, field: str, problems: list[str]) -> dict[str, Any]:
     return {name: value for name, value in data.items() if value not in ([], None)}
 
 
-def _source(value: ImageLike, field: str, problems: list[str]) -> Any:
+def _source(value: object, field: str, problems: list[str]) -> Any:
     if isinstance(value, str | Path):
         return str(value)
     if not isinstance(value, Image.Image | np.ndarray):
@@ -133,7 +134,7 @@ def _points(value: PathLike | None) -> Any:
     if isinstance(value, Points):
         return point_list(value)
     if isinstance(value, np.ndarray) and value.ndim == 2:
-        seen = np.isfinite(value.astype(np.float64)).all(-1)
+        seen = np.asarray(np.isfinite(value.astype(np.float64)).all(-1))
         rows = zip(value.tolist(), seen, strict=True)
         return [point if visible else None for point, visible in rows]
     return _plain(value)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 
 from tora2_jax import conditioning, diffusion
 from tora2_jax.models.layers.basic import flat_variables
@@ -27,7 +28,7 @@ from tora2_jax.sampling.result import Sample, SamplingStopped, Step, StepCallbac
 from tora2_jax.sampling.settings import DEFAULTS, SampleSettings, seed_problems, setting_problems
 from tora2_jax.system import hub
 from tora2_jax.system.finite import NotFiniteError, not_finite, reason
-from tora2_jax.types import BoundConditions, Conditions, Inputs
+from tora2_jax.types import Array, BoundConditions, Conditions, Inputs
 from tora2_jax.weights.bundle import LoadedModel, load_bundle
 
 _LOG = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ class Tora2Pipeline:
         *,
         seed: int = 0,
         settings: SampleSettings = DEFAULTS,
-        initial_latents: np.ndarray | None = None,
+        initial_latents: Array | None = None,
         progress: Callable[[int, int], None] | None = None,
         report: Report | None = None,
         callback: StepCallback | None = None,
@@ -175,7 +176,7 @@ class Tora2Pipeline:
         *,
         seeds: list[int],
         settings: SampleSettings = DEFAULTS,
-        initial_latents: np.ndarray | None = None,
+        initial_latents: Array | None = None,
         progress: Callable[[int, int], None] | None = None,
         report: Report | None = None,
         callback: StepCallback | None = None,
@@ -355,7 +356,7 @@ class Tora2Pipeline:
             self._finish_step(settings.steps, table.timestep, before, listeners)
         return state.latents
 
-    def _finish_step(self, step: int, times: np.ndarray, finite: jax.Array, listeners) -> None:
+    def _finish_step(self, step: int, times: np.ndarray, finite: ArrayLike, listeners) -> None:
         """Waits for a step, counted from 1."""
         rows = np.flatnonzero(~np.asarray(finite))
         if len(rows):

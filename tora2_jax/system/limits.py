@@ -8,7 +8,7 @@ import codecs
 import io
 import math
 from pathlib import Path
-from typing import IO
+from typing import Protocol
 
 import numpy as np
 
@@ -33,6 +33,12 @@ _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
+
+
+class Readable(Protocol):
+    """An open file of bytes; one in memory has no name and no mode, as an `IO` has."""
+
+    def read(self, length: int = ..., /) -> bytes: ...
 
 
 class TooLargeError(ValueError):
@@ -76,7 +82,7 @@ def decode_text(data: bytes) -> str:
     return data.decode("utf-16" if data.startswith(marks) else "utf-8-sig")
 
 
-def read_array(file: IO[bytes], most: int) -> np.ndarray:
+def read_array(file: Readable, most: int) -> np.ndarray:
     """An array in NumPy's format of at most so many bytes, whatever its header claims.
 
     Raises:
@@ -96,7 +102,7 @@ def read_array(file: IO[bytes], most: int) -> np.ndarray:
     return array.reshape(shape, order="F" if column_major else "C")
 
 
-def _header(file: IO[bytes], version: tuple[int, int]) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _header(file: Readable, version: tuple[int, int]) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, order and type of an array; the length that a header claims is not believed.
 
     Raises:

@@ -159,8 +159,8 @@ def _output_problems(options: argparse.Namespace) -> list[str]:
 
 
 def draw_paths(
-    names: list[Path],
-    paths: list[Points],
+    names: Sequence[Path],
+    paths: Sequence[Points],
     tracks: np.ndarray,
     visible: np.ndarray,
     size: tuple[int, int],

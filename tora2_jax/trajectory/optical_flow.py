@@ -5,12 +5,13 @@ imported when the default estimator is used.
 """
 
 import importlib
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 
+@runtime_checkable
 class FlowEstimator(Protocol):
     """Says how far every pixel moves from one frame to the next."""
 

@@ -218,7 +218,7 @@ def resample(
     frames: int,
     width: int,
     height: int,
-    canvas: tuple[int, int] = DEFAULT_CANVAS,
+    canvas: tuple[float, float] = DEFAULT_CANVAS,
     compat: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """One position per frame, in pixels, linear in time between the points.
@@ -263,7 +263,7 @@ def _nearest_visible(points: Points, time: np.ndarray) -> np.ndarray:
 
 
 def _released_track(
-    points: Points, frames: int, width: int, height: int, canvas: tuple[int, int]
+    points: Points, frames: int, width: int, height: int, canvas: tuple[float, float]
 ) -> np.ndarray:
     """The released Tora's whole-pixel track, float32 `[f, 2]`; the far edge is the last pixel."""
     if not points.visible.all():

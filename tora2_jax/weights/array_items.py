@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ _READERS = ocp.type_handlers.create_type_handler_registry(
 
 
 def read(
-    location: str | Path,
+    location: str | PathLike[str],
     wanted: Mapping[str, jax.ShapeDtypeStruct],
     arguments: Mapping[str, ocp.RestoreArgs],
 ) -> dict[str, Any]:

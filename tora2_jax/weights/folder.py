@@ -97,7 +97,7 @@ def describe(folder: str | Path) -> tuple[dict[str, ArraySpec], dict[str, Any]]:
         raise ValueError(f"{path} is damaged: {error!r}; convert it again") from error
 
 
-def _spec(entry: Mapping[str, Any]) -> ArraySpec:
+def _spec(entry: Any) -> ArraySpec:
     """One entry of `arrays`.
 
     Raises:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Real, UInt8
 
 SPRITE_SIZE = 128  # pixels
 UNIT = 58.0  # pixels per unit
@@ -15,7 +15,9 @@ _FIXED = 4  # bits behind the point in OpenCV's coordinates
 class Brush:
     """Draws parts with an outline on a transparent canvas."""
 
-    def __init__(self, outline: Sequence[float], width: int = OUTLINES["patterned"]) -> None:
+    def __init__(
+        self, outline: Sequence[float] | Real[np.ndarray, "3"], width: int = OUTLINES["patterned"]
+    ) -> None:
         self._width = width
         self._outline = tuple(float(channel) for channel in outline)
         self._color = np.full((SPRITE_SIZE, SPRITE_SIZE, 3), self._outline, np.uint8)

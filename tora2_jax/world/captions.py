@@ -10,7 +10,7 @@ from itertools import permutations
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Real
 
 from tora2_jax.world.entities import WORDS, Entity
 
@@ -65,7 +65,7 @@ class Phrase(NamedTuple):
         return f"{'an' if rest[0] in 'aeio' else 'a'} {rest}"
 
 
-def color_name(color: Float[np.ndarray, "3"]) -> str:
+def color_name(color: Real[np.ndarray, "3"]) -> str:
     """The plain English name of an RGB color in [0, 255]."""
     hue, saturation, value = colorsys.rgb_to_hsv(*(np.asarray(color, float) / 255))
     if value < 0.22:

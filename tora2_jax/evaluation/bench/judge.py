@@ -5,7 +5,7 @@ import zlib
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, UInt8
 
 from tora2_jax.evaluation.bench import measure
 from tora2_jax.evaluation.bench.networks import CROP_SIDE, Judge, crops_around, white_square
@@ -28,7 +28,7 @@ def strangers(
 @nnx.jit
 def _scores(
     model: Judge,
-    frames: Float[Array, "f height width 3"],
+    frames: UInt8[Array, "f height width 3"],
     centers: Float[Array, "f 2"],
     references: Float[Array, "candidates side side 3"],
 ) -> Float[Array, "f candidates"]:

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 
 CANVAS = 256.0  # pixels; distances are given on a canvas of this side
 ABSENT = 0.5 * CANVAS * 2**0.5  # what a frame without the entity counts: half the diagonal
@@ -58,10 +58,10 @@ def rank_of_own(scores: Float[np.ndarray, "... candidates"]) -> Float[np.ndarray
 
 def found_own(scores: Float[np.ndarray, "... candidates"]) -> Bool[np.ndarray, "..."]:
     """Whether candidate 0, the entity's own reference, scores strictly best."""
-    return np.all(scores[..., :1] > scores[..., 1:], axis=-1)
+    return np.asarray(np.all(scores[..., :1] > scores[..., 1:], axis=-1))
 
 
-def mean_estimate(values: Float[np.ndarray, "..."]) -> Estimate:
+def mean_estimate(values: Shaped[np.ndarray, "..."]) -> Estimate:
     """Mean and standard error of independent values; NaN are left out."""
     values = np.asarray(values, np.float64).ravel()
     values = values[~np.isnan(values)]
@@ -72,7 +72,7 @@ def mean_estimate(values: Float[np.ndarray, "..."]) -> Estimate:
 
 
 def cluster_estimate(
-    values: Float[np.ndarray, "requests members"], *, samples: int = 2000, seed: int = 0
+    values: Shaped[np.ndarray, "requests members"], *, samples: int = 2000, seed: int = 0
 ) -> Estimate:
     """Mean with a bootstrap error over whole requests, whose members are not independent.
 

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from tora2_jax.types import Array as AnyArray
 from tora2_jax.world.clips import WORDS
 
 NAMES = [word for word, _ in WORDS]  # order of the localizer's maps
@@ -58,7 +59,7 @@ class _Unit(nnx.Module):
         self.convolution = _convolution(in_features, features, strides=stride, rngs=rngs)
         self.norm = nnx.GroupNorm(features, num_groups=8, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b y x c"]) -> Float[Array, "b y x d"]:
+    def __call__(self, x: Float[Array, "b y x c"]) -> Float[Array, "b rows columns d"]:
         return nnx.gelu(self.norm(self.convolution(x)))
 
 
@@ -154,7 +155,7 @@ def _locate(
 
 
 def locate(
-    localizer: Localizer, frames: UInt8[Array, "f height width 3"], words: list[str]
+    localizer: Localizer, frames: UInt8[AnyArray, "f height width 3"], words: list[str]
 ) -> tuple[Float[np.ndarray, "e f 2"], Bool[np.ndarray, "e f"]]:
     """Where the words are in a video: centers (x, y) in its pixels, and whether they are there.
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from tora2_jax.config import ArcFaceConfig
@@ -26,7 +27,7 @@ class PReLU(nnx.Module):
 
 
 def convolution(
-    in_features: int, out_features: int, size: int, stride: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
+    in_features: int, out_features: int, size: int, stride: int, *, dtype: DTypeLike, rngs: nnx.Rngs
 ) -> nnx.Conv:
     """Square convolution without bias, padded so that stride 1 keeps the size."""
     return nnx.Conv(
@@ -45,7 +46,7 @@ class ResidualBlock(nnx.Module):
     """Norm, convolution, norm, PReLU, convolution with stride, norm; plus the shortcut."""
 
     def __init__(
-        self, in_width: int, width: int, *, first: bool, dtype: jnp.dtype, rngs: nnx.Rngs
+        self, in_width: int, width: int, *, first: bool, dtype: DTypeLike, rngs: nnx.Rngs
     ) -> None:
         """The first block of a stage halves the map and has a convolution on its shortcut."""
         conv = functools.partial(convolution, dtype=dtype, rngs=rngs)
@@ -75,7 +76,7 @@ class ArcFace(nnx.Module):
     """Aligned face -> 7x7 map of tokens and identity vector (R100 at 112 pixels by default)."""
 
     def __init__(
-        self, config: ArcFaceConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32
+        self, config: ArcFaceConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
     ) -> None:
         """Random weights; `convert/families/arcface.py` brings published ones."""
         first, last = config.widths[0], config.widths[-1]
@@ -91,7 +92,7 @@ class ArcFace(nnx.Module):
         self.image_size = config.image_size
 
     def __call__(
-        self, images: Float[Array, "*n side side 3"], *, train: bool = False
+        self, images: Float[Array, "*n height width 3"], *, train: bool = False
     ) -> PriorFeatures:
         """Tokens `[*n, k, c]` in row-major order and vector `[*n, embedding]`.
 
@@ -131,7 +132,7 @@ def check_shape(name: str, shape: tuple[int, ...], wanted: tuple[int, int]) -> N
         )
 
 
-def _stages(config: ArcFaceConfig, dtype: jnp.dtype, rngs: nnx.Rngs) -> list[nnx.List]:
+def _stages(config: ArcFaceConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> list[nnx.List]:
     make: Callable[..., ResidualBlock] = functools.partial(ResidualBlock, dtype=dtype, rngs=rngs)
     stages, in_width = [], config.widths[0]
     for width, count in zip(config.widths, config.layers, strict=True):

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from tora2_jax.config.encoders import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
@@ -42,7 +43,7 @@ class Block(nnx.Module):
     """Attention and MLP, each behind a norm."""
 
     def __init__(
-        self, config: CLIPVisionConfig | CLIPTextConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs
+        self, config: CLIPVisionConfig | CLIPTextConfig, *, dtype: DTypeLike, rngs: nnx.Rngs
     ) -> None:
         width = config.width
         norm = functools.partial(LayerNorm, width, eps=config.norm_eps, dtype=dtype, rngs=rngs)
@@ -64,7 +65,7 @@ class VisionTower(nnx.Module):
     """Images -> tokens of the last layer, the class token first."""
 
     def __init__(
-        self, config: CLIPVisionConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32
+        self, config: CLIPVisionConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
     ) -> None:
         width, grid = config.width, config.image_size // config.patch_size
         patch = config.patch_size**2 * 3
@@ -78,7 +79,7 @@ class VisionTower(nnx.Module):
         self.norm_after = norm()
         self.config, self.dtype = config, dtype
 
-    def __call__(self, images: Float[Array, "b side side 3"]) -> Float[Array, "b n c"]:
+    def __call__(self, images: Float[Array, "b height width 3"]) -> Float[Array, "b n c"]:
         """`images` are RGB in [0, 1]; a rest beside the patches is cut off, as a convolution does.
 
         Raises:
@@ -107,7 +108,7 @@ class TextTower(nnx.Module):
     """Captions -> tokens after the last norm; each token sees those before it."""
 
     def __init__(
-        self, config: CLIPTextConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32
+        self, config: CLIPTextConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
     ) -> None:
         width = config.width
         make_block = functools.partial(Block, config, dtype=dtype)
@@ -159,7 +160,7 @@ class CLIP(nnx.Module):
     """
 
     def __init__(
-        self, config: CLIPConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32
+        self, config: CLIPConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
     ) -> None:
         """Random weights; `convert/families/clip.py` brings published ones."""
         project = functools.partial(Linear, use_bias=False, dtype=dtype, rngs=rngs)
@@ -169,7 +170,7 @@ class CLIP(nnx.Module):
         self.text_projection = project(config.text.width, config.embedding)
         self.log_scale = nnx.Param(jnp.float32(2.6592))  # log(1 / 0.07), as CLIP's training starts
 
-    def encode_images(self, images: Float[Array, "*n side side 3"]) -> ImageFeatures:
+    def encode_images(self, images: Float[Array, "*n height width 3"]) -> ImageFeatures:
         """Embeddings and last hidden states; `images` are RGB in [0, 1].
 
         Raises:

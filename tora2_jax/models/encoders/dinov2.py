@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from tora2_jax.config import DINOv2Config
@@ -27,7 +28,7 @@ def hidden_width(config: DINOv2Config) -> int:
 class Block(nnx.Module):
     """Attention and feed-forward layer, each behind a norm and scaled per channel."""
 
-    def __init__(self, config: DINOv2Config, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: DINOv2Config, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         """Layer scales start at 1."""
         width, hidden = config.width, hidden_width(config)
         gated = config.feed_forward == "swiglu"
@@ -56,7 +57,7 @@ class DINOv2(nnx.Module):
     """Images -> patch tokens (ViT-L/14, 256 tokens at 224 pixels by default)."""
 
     def __init__(
-        self, config: DINOv2Config, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32
+        self, config: DINOv2Config, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
     ) -> None:
         """Random weights; `convert/families/dinov2.py` brings published ones."""
         width, registers = config.width, config.num_registers

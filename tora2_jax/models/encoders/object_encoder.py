@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from tora2_jax.config import ObjectEncoderConfig
@@ -29,7 +30,7 @@ class Bottleneck(nnx.Module):
     """Convolutions 1x1, 3x3 (with the stride) and 1x1 to four times the width; plus shortcut."""
 
     def __init__(
-        self, in_width: int, width: int, stride: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
+        self, in_width: int, width: int, stride: int, *, dtype: DTypeLike, rngs: nnx.Rngs
     ) -> None:
         """The shortcut is a convolution where it must change the shape."""
         conv = functools.partial(convolution, dtype=dtype, rngs=rngs)
@@ -75,7 +76,7 @@ class ObjectEncoder(nnx.Module):
     """Object crop -> map of tokens and pooled vector (ResNet-50 at 224 pixels by default)."""
 
     def __init__(
-        self, config: ObjectEncoderConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32
+        self, config: ObjectEncoderConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
     ) -> None:
         """Random weights; `convert/families/object_encoder.py` brings published ones."""
         self.stem = convolution(3, config.base_width, 7, 2, dtype=dtype, rngs=rngs)
@@ -143,7 +144,7 @@ def _strides(config: ObjectEncoderConfig) -> tuple[int, ...]:
     return (1, *[2] * (len(config.layers) - 2), config.last_stride)
 
 
-def _stages(config: ObjectEncoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs) -> list[nnx.List]:
+def _stages(config: ObjectEncoderConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> list[nnx.List]:
     stages, in_width = [], config.base_width
     for position, (count, stride) in enumerate(zip(config.layers, _strides(config), strict=True)):
         width = config.base_width * 2**position

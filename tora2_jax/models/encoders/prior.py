@@ -6,7 +6,7 @@ plug in another network, give its config a case in `prior_sizes` and in `build_p
 them knows `PriorSizes` alone, and no number of tokens is special.
 """
 
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from flax import nnx
 from jaxtyping import Array, Float
@@ -19,6 +19,7 @@ PriorName = Literal["face", "object"]
 PriorConfig = ArcFaceConfig | ObjectEncoderConfig | StoredPriorConfig
 
 
+@runtime_checkable
 class PriorEncoder(Protocol):
     """A frozen network that describes images of entities. It computes in float32."""
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from tora2_jax import parallel
 from tora2_jax.parallel import placement
@@ -49,7 +50,7 @@ class Linear(nnx.Linear):
         kernel_init: nnx.Initializer = LECUN_NORMAL,
         bias_init: nnx.Initializer = ZEROS,
         rngs: nnx.Rngs,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
     ):
         super().__init__(
             in_features,
@@ -79,7 +80,7 @@ class LayerNorm(nnx.LayerNorm):
         use_scale: bool = True,
         use_bias: bool = True,
         rngs: nnx.Rngs,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
     ):
         super().__init__(
             features,
@@ -285,7 +286,7 @@ def map_arrays(function: Callable[[jax.Array], jax.Array], module: Any) -> Any:
     return nnx.merge(graph, jax.tree.map(function, state))
 
 
-def _variables(module: nnx.Module) -> dict[tuple, nnx.Variable]:
+def _variables(module: nnx.Module | nnx.State) -> dict[tuple, nnx.Variable]:
     state = nnx.to_flat_state(nnx.state(module, nnx.Not(nnx.RngState)))
     return dict(state)
 
@@ -294,7 +295,7 @@ def _name(path: tuple) -> str:
     return ".".join(str(part) for part in path)
 
 
-def flat_variables(module: nnx.Module) -> dict[str, Any]:
+def flat_variables(module: nnx.Module | nnx.State) -> dict[str, Any]:
     """Every array of a module (parameters, statistics, buffers) by its path, joined by dots.
 
     The values of an abstract module (`nnx.eval_shape`) are `jax.ShapeDtypeStruct`.

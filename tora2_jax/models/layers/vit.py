@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from tora2_jax.models.layers.attention import attention
@@ -15,7 +16,7 @@ from tora2_jax.models.layers.basic import Linear
 class SelfAttention(nnx.Module):
     """Multi-head attention of all tokens to all tokens, or to those that a mask allows."""
 
-    def __init__(self, width: int, num_heads: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+    def __init__(self, width: int, num_heads: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         """Four square maps with bias."""
         make = functools.partial(Linear, width, width, dtype=dtype, rngs=rngs)
         self.query, self.key, self.value, self.output = make(), make(), make(), make()

@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from tora2_jax import parallel
@@ -13,7 +14,7 @@ from tora2_jax import parallel
 OUTER_NORM_EPS = 1e-6  # fixed in the published model, unlike the encoder's resnet norms
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
-Cache = tuple[Float[Array, "b 2 height width c"], ...]
+Cache = tuple[Float[Array, "b 2 _ _ _"], ...]
 
 
 class Memory:
@@ -148,8 +149,8 @@ def _causal_gradients(run: Callable) -> Callable:
 
 @jax.custom_vjp
 def convolve_causally(
-    joined: Float[Array, "b f+2 h w c"], kernel: Float[Array, "3 3 3 c o"]
-) -> Float[Array, "b f h w o"]:
+    joined: Float[Array, "b joined h w c"], kernel: Float[Array, "3 3 3 c o"]
+) -> Float[Array, "b joined-2 h w o"]:
     """3-D convolution, each frame with the two before it; zero padding in space alone.
 
     Its gradient is written out because that of `platform_dependent` keeps what both branches need.
@@ -185,7 +186,7 @@ class Convolution(nnx.Module):
         out_features: int,
         *,
         rngs: nnx.Rngs,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
     ):
         initializer = nnx.initializers.lecun_normal()
         shape = (*size, in_features, out_features)

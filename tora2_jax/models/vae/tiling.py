@@ -119,7 +119,7 @@ class _Axis(NamedTuple):
 def encode(
     vae: CausalVAE,
     video: Float[AnyArray, "b f height width 3"],
-    memory: VAEMemory = "whole",
+    memory: VAEMemory | str = "whole",
     tiles: Tiles = DEFAULT_TILES,
 ) -> HostPosterior:
     """The posterior of a video in [-1, 1], as numpy arrays in float32.
@@ -149,7 +149,7 @@ def encode(
 def decode(
     vae: CausalVAE,
     latents: Float[AnyArray, "b t_lat h_lat w_lat latent"],
-    memory: VAEMemory = "whole",
+    memory: VAEMemory | str = "whole",
     tiles: Tiles = DEFAULT_TILES,
     progress: Progress | None = None,
 ) -> Float[np.ndarray, "b f height width 3"]:
@@ -172,7 +172,7 @@ def decode(
 def encode_latents(
     vae: CausalVAE,
     video: Float[AnyArray, "b f height width 3"],
-    memory: VAEMemory = "whole",
+    memory: VAEMemory | str = "whole",
     tiles: Tiles = DEFAULT_TILES,
 ) -> Float[np.ndarray, "b t_lat h_lat w_lat latent"]:
     """The posterior's mode, scaled to the diffusion's unit variance. See `encode`."""
@@ -182,7 +182,7 @@ def encode_latents(
 def decode_latents(
     vae: CausalVAE,
     latents: Float[AnyArray, "b t_lat h_lat w_lat latent"],
-    memory: VAEMemory = "whole",
+    memory: VAEMemory | str = "whole",
     tiles: Tiles = DEFAULT_TILES,
     progress: Progress | None = None,
 ) -> Float[np.ndarray, "b f height width 3"]:
@@ -209,7 +209,7 @@ def _run(
     network: nnx.Module,
     x: Float[AnyArray, "b f height width c"],
     size: int,
-    memory: VAEMemory,
+    memory: VAEMemory | str,
     axes: tuple[_Axis, _Axis],
     progress: Progress | None = None,
 ) -> np.ndarray:

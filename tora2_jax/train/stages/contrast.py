@@ -32,6 +32,8 @@ def normalized(x: Float[Array, "..."], axis: int = -1) -> Float[Array, "..."]:
     return x * jax.lax.rsqrt(jnp.sum(x**2, axis=axis, keepdims=True) + 1e-6)
 
 
-def masked_mean(values: Float[Array, " b"], mask: Bool[Array, " b"]) -> Float[Array, ""]:
+def masked_mean(
+    values: Float[Array, " b"] | Bool[Array, " b"], mask: Bool[Array, " b"]
+) -> Float[Array, ""]:
     """Mean of the values that count; 0 if none does."""
     return jnp.where(mask, values, 0.0).sum() / jnp.maximum(mask.sum(), 1)
