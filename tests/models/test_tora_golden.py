@@ -95,9 +95,9 @@ def _inputs(golden, config):
 
     text = (b, transformer.max_text_length, transformer.text_embed_dim)
     return (
-        video("hidden_states", transformer.in_channels),
+        jnp.asarray(video("hidden_states", transformer.in_channels)),
         jnp.asarray(golden["timestep"], jnp.float32),
-        array("encoder_hidden_states", text, 0),
+        jnp.asarray(array("encoder_hidden_states", text, 0)),
         video("video_flow", c),
     )
 

@@ -134,7 +134,7 @@ def _program(description: str, sizes: tuple[int, ...]):
     """Compiled once for all tests of a process."""
     config, mesh = settings.from_dict(TrainConfig, json.loads(description)), mesh_of(*sizes)
     graph, _ = train_state.abstract_state(config, diffusion.STAGE, mesh)
-    step = partial(train_state.loss_and_gradients, config, diffusion, graph)
+    step = partial(train_state.loss_and_gradients, config, diffusion.STAGE, graph)
     return jax.jit(step)
 
 
