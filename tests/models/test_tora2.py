@@ -98,6 +98,7 @@ def base_output(model, noisy, conditions):
     return run(state)
 
 
+@pytest.mark.long
 def test_at_the_start_the_model_is_tora_and_without_paths_cogvideox(model_config, noisy):
     conditions = conditions_for(model_config)
     model = trained(model_config, ["transformer", "motion"])

@@ -138,6 +138,7 @@ def test_block_with_cache(path, shape, latent_shape):
         assert relative_error(actual, from_torch(expected)) < BLOCK_TOLERANCE
 
 
+@pytest.mark.long
 def test_every_tensor_matters():
     """One chunk, both ways; and a change of one per cent in any tensor must show."""
     reference, model = twins()

@@ -149,6 +149,7 @@ def test_attention_in_chunks_is_the_same_in_parts(sizes):
         assert relative_error(one[:, :23], two) < BLOCK_TOLERANCE
 
 
+@pytest.mark.long
 def test_a_state_is_made_in_place():
     """With the numbers that it has on one device."""
     settings = sharded_step.tiny_config(ema_decay=0.9, frozen_dtype="bfloat16")

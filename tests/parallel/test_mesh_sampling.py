@@ -70,6 +70,7 @@ def assert_same(found: tuple[np.ndarray, np.ndarray], expected: tuple[np.ndarray
     assert relative_error(found[1], expected[1]) < PIPELINE_TOLERANCE
 
 
+@pytest.mark.long
 def test_a_video_is_the_same_on_a_mesh(tmp_path):
     """Of a prompt alone: the rest takes long to compile."""
     model = tiny_model()

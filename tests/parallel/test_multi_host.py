@@ -159,6 +159,7 @@ def _alone(monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "PAUSE", 0)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_killed_process_ends_the_other_and_one_goes_on(tmp_path, _alone):
     two = tmp_path / "two"

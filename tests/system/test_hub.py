@@ -70,6 +70,7 @@ def model(tmp_path) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_models_are_fetched_once_and_found_again_without_the_hub(model, tmp_path):
     with serving({"org/model": model}) as (address, asked):
         first, again, tagged = _local(tmp_path, address, "org/model", "org/model", "org/model@v1")
@@ -83,6 +84,7 @@ def test_models_are_fetched_once_and_found_again_without_the_hub(model, tmp_path
     assert _local(tmp_path, "http://127.0.0.1:9", "org/model") == [first]  # no hub there
 
 
+@pytest.mark.long
 def test_what_cannot_be_had_is_told(model, tmp_path):
     with serving({"org/model": model, "org/gated": model}, gated={"org/gated"}) as (address, _):
         told = _local(tmp_path, address, "org/none", "org/model@v9", "org/gated")
@@ -95,6 +97,7 @@ def test_what_cannot_be_had_is_told(model, tmp_path):
     assert away.startswith("org/none: there is no such folder, the hub cannot be reached")
 
 
+@pytest.mark.long
 def test_a_program_takes_such_a_name(tmp_path):
     with serving({"org/toy": TOY}) as (address, _):
         own = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}

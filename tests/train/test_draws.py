@@ -55,6 +55,7 @@ def test_faults_of_the_benchs_pictures_are_the_same_with_64_bit_types():
     np.testing.assert_allclose(first, second, atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["tora2", "face", "dino", "object", "localizer", "judge", "vae"])
 def test_initial_weights_are_the_same_with_64_bit_types(name):
     config = TrainConfig(stage=name, model=toy())

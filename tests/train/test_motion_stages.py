@@ -166,6 +166,7 @@ def test_a_resumed_stage_is_exact_on_a_base_with_first_frames(bases, clips, tmp_
     assert not first["image_latents"][1:].any()
 
 
+@pytest.mark.long
 def test_the_motion_vae_learns_in_a_slot_of_its_own(bases, clips, tmp_path):
     base = bases("cogvideox_5b")
     config = importlib.import_module("configs.motion_vae").get_config(str(base))

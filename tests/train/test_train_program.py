@@ -140,6 +140,7 @@ def test_fields_that_there_are_are_known():
     assert comments(TrainConfig)["accumulate"].startswith("In how many parts, one after another,")
 
 
+@pytest.mark.long
 def test_a_refused_start_leaves_nothing_behind(tmp_path):
     (tmp_path / "config.py").write_text(
         "from configs.bold.base_one import get_config as base\n"
