@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -298,6 +299,8 @@ def test_examples_depend_on_seed_clip_and_draw_alone(tmp_path):
     for index in (1, 2):
         write_record(tmp_path / "one", render_clip(WORLD, index))
     write_record(tmp_path / "two", render_clip(WORLD, 2))
+    for video in (tmp_path / "two" / "videos").iterdir():  # x264 may encode the same frames anew
+        shutil.copy(tmp_path / "one" / "videos" / video.name, video)
 
     def example(folder: str, index: int, **changes):
         settings = config(tmp_path / folder, guards, draws=3)
