@@ -19,7 +19,7 @@ from tora2_jax.evaluation import look
 from tora2_jax.evaluation.requests import style_of
 from tora2_jax.media.animation import request_row, stacked, write_animation
 from tora2_jax.media.image_file import load_image
-from tora2_jax.sampling import command, pipeline
+from tora2_jax.sampling import command
 from tora2_jax.system.addresses import local_path
 from tora2_jax.system.files import write_text
 from tora2_jax.system.stop import exit_code
@@ -61,7 +61,7 @@ def main() -> int:
         )
         try:
             job = command.prepare(settings)
-            frames = pipeline.to_uint8(command.sample(settings, job).video[0])
+            frames = command.sample(settings, job).frames()
         except command.SamplingError as error:
             print(error, file=sys.stderr)
             return 2

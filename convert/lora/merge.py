@@ -64,9 +64,8 @@ def merge_lora(
     """
     source, problems = Path(source), []
     found = read_base(Path(base), "--base", problems)
-    problems += files.missing(source)
     if problems:
-        raise listing(source, problems)
+        raise listing(source, problems + files.missing(source))
     lora = files.read(source, found.weights, problems)
     for name, factors in lora.factors.items():
         shape = found.weights[name].shape

@@ -233,8 +233,9 @@ def test_changes_are_ratios_of_norms(folder):
     assert change.map_here == pytest.approx(ratio, rel=1e-3)
 
 
-def test_an_untrained_model_says_that_it_is(folder):
+def test_an_untrained_model_says_that_it_is(folder, caplog):
     inspection = inspect(pipeline_of(tiny(), untrained=True), folder, "kite", "man")
+    assert 'request.json: prompt: the tokenizer spells "xylophone"' in caplog.text
     assert inspection.zeros == (True, True, True)
     lines = texts(inspection, 0)
     assert has(lines, "problem", "contribution to the stream is 0: W_o is zero (untrained)")

@@ -71,8 +71,8 @@ def _parse(arguments: list[str], needed: Sequence[str]) -> list[str]:
     found = [line for line in [_file_problem(arguments)] if line]
     known = _without_config(arguments) if found else arguments
     fields = unknown_fields(arguments)
-    for line in fields:
-        known = _without(known, line.split(":")[0].removeprefix("--"))
+    for flag in fields:
+        known = _without(known, flag)
     rest, wrong = _read(known)
     config = flags.FLAGS.config if "config" in flags.FLAGS else None
     given = {_name(word) for word in arguments}
@@ -82,7 +82,7 @@ def _parse(arguments: list[str], needed: Sequence[str]) -> list[str]:
     if "config" in given and not found and not wrong and not isinstance(config, TrainConfig):
         wrong = [f"--config: it makes {config!r}, which is no TrainConfig"]
     stray = [f"{word}: not understood; a flag is written --NAME=VALUE" for word in rest[1:]]
-    if told := [*found, *fields, *wrong, *missing, *stray]:
+    if told := [*found, *fields.values(), *wrong, *missing, *stray]:
         told += problems(config) if isinstance(config, TrainConfig) else []
         sys.stderr.write("\n".join(dict.fromkeys(told)) + "\n")
         sys.exit(2)

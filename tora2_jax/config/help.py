@@ -74,9 +74,9 @@ def known_fields(kind: type = TrainConfig) -> set[str]:
     return found
 
 
-def unknown_fields(arguments: Sequence[str]) -> list[str]:
-    """One line for each `--config.FIELD` of a command line that no config has."""
-    known, problems = known_fields(), []
+def unknown_fields(arguments: Sequence[str]) -> dict[str, str]:
+    """Flag -> one line for each `--config.FIELD` of a command line that no config has."""
+    known, problems = known_fields(), {}
     for argument in arguments:
         match = _SET.match(argument)
         if match is None or match[1] in known:
@@ -84,7 +84,8 @@ def unknown_fields(arguments: Sequence[str]) -> list[str]:
         near = _close(match[1], known)
         near = near or [path for path in sorted(known) if path.split(".")[-1] == match[1]]
         meant = f"; did you mean {', '.join(f'--config.{path}' for path in near)}?" if near else ""
-        problems.append(f"--config.{match[1]}: there is no such field{meant or '; see --help'}")
+        flag = f"config.{match[1]}"
+        problems[flag] = f"--{flag}: there is no such field{meant or '; see --help'}"
     return problems
 
 

@@ -23,9 +23,8 @@ class WorldConfig:
     # of the frame, plain backgrounds and slower paths.
     style: Literal["patterned", "bold"] = "patterned"
     rich_captions: float = share(0.0)  # share of captions that also tell looks and places
-    repeated_words: float = share(
-        0.0
-    )  # share of clips of several entities of which two have one word
+    # Share of clips of several entities of which two have one word.
+    repeated_words: float = share(0.0)
     spread: float = 1.0  # distances of paths from the middle of the frame, in those of the world
 
 

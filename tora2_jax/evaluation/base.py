@@ -18,7 +18,8 @@ from tora2_jax.evaluation.bench.networks import Localizer, locate
 from tora2_jax.evaluation.requests import WORLD_SEED
 from tora2_jax.media import drawing
 from tora2_jax.request import Request, parse_request
-from tora2_jax.sampling.pipeline import SampleSettings, Tora2Pipeline, to_uint8
+from tora2_jax.sampling.pipeline import SampleSettings, Tora2Pipeline
+from tora2_jax.sampling.result import to_uint8
 from tora2_jax.world.captions import (
     CAPTIONS,
     COLORS,

@@ -18,7 +18,8 @@ from tora2_jax.evaluation.look import Bench, Seen, look
 from tora2_jax.evaluation.own_looks import own_looks
 from tora2_jax.evaluation.report import report
 from tora2_jax.evaluation.requests import CONDITIONS, asked, style_of, world_requests
-from tora2_jax.sampling.pipeline import SampleSettings, to_uint8
+from tora2_jax.sampling.pipeline import SampleSettings
+from tora2_jax.sampling.result import to_uint8
 from tora2_jax.sampling.settings import DEFAULTS
 from tora2_jax.types import Record
 

@@ -5,6 +5,7 @@ one-hot rows as values; what an entity adds in a cross-attention, from that atte
 values of all others at zero.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -35,11 +36,13 @@ from tora2_jax.models.binding import BindingDetails, BoundEntities, GatedBinding
 from tora2_jax.models.layers.basic import flat_variables
 from tora2_jax.models.tora2 import Encoded, Tora2
 from tora2_jax.request import Request, load_requests
+from tora2_jax.request.notes import request_notes
 from tora2_jax.sampling.pipeline import Tora2Pipeline
 from tora2_jax.trajectory import points
 from tora2_jax.types import BoundConditions, Conditions, ContrastEmbeddings, Inputs
 
 STEPS = 10  # of DDIM, some of which are looked at
+_LOG = logging.getLogger(__name__)
 _SMALL = 1e-12
 
 
@@ -80,6 +83,8 @@ def inspect(
     """
     config, tokenizer = pipeline.config, pipeline.tokenizer
     (request,) = load_requests([request], config, tokenizer, names=[name])
+    for note in request_notes(request, config, tokenizer):
+        _LOG.warning(f"{name}: {note}")
     prepared = references.prepare_request(config, request, pipeline.detector)
     inputs = conditioning.batch_inputs(
         [conditioning.request_inputs(config, tokenizer, request, prepared=prepared)]

@@ -192,6 +192,15 @@ def prepare(options: Options) -> Job:
         problems += error.problems
     if problems:
         raise SamplingError(problems)
+    return _loaded(options, requests)
+
+
+def _loaded(options: Options, requests: list[request.Request]) -> Job:
+    """The job of requests that fit the checkpoint.
+
+    Raises:
+        SamplingError: with all problems of the weights, or of what only they can tell.
+    """
     try:
         dtype = jnp.dtype(options.dtype)
         with feedback.working("reading the checkpoint"):

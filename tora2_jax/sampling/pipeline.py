@@ -24,7 +24,7 @@ from tora2_jax.request.notes import request_notes
 from tora2_jax.sampling.guidance import Branch, branches_of, concatenate, withhold
 from tora2_jax.sampling.programs import noise_of, programs_of
 from tora2_jax.sampling.progress import Listeners, Report
-from tora2_jax.sampling.result import Sample, SamplingStopped, Step, StepCallback, to_uint8
+from tora2_jax.sampling.result import Sample, StepCallback, watcher
 from tora2_jax.sampling.settings import DEFAULTS, SampleSettings, seed_problems, setting_problems
 from tora2_jax.system import hub
 from tora2_jax.system.finite import NotFiniteError, not_finite, reason
@@ -213,13 +213,8 @@ class Tora2Pipeline:
                 self._vae, latents[:, discarded:], self.vae_memory, self._tiles, told
             )
 
-        def after(step: int, clean: jax.Array) -> None:
-            seen = Step(step, settings.steps, clean, lambda x: to_uint8(decode(x) / 2 + 0.5))
-            if callback is not None and callback(seen) is False:
-                raise SamplingStopped(f"stopped after step {step} of {settings.steps}")
-
-        waits = None if callback is None else after
-        latents = self._sample(start, bound, weights, keys, settings, listeners, waits)
+        after = watcher(callback, settings.steps, decode)
+        latents = self._sample(start, bound, weights, keys, settings, listeners, after)
         video = decode(latents, listeners.decoded)
         self._refuse_frames(video)
         return Sample(np.clip(video / 2 + 0.5, 0, 1), np.asarray(latents))
@@ -329,9 +324,9 @@ class Tora2Pipeline:
         return bound
 
     def _sample(
-        self, latents, bound, weights, keys, settings, listeners, waits: Callable | None
+        self, latents, bound, weights, keys, settings, listeners, after: Callable | None
     ) -> jax.Array:
-        """The steps; `waits` is called with the number and the clean latents of each."""
+        """The steps; the device waits for `after`, see `result.watcher`."""
         config = self.config.diffusion
         scheduler = settings.scheduler or config.scheduler
         table = diffusion.step_coefficients(config, settings.steps, scheduler)
@@ -349,9 +344,10 @@ class Tora2Pipeline:
             if before is not None:
                 self._finish_step(index, table.timestep, before, listeners)
             before = finite
-            if waits is not None:
-                self._finish_step(index + 1, table.timestep, before, listeners)
-                before = waits(index + 1, state.previous_clean)
+            if after is not None:
+                self._finish_step(index + 1, table.timestep, finite, listeners)
+                after(index + 1, state.previous_clean)
+                before = None
         if before is not None:
             self._finish_step(settings.steps, table.timestep, before, listeners)
         return state.latents

@@ -41,6 +41,27 @@ class Step(NamedTuple):
 StepCallback = Callable[[Step], bool | None]
 
 
+def watcher(
+    callback: StepCallback | None, total: int, decode: Callable[[jax.Array], np.ndarray]
+) -> Callable[[int, jax.Array], None] | None:
+    """What a sampler calls after each step, with its number and clean latents; None: nothing.
+
+    Args:
+        callback: Of the user.
+        total: Steps.
+        decode: Latents to videos in [-1, 1].
+    """
+    if callback is None:
+        return None
+
+    def after(step: int, clean: jax.Array) -> None:
+        seen = Step(step, total, clean, lambda latents: to_uint8(decode(latents) / 2 + 0.5))
+        if callback(seen) is False:
+            raise SamplingStopped(f"stopped after step {step} of {total}")
+
+    return after
+
+
 class Sample(NamedTuple):
     """The videos of a batch; b counts them.
 

@@ -41,7 +41,7 @@ def hub_name(path: str | Path) -> HubName | None:
     `checkpoints/toj` is not sought elsewhere.
     """
     match = _NAME.fullmatch(str(path))
-    if match is None or Path(path).exists() or Path(path).parent.is_dir():
+    if match is None or Path(path).parent.is_dir():
         return None
     return HubName(match[1], match[2])
 

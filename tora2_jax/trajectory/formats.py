@@ -52,14 +52,19 @@ def point_list(points: Points) -> list[Any]:
 
     Times are left out where `parse_points` would give the same ones.
     """
-    count = len(points.time)
-    even = np.linspace(0, 1, count) if count > 1 else np.zeros(1)
-    timed = np.abs(points.time - even).max() > _EVEN
-    rows = np.column_stack([points.position, points.time] if timed else [points.position])
+    columns = [points.position, points.time] if _is_timed(points) else [points.position]
+    rows = np.column_stack(columns)
     return [
         [_short(value) for value in row] if seen else None
         for row, seen in zip(rows.tolist(), points.visible, strict=True)
     ]
+
+
+def _is_timed(points: Points) -> bool:
+    """Whether points are not equally spaced in time."""
+    count = len(points.time)
+    even = np.linspace(0, 1, count) if count > 1 else np.zeros(1)
+    return bool(np.abs(points.time - even).max() > _EVEN)
 
 
 def _refuse_unseen(paths: Sequence[Points]) -> None:
@@ -77,7 +82,7 @@ def _tora(points: Points, drawn: Drawn) -> str:
     """Where the points are not equally spaced in time, a line per frame says the same."""
     scale = np.array(DEFAULT_CANVAS) / drawn.canvas
     position = points.position * scale
-    if any(entry is not None and len(entry) == 3 for entry in point_list(points)):
+    if _is_timed(points):
         position, _ = resample(points, drawn.frames, *DEFAULT_CANVAS, drawn.canvas)
     return "".join(f"{_short(x)},{_short(y)}\n" for x, y in position.tolist())
 

@@ -34,6 +34,7 @@ from tora2_jax.references.faces import (
     detector_file,
 )
 from tora2_jax.sampling import pipeline
+from tora2_jax.sampling.result import to_uint8
 from tora2_jax.system import feedback
 from tora2_jax.text import load_tokenizer
 from tora2_jax.train import measures
@@ -220,11 +221,11 @@ def sample(config, model: DiffusionModel, step: int) -> np.ndarray:
         (inputs, _), _ = example_or_next(_examples(config, sizes, found), 0)
         inputs = conditioning.batch_inputs([inputs])
         frames = sampler.generate_batch(inputs, seeds=[0]).video[0]
-        return pipeline.to_uint8(np.concatenate([inputs.flow_video[0] / 2 + 0.5, frames], axis=2))
+        return to_uint8(np.concatenate([inputs.flow_video[0] / 2 + 0.5, frames], axis=2))
     world = dataclasses.replace(config.world, min_entities=2, max_entities=2)
     record = render_clip(world, SAMPLED_CLIP)
     inputs = conditioning.inputs_from_records(sizes, sampler.tokenizer, [record], _detector(config))
-    frames = pipeline.to_uint8(sampler.generate_batch(inputs, seeds=[0]).video[0])
+    frames = to_uint8(sampler.generate_batch(inputs, seeds=[0]).video[0])
     entities = record.entities
     return video.overlay(
         frames,
