@@ -75,6 +75,8 @@ def test_a_picture_is_read_as_its_file(tmp_path, pixels, mask):
         Image.fromarray(array).save(tmp_path / "a.png")
         np.testing.assert_array_equal(load_image(Picture(array)), load_image(tmp_path / "a.png"))
     np.testing.assert_array_equal(load_mask(Picture(mask)), mask)
+    nearly_two = np.full((2, 2, 3), 1.6 / 255)
+    assert (load_image(Picture(nearly_two))[..., :3] == 2).all()  # rounded, not cut off
     np.testing.assert_array_equal(load_mask(Picture(rgba)), mask)
 
 
