@@ -23,6 +23,7 @@ setup(
         "grain>=0.2.18,<0.3",
         "huggingface-hub>=1.0",
         "transformers>=5.0,<6",
+        "tokenizers>=0.21",
         "sentencepiece>=0.2",
         "protobuf>=5",
         "tensorflow-datasets>=4.9.10",

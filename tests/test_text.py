@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import transformers
 
 from scripts.make_tokenizer import build, save
 from tora2_jax.text import find_word, load_tokenizer, tokenize, word_tokens
@@ -54,11 +55,43 @@ def test_tokenize_ends_cuts_and_pads(toy):
     assert ids[2, 7] == 1 and len(set(ids[2, :7])) == 1
 
 
-def test_ids_are_those_of_the_tokenizer_itself(toy, sentencepiece_directory):
-    for tokenizer in (toy, load_tokenizer(sentencepiece_directory)):
-        texts = ["A man and a kite in the snow.", "", "A red dog " * 20]
-        theirs = tokenizer(texts, padding="max_length", truncation=True, max_length=12)
-        assert np.array_equal(tokenize(tokenizer, texts, 12), theirs["input_ids"])
+TEXTS = ["A man and a kite in the snow.", "", "A red dog " * 20, "ein Hund </s> <pad> läuft"]
+
+
+@pytest.fixture(scope="module")
+def theirs(sentencepiece_directory):
+    """Transformers' own class of a SentencePiece model."""
+    return transformers.T5Tokenizer.from_pretrained(sentencepiece_directory)
+
+
+@pytest.mark.parametrize("limit", [None, 5], ids=["as_saved", "with_settings_of_a_last_use"])
+def test_ids_and_pieces_are_those_of_transformers(tmp_path, sentencepiece_directory, theirs, limit):
+    if limit:  # a tokenizer.json keeps them, and transformers puts them aside
+        theirs.backend_tokenizer.enable_truncation(limit)
+        theirs.backend_tokenizer.enable_padding(length=30)
+    theirs.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    for folder in (tmp_path, sentencepiece_directory):
+        ours = load_tokenizer(folder)
+        padded = theirs(TEXTS, padding="max_length", truncation=True, max_length=12)
+        assert np.array_equal(tokenize(ours, TEXTS, 12), padded["input_ids"])
+        for text in TEXTS:
+            known = theirs(text, add_special_tokens=False, return_offsets_mapping=True)
+            pieces = ours.pieces(text)
+            assert [piece.token for piece in pieces] == known["input_ids"] == ours.encode(text)
+            assert [(piece.start, piece.end) for piece in pieces] == known["offset_mapping"]
+            spelled = theirs.convert_ids_to_tokens(known["input_ids"])
+            assert [piece.spelled for piece in pieces] == spelled
+        assert ours.unknown_id == theirs.unk_token_id
+        assert ours.vocabulary() == theirs.get_vocab()
+
+
+def test_a_tokenizer_of_a_json_file_needs_no_transformers():
+    folder = Path(__file__).parents[1] / "checkpoints" / "bold" / "tokenizer"
+    program = (
+        "import sys; from tora2_jax.text import load_tokenizer; "
+        f"load_tokenizer({str(folder)!r}); assert 'transformers' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 
 def test_ids_are_those_of_sentencepiece(sentencepiece_directory):
@@ -74,14 +107,13 @@ def test_ids_are_those_of_sentencepiece(sentencepiece_directory):
 
 
 def test_words_of_the_corpus_are_single_tokens(toy):
-    assert toy.vocab_size <= 256
+    assert len(toy.vocabulary()) <= 256
     for word in ["man", "kite", "snow", "woman", "red", "beside", "dog", "grass"]:
-        assert len(toy.encode(word, add_special_tokens=False)) == 1
+        assert len(toy.encode(word)) == 1
 
 
 def test_unknown_words_are_spelt(toy):
-    letters = toy.encode("zebra", add_special_tokens=False)
-    assert toy.convert_ids_to_tokens(letters) == ["▁", *"zebra"]
+    assert [piece.spelled for piece in toy.pieces("zebra")] == ["▁", *"zebra"]
 
 
 def test_tokenizer_builder_refuses_too_many_words():
@@ -94,7 +126,7 @@ def test_shipped_tokenizer_spells_no_word_of_its_world():
     directory = Path(__file__).parents[1] / "checkpoints" / "toy" / "tokenizer"
     tokenizer = load_tokenizer(directory)
     for caption in list(world.caption_corpus())[::40]:
-        pieces = tokenizer.convert_ids_to_tokens(tokenizer.encode(caption))
+        pieces = [piece.spelled for piece in tokenizer.pieces(caption)]
         assert "▁" not in pieces and "<unk>" not in pieces, caption
 
 
@@ -144,15 +176,15 @@ def test_find_word_matches_whole_words_and_literal_signs():
 def test_word_tokens(toy):
     assert word_tokens(toy, CAPTION, find_word(CAPTION, "man"), 24, 4) == [1]
     red = word_tokens(toy, CAPTION, find_word(CAPTION, "red kite"), 24, 4)
-    ids = tokenize(toy, [CAPTION], 24)[0]
-    assert toy.convert_ids_to_tokens(ids[red]) == ["▁red", "▁kite"]
+    pieces = toy.pieces(CAPTION)
+    assert [pieces[position].spelled for position in red] == ["▁red", "▁kite"]
 
 
 def test_word_tokens_keep_the_first_of_a_long_word(toy):
     caption = "A hippopotamus."
     found = word_tokens(toy, caption, find_word(caption, "hippopotamus"), 24, 4)
-    ids = tokenize(toy, [caption], 24)[0]
-    assert toy.convert_ids_to_tokens(ids[found]) == list("hipp")
+    pieces = toy.pieces(caption)
+    assert [pieces[position].spelled for position in found] == list("hipp")
 
 
 def test_word_that_is_cut_off_has_no_tokens(toy):
@@ -167,8 +199,8 @@ def test_word_tokens_with_sentencepiece(sentencepiece_directory):
     tokenizer = load_tokenizer(sentencepiece_directory)
     caption = "The old dog and an old kite"
     found = word_tokens(tokenizer, caption, find_word(caption, "old#2"), 60, 8)
-    ids = tokenize(tokenizer, [caption], 60)[0]
-    assert tokenizer.decode(ids[found]).strip() == "old"
+    pieces = tokenizer.pieces(caption)
+    assert "".join(pieces[position].text for position in found) == "old"
     assert found[0] > 6
 
 

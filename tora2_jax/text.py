@@ -6,16 +6,63 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, T5Tokenizer
+import tokenizers
 
 from tora2_jax.system import hub
 from tora2_jax.system.unusable_file import why_unusable
 
 PAD_ID, END_ID = 0, 1
+PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 SPACE = "▁"  # begins the tokens that begin a word
 
 
-def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
+class Piece(NamedTuple):
+    """A token and what of the text it stands for."""
+
+    token: int
+    spelled: str  # as the vocabulary has it, with the mark of a word's start
+    start: int
+    end: int  # characters of the text
+
+    @property
+    def text(self) -> str:
+        """Its letters, without the mark."""
+        return self.spelled.removeprefix(SPACE)
+
+
+class Tokenizer:
+    """A T5 tokenizer that knows which characters each of its tokens stands for.
+
+    What transformers' class of the same file gives, without importing transformers, which would
+    cost each start a second.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer):
+        backend.no_truncation()  # some files keep the last user's settings
+        backend.no_padding()
+        backend.add_special_tokens([PAD, END, UNKNOWN])
+        self._backend = backend
+        self.unknown_id = backend.token_to_id(UNKNOWN)
+
+    def pieces(self, text: str) -> list[Piece]:
+        """All tokens of a text in their order, without an end."""
+        encoded = self._backend.encode(text, add_special_tokens=False)
+        # Not `encoded.tokens`, which spells an unknown token as the text does.
+        return [
+            Piece(token, self._backend.id_to_token(token), *span)
+            for token, span in zip(encoded.ids, encoded.offsets, strict=True)
+        ]
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of these tokens."""
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def vocabulary(self) -> dict[str, int]:
+        """All tokens, as they are spelled, and their ids."""
+        return self._backend.get_vocab()
+
+
+def load_tokenizer(directory: str | Path) -> Tokenizer:
     """The tokenizer of a T5 encoder, from a local folder or the hub.
 
     Args:
@@ -40,25 +87,25 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
             raise ValueError(f"{file} {reason}.")
     try:
         if fast.is_file():
-            tokenizer = PreTrainedTokenizerFast(
-                tokenizer_file=str(fast), pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-            )
+            backend = tokenizers.Tokenizer.from_file(str(fast))
         else:
-            tokenizer = T5Tokenizer.from_pretrained(str(directory), local_files_only=True)
+            from transformers import T5Tokenizer  # it translates SentencePiece's model
+
+            backend = T5Tokenizer.from_pretrained(
+                str(directory), local_files_only=True
+            ).backend_tokenizer
     except Exception as error:  # the parsers raise bare Exception for a damaged file
         raise ValueError(f"the tokenizer in {directory} cannot be read: {error}") from error
-    found = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    found = (backend.token_to_id(PAD), backend.token_to_id(END))
     if found != (PAD_ID, END_ID):
         raise ValueError(
             f"the tokenizer in {directory} is not T5's: the ids of <pad> and </s> are {found}, "
             f"not ({PAD_ID}, {END_ID})."
         )
-    return tokenizer
+    return Tokenizer(backend)
 
 
-def tokenize(
-    tokenizer: PreTrainedTokenizerBase, captions: list[str], max_length: int
-) -> np.ndarray:
+def tokenize(tokenizer: Tokenizer, captions: list[str], max_length: int) -> np.ndarray:
     """Captions as T5 sees them: cut, ended by `</s>`, padded with 0.
 
     Returns:
@@ -66,7 +113,7 @@ def tokenize(
     """
     ids = np.full((len(captions), max_length), PAD_ID, np.int32)
     for row, caption in zip(ids, captions, strict=True):
-        tokens = tokenizer.encode(caption, add_special_tokens=False)[: max_length - 1]
+        tokens = tokenizer.encode(caption)[: max_length - 1]
         row[: len(tokens) + 1] = [*tokens, END_ID]
     return ids
 
@@ -112,7 +159,7 @@ def _suggestion(caption: str, text: str) -> str:
 
 
 def word_tokens(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     caption: str,
     span: tuple[int, int],
     max_length: int,
@@ -121,7 +168,7 @@ def word_tokens(
     """Positions of the tokens that spell a part of the caption.
 
     Args:
-        tokenizer: a fast tokenizer, which knows the characters of each token.
+        tokenizer: from `load_tokenizer`.
         caption: the whole caption.
         span: character range, as from `find_word`.
         max_length: l; the caption keeps max_length - 1 tokens and the end.
@@ -131,70 +178,46 @@ def word_tokens(
         Rising positions in the row that `tokenize` makes, or None if the part does not lie wholly
         inside the tokens that are kept.
     """
-    encoded = tokenizer(caption, add_special_tokens=False, return_offsets_mapping=True)
-    pieces = tokenizer.convert_ids_to_tokens(encoded["input_ids"])
     positions = [
         position
-        for position, ((start, end), piece) in enumerate(
-            zip(encoded["offset_mapping"], pieces, strict=True)
-        )
+        for position, piece in enumerate(tokenizer.pieces(caption))
         # A piece may carry the space before its word, and a lone space mark stands for no letter.
-        if start < span[1] and end > span[0] and piece != SPACE
+        if piece.start < span[1] and piece.end > span[0] and piece.text
     ]
     if not positions or positions[-1] >= max_length - 1:
         return None
     return positions[:limit]
 
 
-class Piece(NamedTuple):
-    """A token and what of the text it stands for."""
-
-    token: int
-    text: str  # as the tokenizer holds it, without the mark of a word's start
-    start: int
-    end: int  # characters of the text
-
-
-def pieces_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[Piece]:
-    """All tokens of a text in their order; a fast tokenizer is needed."""
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids = encoded["input_ids"]
-    spelled = tokenizer.convert_ids_to_tokens(ids)
-    return [
-        Piece(token, piece.removeprefix(SPACE), *span)
-        for token, piece, span in zip(ids, spelled, encoded["offset_mapping"], strict=True)
-    ]
-
-
-def kept_text(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> tuple[int, int]:
+def kept_text(tokenizer: Tokenizer, text: str, max_length: int) -> tuple[int, int]:
     """How many characters of a text `tokenize` keeps, and how many tokens the whole text has."""
-    pieces = pieces_of(tokenizer, text)
+    pieces = tokenizer.pieces(text)
     kept = len(text) if len(pieces) < max_length else pieces[max_length - 2].end
     return kept, len(pieces)
 
 
-def unknown_words(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
+def unknown_words(tokenizer: Tokenizer, text: str) -> list[str]:
     """The parts of a text that are one and the same unknown token to the model, each once."""
     found = [
         text[piece.start : piece.end].strip()
-        for piece in pieces_of(tokenizer, text)
-        if piece.token == tokenizer.unk_token_id
+        for piece in tokenizer.pieces(text)
+        if piece.token == tokenizer.unknown_id
     ]
     return list(dict.fromkeys(found))
 
 
-def knows_any_word(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
+def knows_any_word(tokenizer: Tokenizer, text: str) -> bool:
     """Whether any letter or digit of a text reaches the model."""
     return any(
-        piece.token != tokenizer.unk_token_id and any(map(str.isalnum, piece.text))
-        for piece in pieces_of(tokenizer, text)
+        piece.token != tokenizer.unknown_id and any(map(str.isalnum, piece.text))
+        for piece in tokenizer.pieces(text)
     )
 
 
-def letters_only(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
+def letters_only(tokenizer: Tokenizer, text: str) -> list[str]:
     """The words of a text that are spelled letter by letter, each once; numbers do not count."""
     other = np.zeros(len(text), bool)  # characters in longer pieces; an unknown one is "<unk>"
-    for piece in pieces_of(tokenizer, text):
+    for piece in tokenizer.pieces(text):
         if len(piece.text) > 1:
             other[piece.start : piece.end] = True
     words = re.finditer(r"(?<!\w)[A-Za-z]{2,}(?!\w)", text)
@@ -202,7 +225,7 @@ def letters_only(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
     return list(dict.fromkeys(spelled))
 
 
-def whole_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def whole_words(tokenizer: Tokenizer) -> list[str]:
     """The words that are one token, in alphabetic order."""
-    starts = (token.removeprefix(SPACE) for token in tokenizer.get_vocab() if token[:1] == SPACE)
+    starts = (token.removeprefix(SPACE) for token in tokenizer.vocabulary() if token[:1] == SPACE)
     return sorted(word for word in starts if len(word) > 1)

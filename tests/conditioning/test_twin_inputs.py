@@ -53,7 +53,7 @@ def test_words_of_a_request_are_the_states_of_their_tokens(inputs):
     # An encoder whose states are position and id shows which ones are taken.
     found = conditioning.encode_text(_shown, inputs)
     tokenizer = load_tokenizer(TOKENIZER)
-    ids = tokenizer.convert_tokens_to_ids(["▁man", "r", "e", "d", "▁kite"])
+    ids = [tokenizer.vocabulary()[piece] for piece in ("▁man", "r", "e", "d", "▁kite")]
     np.testing.assert_array_equal(found.words[0, 0, 0], [11, ids[0]])
     np.testing.assert_array_equal(found.words[0, 1], [[5 + i, ids[1 + i]] for i in range(4)])
     np.testing.assert_array_equal(found.words[1, 0, 0], [1, ids[4]])

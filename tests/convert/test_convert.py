@@ -28,7 +28,7 @@ from tora2_jax import types
 from tora2_jax.config import train
 from tora2_jax.errors import TrainError
 from tora2_jax.models.layers.basic import flat_variables
-from tora2_jax.text import load_tokenizer
+from tora2_jax.text import END_ID, load_tokenizer
 from tora2_jax.train import state as train_state
 from tora2_jax.weights import bundle, checkpoint
 from tora2_jax.weights import folder as weight_folder
@@ -70,9 +70,8 @@ def test_round_trip_is_bit_exact_and_diffusers_loads_it(name, dtype, fast, tmp_p
     for part in ("transformer", "vae", "scheduler"):
         ours, theirs = (_settings(getattr(model, part)) for model in (loaded, twin))
         assert ours == theirs
-    assert loaded.tokenizer(twins.PROMPTS[0]).input_ids == load_tokenizer(
-        converted / "tokenizer"
-    ).encode(twins.PROMPTS[0])
+    kept = load_tokenizer(converted / "tokenizer").encode(twins.PROMPTS[0])
+    assert loaded.tokenizer(twins.PROMPTS[0]).input_ids == [*kept, END_ID]
     state = loaded.transformer.state_dict()
     for key, tensor in twin.transformer.state_dict().items():
         assert torch.equal(state[key], tensor.to(dtype)), key

@@ -1,10 +1,9 @@
 """A pool is encoded again if anything changes that its examples are made of."""
 
 import numpy as np
-from tokenizers import Tokenizer
+import tokenizers
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedTokenizerFast
 
 from tests.train.test_chain import TOY
 from tora2_jax import config
@@ -13,7 +12,7 @@ from tora2_jax.config.train import TrainConfig
 from tora2_jax.config.world import WorldConfig
 from tora2_jax.data import pool, world_examples
 from tora2_jax.references.faces import InsightFaceDetector, detector_identity
-from tora2_jax.text import load_tokenizer
+from tora2_jax.text import Tokenizer, load_tokenizer
 from tora2_jax.train.stages import diffusion
 from tora2_jax.world import clips
 
@@ -31,15 +30,13 @@ def key(tokenizer=None, world=WORLD, size=5, **sizes) -> str:
     return pool.fingerprint(model, examples, [])
 
 
-def words(first: int) -> PreTrainedTokenizerFast:
+def words(first: int) -> Tokenizer:
     """A tokenizer of ten words, numbered from `first` on."""
     names = ["</s>", "<pad>", "<unk>", "man", "woman", "car", "fish", "on", "the", "grass"]
     vocabulary = {name: index + first * (index > 2) for index, name in enumerate(names)}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = Whitespace()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
-    )
+    backend = tokenizers.Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = Whitespace()
+    return Tokenizer(backend)
 
 
 def test_the_key_covers_tokenizer_text_length_and_sizes_of_tokens():

@@ -156,7 +156,7 @@ def test_a_negative_prompt_takes_the_place_of_the_null_text(pipeline, requests, 
     _, inputs = pipeline.prepare(requests)
     null = conditioning.null_text(one_hot, model, 2)
     with_one = conditioning.unconditional_text(one_hot, model, inputs)
-    expected = pipeline.tokenizer.encode("A dog.", add_special_tokens=False)
+    expected = pipeline.tokenizer.encode("A dog.")
     np.testing.assert_array_equal(with_one[0].argmax(-1)[: len(expected) + 1], [*expected, 1])
     np.testing.assert_array_equal(with_one[1], null[1])
     _, plain = pipeline.prepare([requests[1], requests[0]._replace(negative_prompt=None)])

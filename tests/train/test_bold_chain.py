@@ -73,7 +73,7 @@ def test_most_captions_of_the_base_tell_what_is_seen_and_all_fit():
     told = [bool(_tells(record.caption)) for record in records]
     assert 0.5 < np.mean(told) < 0.7
     for record in records:
-        pieces = tokenizer.convert_ids_to_tokens(tokenizer.encode(record.caption))
+        pieces = [piece.spelled for piece in tokenizer.pieces(record.caption)]
         assert len(pieces) <= config.model.transformer.max_text_length, record.caption
         assert "▁" not in pieces and "<unk>" not in pieces, record.caption
         for entity in record.entities:

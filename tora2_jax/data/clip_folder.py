@@ -188,7 +188,7 @@ class ClipExamples:
         transformer = to_dict(model.transformer) | _OF_NO_INPUT
         del transformer["unroll_layers"]  # pools of earlier versions do not know it
         settings |= {"transformer": transformer, "motion": model.motion is not None}
-        vocabulary = sorted(self._tokenizer.get_vocab().items())
+        vocabulary = sorted(self._tokenizer.vocabulary().items())
         own = to_dict(self._settings) | _OF_NO_EXAMPLE
         del own["faulty"], own["at_most"]  # show in the list of clips
         return {

@@ -51,7 +51,7 @@ class WorldExamples:
         if settings["spread"] == 1:  # pools from before it could be set are found
             del settings["spread"]
         known = {"world": settings, "size": self._size}
-        known["vocabulary"] = sorted(self._tokenizer.get_vocab().items())
+        known["vocabulary"] = sorted(self._tokenizer.vocabulary().items())
         known["face_detector"] = detector_identity(self._model.face_detector, self._detector)
         if self._guards is not None:
             known |= {"guards": config.to_dict(self._guards), "seed": self._seed}

@@ -176,7 +176,7 @@ def assemble(
 
 def _word_view(pipeline: Tora2Pipeline, request: Request, inputs: Inputs, index: int) -> WordView:
     tokenizer, prompt = pipeline.tokenizer, request.prompt
-    pieces = tokenizer.convert_ids_to_tokens(tokenizer.encode(prompt, add_special_tokens=False))
+    pieces = [piece.spelled for piece in tokenizer.pieces(prompt)]
     span, unlimited = request.entities[index].span, len(pieces) + 2
     spelled = text_room.word_tokens(tokenizer, prompt, span, unlimited, unlimited)
     mask = np.asarray(inputs.word_mask[0, index])

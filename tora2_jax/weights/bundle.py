@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from transformers import PreTrainedTokenizerBase
 
 from tora2_jax import config
 from tora2_jax.config import stored as stored_settings
@@ -19,7 +18,7 @@ from tora2_jax.models import tora2
 from tora2_jax.models.encoders.t5 import T5Encoder
 from tora2_jax.models.frozen import FrozenNetworks, computes_in, needed_networks
 from tora2_jax.system.addresses import address_problem
-from tora2_jax.text import load_tokenizer
+from tora2_jax.text import Tokenizer, load_tokenizer
 from tora2_jax.weights import checkpoint
 from tora2_jax.weights.networks import abstract_networks
 from tora2_jax.weights.run_networks import (
@@ -56,7 +55,7 @@ class LoadedModel(NamedTuple):
     model: tora2.Tora2
     text: T5Encoder
     networks: FrozenNetworks
-    tokenizer: PreTrainedTokenizerBase | None  # None: takes batches of inputs only
+    tokenizer: Tokenizer | None  # None: takes batches of inputs only
 
 
 def load_bundle(directory: Path, dtype=jnp.float32) -> LoadedModel:
@@ -160,7 +159,7 @@ def _load_workdir(directory: Path, dtype) -> LoadedModel:
     return LoadedModel(model_config, model, text, networks, load_bundle_tokenizer(directory))
 
 
-def load_bundle_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+def load_bundle_tokenizer(directory: Path) -> Tokenizer:
     """The tokenizer of a checkpoint folder.
 
     Raises:
