@@ -10,7 +10,7 @@ setup(
     python_requires=">=3.11",
     package_dir={"": "."},  # lets an editable install add the folder to the path, without a warning
     packages=find_packages(include=["tora2_jax", "tora2_jax.*", "convert", "convert.*"]),
-    package_data={"tora2_jax": ["py.typed"]},
+    package_data={"tora2_jax": ["py.typed"], "tora2_jax.studio": ["web/*"]},
     install_requires=[
         "jax>=0.10.2,<0.12",
         "numpy>=2.0",
@@ -44,6 +44,7 @@ setup(
         "cuda": ["jax[cuda13]>=0.10.2,<0.12"],
         "tpu": ["jax[tpu]>=0.10.2,<0.12"],
         "convert": ["torch>=2.6"],
+        "studio": ["gradio>=6.31,<6.32"],  # its HTML component changes between minor versions
         "dev": [
             "torch==2.13.0",
             "diffusers>=0.42.1,<0.43",
@@ -54,6 +55,8 @@ setup(
             "pytest>=9",
             "pytest-timeout>=2.4",
             "pytest-xdist>=3.8",
+            "gradio>=6.31,<6.32",
+            "selenium>=4.40",
             "ruff>=0.17",
         ],
     },

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = (
     *("errors", "system", "types", "text", "config", "diffusion", "media", "parallel", "models"),
     *("weights", "trajectory", "references", "request", "conditioning", "sampling", "hardware"),
-    *("world", "data", "evaluation", "train", "plan", "inspection"),
+    *("world", "data", "evaluation", "train", "plan", "inspection", "studio"),
 )
 MOST_MODULES = 12  # of a folder
 
