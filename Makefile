@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python
 STAGE ?= vae
 
-.PHONY: demo test test-long mutants lint types toy-checkpoint clean
+.PHONY: demo studio test test-long browser mutants lint types toy-checkpoint clean
 
 $(VENV)/runtime: setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -21,12 +21,19 @@ $(VENV)/dev: $(VENV)/runtime
 demo: $(VENV)/runtime  ## two entities along drawn paths, from the shipped toy checkpoint
 	$(RUN) scripts/demo.py
 
+studio: $(VENV)/runtime  ## draw paths in the browser, watch what becomes of them
+	$(BIN)/pip install --quiet -e ".[studio]"
+	$(RUN) scripts/studio.py
+
 test: $(VENV)/dev  ## FAST=1: of what changed since main, and one parity test per room
 	$(BIN)/ruff check .
-	$(RUN) -m pytest -n 2 --dist loadfile -m "not long" $(if $(FAST),$$($(RUN) scripts/touched_tests.py))
+	$(RUN) -m pytest -n 2 --dist loadfile -m "not long and not browser" $(if $(FAST),$$($(RUN) scripts/touched_tests.py))
 
 test-long: $(VENV)/dev
 	$(RUN) -m pytest -n 2 --dist loadfile -m long
+
+browser: $(VENV)/dev  ## the studio in headless Chromium (Debian: apt install chromium-driver)
+	$(RUN) -m pytest -m browser
 
 mutants: $(VENV)/dev  ## known faults, one at a time: do the tests notice? COUNT=15 FIRST=30 for some
 	$(RUN) scripts/mutants.py $(if $(COUNT),--count $(COUNT)) $(if $(FIRST),--first $(FIRST))

@@ -2,6 +2,13 @@
 
 from setuptools import find_packages, setup
 
+STUDIO = [
+    "gradio>=6.31,<6.32",  # its HTML component changes between minor versions
+    "fastapi>=0.115",
+    "starlette>=0.40",
+    "uvicorn>=0.30",
+]
+
 setup(
     name="tora2_jax",
     version="0.1.0",
@@ -44,7 +51,7 @@ setup(
         "cuda": ["jax[cuda13]>=0.10.2,<0.12"],
         "tpu": ["jax[tpu]>=0.10.2,<0.12"],
         "convert": ["torch>=2.6"],
-        "studio": ["gradio>=6.31,<6.32"],  # its HTML component changes between minor versions
+        "studio": STUDIO,
         "dev": [
             "torch==2.13.0",
             "diffusers>=0.42.1,<0.43",
@@ -55,7 +62,7 @@ setup(
             "pytest>=9",
             "pytest-timeout>=2.4",
             "pytest-xdist>=3.8",
-            "gradio>=6.31,<6.32",
+            *STUDIO,
             "selenium>=4.40",
             "ruff>=0.17",
         ],

@@ -84,7 +84,7 @@ def build(studio: Studio) -> gr.Blocks:
     """The page, not yet served."""
     with gr.Blocks(title="Tora2 studio", analytics_enabled=False, fill_width=True) as page:
         visit = gr.State(Visit([], threading.Event()))
-        gr.Markdown(f"## Tora2 studio\n{studio.name}")
+        gr.Markdown(f"### Tora2 studio: {studio.name}")
         with gr.Row():
             with gr.Column(scale=3, min_width=480):
                 left = _editor(studio)

@@ -15,6 +15,7 @@ function paintCanvas() {
   canvas.replaceChildren();
   canvas.setAttribute("viewBox", "0 0 " + width + " " + height);
   canvas.style.aspectRatio = width + " / " + height;
+  canvas.style.maxWidth = "calc(60vh * " + width / height + ")";
   if (state.image && seen[state.image]) {
     shape("image", { href: seen[state.image], width, height, preserveAspectRatio: "none" }, canvas);
   }
@@ -53,9 +54,13 @@ function paintPoints(entity, unit) {
       fill: chosen ? "#222" : "white", stroke: colorOf(state.active), "stroke-width": 2 * unit,
       "data-point": index, "aria-label": "Point " + (index + 1) + " of " + entity.word }, canvas);
     dot.addEventListener("focus", () => { state.point = index; paintTimeline(); });
+    const next = entity.points[index + 1];
+    if (next && next.x === point.x && next.y === point.y) return; // the last one there is named
+    let first = index;
+    while (first && entity.points[first - 1].x === point.x && entity.points[first - 1].y === point.y) first--;
     const label = shape("text", { x: point.x + 8 * unit, y: point.y - 7 * unit,
       "font-size": 11 * unit, fill: "#333" }, canvas);
-    label.textContent = index + 1;
+    label.textContent = first < index ? first + 1 + "-" + (index + 1) : index + 1;
   });
 }
 
@@ -108,8 +113,8 @@ canvas.addEventListener("pointerdown", (event) => {
   canvas.setPointerCapture(event.pointerId);
   canvas.focus({ preventScroll: true });
   if (point !== undefined && active()) {
+    gesture = { kind: "move", moved: false, again: state.point === Number(point), x, y };
     state.point = Number(point);
-    gesture = { kind: "move", moved: false };
   } else if (state.tool === "select") {
     gesture = null;
     selectAt(x, y);
@@ -146,6 +151,7 @@ function finishGesture() {
   const done = gesture;
   gesture = null;
   if (!done) return;
+  if (done.again && !done.moved && state.tool === "select") selectAt(done.x, done.y);
   if (done.kind === "draw") addPoints(active(), simplified(done.way, reach() / 3));
   remember();
   paint();

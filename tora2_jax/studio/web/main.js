@@ -197,6 +197,7 @@ find("image").addEventListener("change", async (event) => {
   event.target.value = "";
   if (name) { state.image = name; remember(); }
 });
+root.drawing = drawing; // for tests
 new ResizeObserver(paintCanvas).observe(canvas);
 watch("value", receive);
 receive();
