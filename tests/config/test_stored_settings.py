@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from convert.__main__ import main as convert
-from tests.train import test_train
+from tests.support import tiny_stage
 from tests.train.test_chain import TOY
 from tora2_jax.config import from_dict, stored, to_dict, toy
 from tora2_jax.config.train import (
@@ -43,8 +43,8 @@ def test_versions_that_are_not_known_are_refused(tmp_path, number):
 
 def test_settings_that_are_renamed_are_found_in_earlier_files(tmp_path, monkeypatch):
     """Two steps, in order; a run of an earlier version goes on, and its file is written anew."""
-    monkeypatch.setitem(state.STAGES, "base", "tests.train.test_train")
-    loop.train(test_train._config(steps=2), tmp_path)
+    monkeypatch.setitem(state.STAGES, "base", "tests.support.tiny_stage")
+    loop.train(tiny_stage._config(steps=2), tmp_path)
     path = tmp_path / "config.json"
     old = json.loads(path.read_text())
     old["rhythm"], old["version"] = old.pop("log_every"), 1
@@ -58,7 +58,7 @@ def test_settings_that_are_renamed_are_found_in_earlier_files(tmp_path, monkeypa
 
     monkeypatch.setattr(stored, "_STEPS", (first, second))
     assert stored.read_run(path).log_every == 10
-    loop.train(test_train._config(steps=2), tmp_path)
+    loop.train(tiny_stage._config(steps=2), tmp_path)
     new = json.loads(path.read_text())
     assert new["version"] == 3 and new["log_every"] == 10 and "rhythm" not in new
 
@@ -88,13 +88,13 @@ def test_runs_that_name_their_stacked_layers_go_on():
 
 
 def test_a_run_of_a_later_version_is_not_continued(tmp_path, monkeypatch):
-    monkeypatch.setitem(state.STAGES, "base", "tests.train.test_train")
-    loop.train(test_train._config(steps=2), tmp_path)
+    monkeypatch.setitem(state.STAGES, "base", "tests.support.tiny_stage")
+    loop.train(tiny_stage._config(steps=2), tmp_path)
     path = tmp_path / "config.json"
     write(path, json.loads(path.read_text()) | {"version": 99})
     before = path.read_bytes()
     with pytest.raises(loop.TrainError, match="of version 99"):
-        loop.train(test_train._config(steps=4), tmp_path)
+        loop.train(tiny_stage._config(steps=4), tmp_path)
     assert path.read_bytes() == before
 
 

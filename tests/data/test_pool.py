@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from tests.support import sharded_step
-from tests.train.test_train import environment
+from tests.support.tiny_stage import environment
 from tora2_jax.config import ModelConfig
 from tora2_jax.data import pool
 from tora2_jax.data.loader import identified

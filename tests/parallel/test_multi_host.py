@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from tests.support import sharded_step
-from tests.train import test_train
+from tests.support import sharded_step, tiny_stage
 from tora2_jax import parallel
 from tora2_jax.config.train import MeshConfig, OptimConfig, TrainConfig
 from tora2_jax.parallel import processes
@@ -58,7 +57,7 @@ def config(steps: int, data: int = -1) -> TrainConfig:
     )
 
 
-class _SlowSource(test_train._Source):
+class _SlowSource(tiny_stage._Source):
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         time.sleep(PAUSE)
         return super().__getitem__(index)
@@ -80,7 +79,7 @@ def sample(config, model, step) -> np.ndarray:
     return np.zeros((2, 16, 16, 3), np.uint8)
 
 
-STAGE = dataclasses.replace(test_train.STAGE, source=source, sample=sample, finish=None)
+STAGE = dataclasses.replace(tiny_stage.STAGE, source=source, sample=sample, finish=None)
 
 
 def _start(
@@ -104,7 +103,7 @@ def _start(
         subprocess.Popen(
             [sys.executable, "-c", program, *flags, f"--process={index}", *(own or ())[index:][:1]],
             stderr=(folder / f"errors{index}").open("a"),
-            env=test_train.environment(),
+            env=tiny_stage.environment(),
         )
         for index in range(2)
     ]

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import Mesh
 
 from tests.support import sharded_step
-from tests.train.test_train import environment
+from tests.support.tiny_stage import environment
 from tora2_jax import parallel
 from tora2_jax.train import state as train_state
 from tora2_jax.train.stages import diffusion

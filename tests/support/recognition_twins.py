@@ -1,10 +1,18 @@
-"""Small random PyTorch twins of the recognition networks, with the names that their files have."""
+"""Small random twins of recognition networks, named as in their files, and what becomes of them."""
 
+import functools
+
+import numpy as np
 import torch
 
+from convert.__main__ import main
+from tests.support.encoder_twins import compiled
 from tests.support.parity import randomize
+from tora2_jax.config import from_dict
+from tora2_jax.weights import checkpoint
 
 nn = torch.nn
+_COMPILED = {}  # networks by their settings
 
 
 class FaceBlock(nn.Module):
@@ -189,3 +197,33 @@ def reid_twin(cls, seed=0):
         twin.pixel_mean.copy_(255 * MEAN.view(1, 3, 1, 1))
         twin.pixel_std.copy_(255 * DEVIATION.view(1, 3, 1, 1))
     return twin
+
+
+def convert(command, source, folder, *options):
+    """The folder of the command's result."""
+    code = main([command, "--src", str(source), "--dst", str(folder), *options])
+    assert code == 0
+    return folder
+
+
+def refused(capsys, command, source, tmp_path, *options):
+    """The message of a command that fails, without leaving anything."""
+    code = main([command, "--src", str(source), "--dst", str(tmp_path / "no"), *options])
+    assert code == 2 and not (tmp_path / "no").exists()
+    return capsys.readouterr().err
+
+
+def loaded(folder, component, config_class, network):
+    """The network as a function of its arrays, these, and its settings from beside them."""
+    found = checkpoint.component_metadata(folder / component)["model"][component]
+    settings = from_dict(config_class, found)
+    arrays = dict(checkpoint.read_component(folder / component))
+    key = repr(settings)
+    if key not in _COMPILED:
+        make = functools.partial(network, settings)
+        _COMPILED[key] = compiled(make, lambda copy, images: copy(images))
+    return _COMPILED[key], arrays, settings
+
+
+def channels_first(images):
+    return torch.tensor(np.moveaxis(images, -1, 1))

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.train import test_train
+from tests.support import tiny_stage
 from tora2_jax import config
 from tora2_jax.data import pool
 from tora2_jax.system import lease
@@ -32,7 +32,7 @@ with Lease(sys.argv[1]):
 
 @pytest.fixture
 def _stage(monkeypatch):
-    monkeypatch.setitem(state.STAGES, "base", "tests.train.test_train")
+    monkeypatch.setitem(state.STAGES, "base", "tests.support.tiny_stage")
 
 
 @pytest.fixture
@@ -139,9 +139,9 @@ def test_a_file_that_says_nothing_is_watched_too(tmp_path, _quick):
 
 
 def test_a_second_start_leaves_a_live_run_alone(tmp_path):
-    (tmp_path / "config.py").write_text(test_train._CONFIG)
-    command = [*test_train._command(tmp_path, tmp_path / "run"), "--config.checkpoint_every=1"]
-    environment = test_train.environment()
+    (tmp_path / "config.py").write_text(tiny_stage._CONFIG)
+    command = [*tiny_stage._command(tmp_path, tmp_path / "run"), "--config.checkpoint_every=1"]
+    environment = tiny_stage.environment()
     first = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     while not list((tmp_path / "run" / "checkpoints").glob("[0-9]*")):
         assert first.poll() is None
@@ -171,7 +171,7 @@ def test_a_run_whose_folder_was_taken_ends_and_saves_nothing(tmp_path, _quick, _
 
     monkeypatch.setattr(checkpoints.Checkpoints, "save", save_and_stand_still)
     with pytest.raises(loop.TrainError, match="taken over by process 7 on far"):
-        loop.train(test_train._config(steps=8, checkpoint_every=2), tmp_path)
+        loop.train(tiny_stage._config(steps=8, checkpoint_every=2), tmp_path)
     assert max(int(path.name) for path in (tmp_path / "checkpoints").glob("[0-9]*")) == 4
 
 

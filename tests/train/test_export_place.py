@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 
 from scripts import toy_checkpoint
-from tests.train.test_train import _config
+from tests.support.tiny_stage import _config
 from tora2_jax.config import toy
 from tora2_jax.errors import TrainError
 from tora2_jax.train import loop
-from tora2_jax.train import state as train_state
 from tora2_jax.weights import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,10 +20,7 @@ CONFIGS = sorted(
     if path.stem != "__init__"
 )
 
-
-@pytest.fixture(autouse=True)
-def _stage(monkeypatch):
-    monkeypatch.setitem(train_state.STAGES, "base", "tests.train.test_train")
+pytestmark = pytest.mark.usefixtures("_stage")
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -8,7 +8,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
-from tests.train import test_train
+from tests.support import tiny_stage
 from tora2_jax.system import appended_file
 from tora2_jax.system.appended_file import AppendedFile
 from tora2_jax.train import loop, state
@@ -123,7 +123,7 @@ def test_metrics_of_a_full_disk_are_written_later(tmp_path, disk, caplog):
 
 
 def test_a_run_outlives_a_full_disk_at_a_log_write(tmp_path, disk, monkeypatch):
-    monkeypatch.setitem(state.STAGES, "base", "tests.train.test_train")
+    monkeypatch.setitem(state.STAGES, "base", "tests.support.tiny_stage")
     write = metric_log.MetricLog.write
 
     def full_for_a_while(log):
@@ -131,5 +131,5 @@ def test_a_run_outlives_a_full_disk_at_a_log_write(tmp_path, disk, monkeypatch):
         return write(log)
 
     monkeypatch.setattr(metric_log.MetricLog, "write", full_for_a_while)
-    loop.train(test_train._config(steps=6, log_every=1, checkpoint_every=6), tmp_path)
+    loop.train(tiny_stage._config(steps=6, log_every=1, checkpoint_every=6), tmp_path)
     assert steps_of(tmp_path / "metrics") == [1, 2, 3, 4, 5, 6]

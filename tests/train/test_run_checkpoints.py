@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from absl import logging
 
-from tests.train.test_train import _assert_equal, _checkpoints, _config, _stage  # noqa: F401
+from tests.support.tiny_stage import _assert_equal, _checkpoints, _config
 from tora2_jax.errors import CheckpointError
 from tora2_jax.train import loop
 from tora2_jax.train.runs import checkpoints
 from tora2_jax.weights import checkpoint
+
+pytestmark = pytest.mark.usefixtures("_stage")
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.train import test_train
+from tests.support import tiny_stage
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,12 +29,12 @@ def test_a_run_killed_in_every_way_is_bit_equal_to_one_that_is_not(tmp_path):
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_workers_leave_signals_to_the_run_and_end_with_it(tmp_path):
-    (tmp_path / "config.py").write_text(test_train._CONFIG)
-    command = [*test_train._command(tmp_path, tmp_path / "run"), "--config.workers=1"]
+    (tmp_path / "config.py").write_text(tiny_stage._CONFIG)
+    command = [*tiny_stage._command(tmp_path, tmp_path / "run"), "--config.workers=1"]
 
     def started_after(step: int) -> subprocess.Popen:
         process = subprocess.Popen(
-            command, env=test_train.environment(), stderr=subprocess.DEVNULL, start_new_session=True
+            command, env=tiny_stage.environment(), stderr=subprocess.DEVNULL, start_new_session=True
         )
         while _last_step(tmp_path / "run") <= step and process.poll() is None:
             time.sleep(0.01)

@@ -9,20 +9,17 @@ import jax
 import numpy as np
 import pytest
 
-from tests.train.test_train import _CONFIG, _command, _config, _losses, environment
+from tests.support.tiny_stage import _CONFIG, _command, _config, _losses, environment
 from tora2_jax.config import toy
 from tora2_jax.config.help import comments, known_fields, unknown_fields
 from tora2_jax.config.train import ClipFolderConfig, TrainConfig, problems
-from tora2_jax.train import loop, state
+from tora2_jax.train import loop
 from tora2_jax.train.runs import result
 from tora2_jax.train.smoke import smoke
 
 ROOT = Path(__file__).resolve().parents[2]
 
-
-@pytest.fixture(autouse=True)
-def _stage(monkeypatch):
-    monkeypatch.setitem(state.STAGES, "base", "tests.train.test_train")
+pytestmark = pytest.mark.usefixtures("_stage")
 
 
 def _program(*arguments: str) -> subprocess.CompletedProcess:
@@ -254,31 +251,31 @@ def test_the_end_of_a_stage_that_makes_no_videos_names_its_use(tmp_path, stage, 
 
 
 def test_jaxs_search_for_nans_does_not_end_a_healthy_run(tmp_path, monkeypatch):
-    from tests.train import test_train
+    from tests.support import tiny_stage
     from tora2_jax.train import measures
 
-    plain = test_train.loss
+    plain = tiny_stage.loss
 
     def loss(config, model, batch, key):
         value, metrics = plain(config, model, batch, key)
         nobody = measures.share(batch["inputs"][:, 0], batch["inputs"][:, 0] > 1e9)
         return value, metrics | {"of_nobody": nobody}
 
-    test_train.change_stage(monkeypatch, loss=loss)
+    tiny_stage.change_stage(monkeypatch, loss=loss)
     with jax.debug_nans(True):
         loop.train(_config(steps=2), tmp_path)
     assert len(_losses(tmp_path)) == 2
 
 
 def test_a_run_on_damaged_weights_names_them(tmp_path, monkeypatch):
-    from tests.train import test_train
+    from tests.support import tiny_stage
 
     def build(config, rngs):
-        model = test_train._Model(rngs)
+        model = tiny_stage._Model(rngs)
         model.body.bias[...] = model.body.bias[...].at[0].set(np.nan)
         return model
 
-    test_train.change_stage(monkeypatch, build=build)
+    tiny_stage.change_stage(monkeypatch, build=build)
     with pytest.raises(loop.TrainError) as error:
         loop.train(_config(steps=9, skips_allowed=1), tmp_path)
     assert str(error.value) == (
