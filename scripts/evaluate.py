@@ -1,6 +1,6 @@
 """Measures models.
 
-    python scripts/evaluate.py world --checkpoint DIR [--requests 200] [--seed 0] [--output F.json]
+    python scripts/evaluate.py world --checkpoint DIR [--requests 100] [--seed 0] [--output F.json]
     python scripts/evaluate.py one-word --checkpoint DIR [--requests 50]
     python scripts/evaluate.py base --checkpoint DIR [--requests 90] [--pictures DIR]
     python scripts/evaluate.py conditions --checkpoint DIR [--requests 200]

@@ -25,7 +25,7 @@ os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
 )
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TOKENIZERS_PARALLELIZM"] = "false"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import jax
 import jaxtyping

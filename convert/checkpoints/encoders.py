@@ -239,7 +239,7 @@ def settings_note(encoder: Encoder, presets: Mapping[str, Callable[[], Any]]) ->
         return replace(other, **{name: getattr(default, name) for name in encoder.free})
 
     if name := preset_name(settings, presets, free):
-        return f"config.model.{encoder.component} must be encoder_presets.{name}()"
+        return f"config.model.{encoder.component} must be encoders.{name}()"
     own = {
         name: value
         for name, value in to_dict(free(settings)).items()

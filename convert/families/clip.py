@@ -80,7 +80,7 @@ def convert_encoder(source: str | Path, destination: str | Path) -> list[str]:
 
     Args:
         source: As people download it; only local files are read.
-        destination: Must not exist. `image_text.load_clip` reads it.
+        destination: Must not exist. `evaluation.clip.load_clip` reads it.
 
     Returns:
         What the user should know.
@@ -101,7 +101,7 @@ def convert_encoder(source: str | Path, destination: str | Path) -> list[str]:
     encoder = None if settings is None else _encoder(settings)
     notes = encoders.write(source, destination, encoder, tensors, problems, tokenizer=folder)
     name = encoders.preset_name(settings, encoder_presets.CLIP, free=_end_of_text)
-    return [*notes, f"these are the settings of encoder_presets.{name}()"] if name else notes
+    return [*notes, f"these are the settings of encoders.{name}()"] if name else notes
 
 
 def _end_of_text(settings: CLIPConfig) -> CLIPConfig:
@@ -155,7 +155,7 @@ def _read_tower(
 
 
 def _preprocessor_problems(path: Path, settings: CLIPConfig | None) -> list[str]:
-    """Whether images are prepared otherwise than `image_text.preprocess` does; it has no settings.
+    """Whether images are prepared otherwise than `evaluation.clip.preprocess` does, which has none.
 
     Nothing is said about a file that is not there.
     """

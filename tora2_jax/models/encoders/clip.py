@@ -89,7 +89,7 @@ class VisionTower(nnx.Module):
         if images.shape[1:] != (side, side, 3):
             raise ValueError(
                 f"CLIP takes images of {side} x {side} pixels and got {images.shape[1:]}; "
-                "image_text.preprocess makes them so"
+                "evaluation.clip.preprocess makes them so"
             )
         whole = side // patch * patch
         images = (images[:, :whole, :whole] - jnp.asarray(CLIP_MEAN, jnp.float32)) / jnp.asarray(
@@ -134,7 +134,7 @@ class TextTower(nnx.Module):
         if length > self.config.max_length:
             raise ValueError(
                 f"CLIP reads {self.config.max_length} tokens at most and got {length}; "
-                "image_text.tokenize cuts captions"
+                "evaluation.clip.tokenize cuts captions"
             )
         x = self.token_embedding(token_ids) + self.positions[...][:length].astype(self.dtype)
         causal = jnp.tri(length, dtype=bool)
@@ -184,7 +184,7 @@ class CLIP(nnx.Module):
         return ImageFeatures(embedding.reshape(*leading, -1), tokens[..., 0, :], tokens[..., 1:, :])
 
     def encode_texts(self, token_ids: Int[Array, "b l"]) -> TextFeatures:
-        """Embeddings and last hidden states of tokenized captions (`image_text.tokenize`).
+        """Embeddings and last hidden states of tokenized captions (`evaluation.clip.tokenize`).
 
         Raises:
             ValueError: there are more tokens than positions.
