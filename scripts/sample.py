@@ -8,6 +8,7 @@ import argparse
 import sys
 
 from tora2_jax.sampling import command
+from tora2_jax.sampling.settings import DEFAULTS
 from tora2_jax.system.addresses import named_path
 from tora2_jax.system.stop import exit_code
 
@@ -56,18 +57,24 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
     given = "default: %(default)s"
-    parser.add_argument("--steps", type=int, help=f"denoising steps; {given}")
-    parser.add_argument("--guidance", type=float, help=f"strength of the prompt; {given}")
+    # Of the sampler's settings: what the checkpoint's generation_config.json says goes first.
+    own = {name: f"default: the checkpoint's, or {one}" for name, one in DEFAULTS._asdict().items()}
+    parser.add_argument("--steps", type=int, help=f"denoising steps; {own['steps']}")
+    parser.add_argument("--guidance", type=float, help=f"strength of the prompt; {own['guidance']}")
     parser.add_argument(
         "--dynamic-guidance",
         action=argparse.BooleanOptionalAction,
-        help=f"CogVideoX's guidance, which changes from step to step; {given}",
+        help=f"CogVideoX's guidance, which changes from step to step; {own['dynamic_guidance']}",
     )
     parser.add_argument(
-        "--reference-guidance", type=float, help=f"more than 1 amplifies references; {given}"
+        "--reference-guidance",
+        type=float,
+        help=f"more than 1 amplifies references; {own['reference_guidance']}",
     )
     parser.add_argument(
-        "--trajectory-guidance", type=float, help=f"more than 1 amplifies paths; {given}"
+        "--trajectory-guidance",
+        type=float,
+        help=f"more than 1 amplifies paths; {own['trajectory_guidance']}",
     )
     parser.add_argument("--scheduler", choices=("dpm", "ddim"), help="default: the checkpoint's")
     parser.add_argument("--seed", type=int, help=f"request i has the seed SEED + i; {given}")

@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         help=f"open the page in a browser; {given}",
     )
-    parser.add_argument("--steps", type=int, help=f"sampling steps to begin with; {given}")
+    parser.add_argument("--steps", type=int, help="to begin with; default: the checkpoint's")
     parser.add_argument(
         "--dtype", choices=("bfloat16", "float32"), help=f"of the computation; {given}"
     )

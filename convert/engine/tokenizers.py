@@ -16,7 +16,7 @@ def t5_problems(folder: Path, vocab_size: int | None = None) -> list[str]:
         vocab_size: Of the text encoder, if that is known.
     """
     try:
-        largest = max(load_tokenizer(folder).get_vocab().values())
+        largest = max(load_tokenizer(folder).vocabulary().values())
     except (OSError, ValueError) as error:
         return [str(error)]
     return _vocabulary_problems(folder, largest, vocab_size)

@@ -87,7 +87,7 @@ def test_the_command_gives_every_request_its_own_seed(pipeline, requests, tmp_pa
     options = command.Options(tmp_path, files, tmp_path / "o.mp4", steps=2, seed=5)
     loaded, inputs = pipeline.prepare(requests)
     found = command.sample(options, command.Job(pipeline, loaded, inputs, None))
-    expected = pipeline.generate(requests, seed=5, settings=options.settings)
+    expected = pipeline.generate(requests, seed=5, settings=options.settings())
     np.testing.assert_array_equal(found.latents, expected.latents)
 
 

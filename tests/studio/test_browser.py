@@ -9,9 +9,12 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.action_chains import ActionChains
@@ -19,6 +22,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
+
+from tests.support import cogvideox_twins
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -30,43 +35,55 @@ WIDTH, HEIGHT = 1280, 720
 STEPS = 6
 
 
-@pytest.fixture(scope="module")
-def address(tmp_path_factory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("studio")
-    command = [sys.executable, str(ROOT / "scripts" / "studio.py"), "--no-browser"]
-    command += ["--steps", str(STEPS)]
+@contextmanager
+def served(folder: Path, *arguments: str) -> Iterator[str]:
+    """The address of a studio; whatever visitors gave and got is removed at its end."""
+    command = [sys.executable, str(ROOT / "scripts" / "studio.py"), "--no-browser", *arguments]
     environment = os.environ | {"TMPDIR": str(folder), "XLA_FLAGS": ""}
     with (folder / "log").open("w") as log:
         page = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment, cwd=folder
         )
-        assert page.stdout is not None
-        line = page.stdout.readline()
-        found = re.search(r"http://\S+", line)
-        assert found, (folder / "log").read_text()
-        yield found.group()
-        page.send_signal(signal.SIGINT)
-        assert page.wait(60) in (0, 130), (folder / "log").read_text()
-    left = [path.name for path in folder.iterdir() if path.name.startswith("tora2_studio")]
-    assert not left  # what visitors gave and got is removed at the end
+        try:
+            assert page.stdout is not None
+            found = re.search(r"http://\S+", page.stdout.readline())
+            assert found, (folder / "log").read_text()
+            yield found.group()
+        finally:
+            page.send_signal(signal.SIGINT)
+            code = page.wait(60)
+    assert code in (0, 130), (folder / "log").read_text()
+    assert not list(folder.glob("tora2_studio*"))
 
 
-@pytest.fixture
-def visitor(address, tmp_path) -> Iterator["Visitor"]:
+@contextmanager
+def visiting(address: str, downloads: Path) -> Iterator["Visitor"]:
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     for flag in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "disable-gpu"):
         options.add_argument(f"--{flag}")
     options.add_argument(f"--window-size={WIDTH},{HEIGHT}")
-    options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path)})
+    options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    driver.get(address)
-    visitor = Visitor(driver, tmp_path)
-    visitor.wait(lambda: visitor.all(".editor[data-checked]"))
     try:
+        driver.get(address)
+        visitor = Visitor(driver, downloads)
+        visitor.wait(lambda: visitor.all(".editor[data-checked]"))
         yield visitor
     finally:
         driver.quit()
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory) -> Iterator[str]:
+    with served(tmp_path_factory.mktemp("studio"), "--steps", str(STEPS)) as address:
+        yield address
+
+
+@pytest.fixture
+def visitor(address, tmp_path) -> Iterator["Visitor"]:
+    with visiting(address, tmp_path) as visitor:
+        yield visitor
 
 
 class Visitor:
@@ -283,3 +300,35 @@ def test_what_is_wrong_stands_beside_its_field(visitor):
     broken.write_bytes(b"no picture")
     visitor.all('.card input[type="file"]')[0].send_keys(str(broken))
     visitor.wait(lambda: "broken.png" in visitor.problems())
+
+
+def test_a_model_that_starts_from_a_picture_shows_it_to_draw_on(tmp_path):
+    _, converted = cogvideox_twins.convert("cogvideox_1_5_5b_i2v", tmp_path)
+    picture = tmp_path / "first.png"
+    Image.fromarray(np.full((40, 60, 3), [10, 120, 200], np.uint8)).save(picture)
+    with (
+        served(tmp_path, "--checkpoint", str(converted)) as address,
+        visiting(address, tmp_path) as visitor,
+    ):
+        visitor.write("A dog runs.")
+        visitor.wait(lambda: "starts from an image" in visitor.problems())
+        visitor.one('[data-role="image"]').send_keys(str(picture))
+        visitor.wait(lambda: visitor.all("svg image[href^='data:image/png']"))
+        visitor.wait(lambda: "starts from an image" not in visitor.problems())
+        visitor.click('.chip[data-word="dog"]')
+        visitor.press((0.3, 0.4), (0.6, 0.4))
+        assert [point[:2] for point in visitor.points(0)] == [
+            pytest.approx(place, abs=0.02) for place in ([0.3, 0.4], [0.6, 0.4])
+        ]
+        assert visitor.drawing()["image"]
+
+
+def test_why_shows_a_panel_of_each_entity(visitor):
+    visitor.click("#generate")
+    visitor.wait(lambda: "Done" in visitor.status(), 300)
+    visitor.click("#why")
+    visitor.wait(lambda: "man" in visitor.one("#reasons").text, 300)
+    reasons = visitor.one("#reasons").text
+    assert "kite" in reasons and "fine:" in reasons
+    visitor.wait(lambda: len(visitor.all("#panels img")) >= 2)
+    visitor.picture("studio_why")

@@ -25,7 +25,12 @@ from tora2_jax.request.fields import Paths
 from tora2_jax.request.reader import Fit
 from tora2_jax.sampling import pipeline
 from tora2_jax.sampling.progress import PHASES
-from tora2_jax.sampling.settings import DEFAULTS, seed_problems, setting_problems
+from tora2_jax.sampling.settings import (
+    DEFAULTS,
+    seed_problems,
+    setting_problems,
+    stored_settings,
+)
 from tora2_jax.system import feedback, hub
 from tora2_jax.system.addresses import address_problems
 from tora2_jax.system.compile_cache import keep_compiled_programs
@@ -61,11 +66,12 @@ class Options(NamedTuple):
     checkpoint: Path
     request: Path | Sequence[Path]  # several are sampled as one batch
     output: Path
-    steps: int = DEFAULTS.steps
-    guidance: float = DEFAULTS.guidance
-    dynamic_guidance: bool = DEFAULTS.dynamic_guidance
-    reference_guidance: float = DEFAULTS.reference_guidance
-    trajectory_guidance: float = DEFAULTS.trajectory_guidance
+    # None, of these six: as the checkpoint's folder says, or else the paper's.
+    steps: int | None = None
+    guidance: float | None = None
+    dynamic_guidance: bool | None = None
+    reference_guidance: float | None = None
+    trajectory_guidance: float | None = None
     scheduler: diffusion.Scheduler | None = None
     seed: int = 0
     dtype: Literal["bfloat16", "float32"] = "float32"
@@ -93,11 +99,10 @@ class Options(NamedTuple):
         path, count = self.output, len(self.requests)
         return [path.with_name(f"{path.stem}_{index}{path.suffix}") for index in range(count)]
 
-    @property
-    def settings(self) -> pipeline.SampleSettings:
-        """The part that the sampler reads."""
-        names = pipeline.SampleSettings._fields
-        return pipeline.SampleSettings(**{name: getattr(self, name) for name in names})
+    def settings(self, stored: pipeline.SampleSettings = DEFAULTS) -> pipeline.SampleSettings:
+        """The part that the sampler reads; what is not given is taken from `stored`."""
+        given = {name: getattr(self, name) for name in pipeline.SampleSettings._fields}
+        return stored._replace(**{name: one for name, one in given.items() if one is not None})
 
 
 class Job(NamedTuple):
@@ -151,7 +156,7 @@ def sample(options: Options, job: Job) -> pipeline.Sample:
             made = job.model.generate_batch(
                 job.inputs,
                 seeds=[options.seed + index for index in range(len(job.requests))],
-                settings=options.settings,
+                settings=options.settings(job.model.settings),
                 initial_latents=job.initial_latents,
                 report=phases.report,
             )
@@ -171,14 +176,16 @@ def prepare(options: Options) -> Job:
     keep_compiled_programs()
     problems = _option_problems(options)
     model_config = tokenizer = None
+    stored, schedule = DEFAULTS, DiffusionConfig()
     try:
         options = options._replace(checkpoint=hub.local(options.checkpoint))
         model_config = bundle.load_config(options.checkpoint)
+        schedule = model_config.diffusion
+        stored = stored_settings(options.checkpoint, schedule)
         tokenizer = bundle.load_bundle_tokenizer(options.checkpoint)
     except CheckpointError as error:
         problems.append(str(error))
-    schedule = DiffusionConfig() if model_config is None else model_config.diffusion
-    found = setting_problems(options.settings, schedule)
+    found = setting_problems(options.settings(stored), schedule)
     problems += [f"--{name.replace('_', '-')}: {problem}" for name, problem in found.items()]
     try:
         requests = request.load_requests(

@@ -25,7 +25,13 @@ from tora2_jax.sampling.guidance import Branch, branches_of, concatenate, withho
 from tora2_jax.sampling.programs import noise_of, programs_of
 from tora2_jax.sampling.progress import Listeners, Report
 from tora2_jax.sampling.result import Sample, StepCallback, watcher
-from tora2_jax.sampling.settings import DEFAULTS, SampleSettings, seed_problems, setting_problems
+from tora2_jax.sampling.settings import (
+    DEFAULTS,
+    SampleSettings,
+    seed_problems,
+    setting_problems,
+    stored_settings,
+)
 from tora2_jax.system import hub
 from tora2_jax.system.finite import NotFiniteError, not_finite, reason
 from tora2_jax.types import Array, BoundConditions, Conditions, Inputs
@@ -43,17 +49,19 @@ class Tora2Pipeline:
         loaded: LoadedModel,
         vae_memory: VAEMemory = "whole",
         detector: FaceDetector | None = None,
+        settings: SampleSettings = DEFAULTS,
     ):
         """Everything with its weights.
 
         `vae_memory` says how to decode, see `models.vae.tiling`; `detector` finds faces in
-        references.
+        references; `settings` are those of `generate` if it is given none.
 
         Raises:
             ValueError: if the VAE's picture cannot be cut into tiles and `vae_memory` asks for it.
         """
         self.config, self.tokenizer = loaded.config, loaded.tokenizer
         self.vae_memory, self.detector = vae_memory, detector
+        self.settings = settings
         self._vae = loaded.networks.vae
         self._tiles = tiling.DEFAULT_TILES
         if vae_memory == "tiled":
@@ -85,14 +93,17 @@ class Tora2Pipeline:
             FaceModelError: there is no face detector in that folder.
         """
         detector = None if face_models is None else InsightFaceDetector(face_models)
-        return cls(load_bundle(hub.local(directory), dtype), vae_memory, detector)
+        folder = hub.local(directory)
+        loaded = load_bundle(folder, dtype)
+        settings = stored_settings(folder, loaded.config.diffusion)
+        return cls(loaded, vae_memory, detector, settings)
 
     def generate(
         self,
         request: Source | Sequence[Source],
         *,
         seed: int = 0,
-        settings: SampleSettings = DEFAULTS,
+        settings: SampleSettings | None = None,
         initial_latents: Array | None = None,
         progress: Callable[[int, int], None] | None = None,
         report: Report | None = None,
@@ -104,7 +115,8 @@ class Tora2Pipeline:
             request: From `request.load_request`, or a path to its file; or a list of them.
             seed: Determines every random draw; request i of a list has the seed `seed + i`, and
                 its video is the one that it has alone with that seed, up to rounding.
-            settings: Steps, guidance, scheduler.
+            settings: Steps, guidance, scheduler; None: as the checkpoint's folder says in
+                `generation_config.json`, or else the paper's.
             initial_latents: `[b, t_lat, h_lat, w_lat, latent]` instead of random noise.
             progress: Called with (steps done, steps) when the device has done a step.
             report: Called with (phase of `sampling.progress.PHASES`, parts done, parts), from 0 on.
@@ -118,6 +130,7 @@ class Tora2Pipeline:
             SamplingStopped: `callback` has returned False.
         """
         single = isinstance(request, Request | str | Path)
+        settings = settings or self.settings
         self._check(settings, [seed])
         requests, inputs = self.prepare([request] if single else request)
         sample = self.generate_batch(
@@ -175,7 +188,7 @@ class Tora2Pipeline:
         inputs: Inputs,
         *,
         seeds: list[int],
-        settings: SampleSettings = DEFAULTS,
+        settings: SampleSettings | None = None,
         initial_latents: Array | None = None,
         progress: Callable[[int, int], None] | None = None,
         report: Report | None = None,
@@ -190,6 +203,7 @@ class Tora2Pipeline:
                 do not fit the inputs.
             NotFiniteError: a number is not finite; says where that began.
         """
+        settings = settings or self.settings
         self._check(settings, seeds)
         listeners = Listeners(progress, report)
         batch, frames, height, width = inputs.flow_video.shape[:4]

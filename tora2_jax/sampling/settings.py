@@ -1,14 +1,18 @@
 """How a request is sampled, and what is wrong with that."""
 
+import json
 import math
 import numbers
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tora2_jax import diffusion
 from tora2_jax.config.model import DiffusionConfig
+from tora2_jax.errors import CheckpointError
+from tora2_jax.system import limits
 
 SEEDS = 2**32  # larger ones would repeat
 
@@ -29,6 +33,31 @@ class SampleSettings(NamedTuple):
 
 
 DEFAULTS = SampleSettings()
+STORED = "generation_config.json"  # in a checkpoint's folder: some of these settings
+
+
+def stored_settings(directory: Path, config: DiffusionConfig) -> SampleSettings:
+    """How a checkpoint is sampled best, as its folder says; the paper's for what it leaves out.
+
+    Raises:
+        CheckpointError: lists everything in its file that cannot be used.
+    """
+    path = directory / STORED
+    if not path.is_file():
+        return DEFAULTS
+    try:
+        stored = json.loads(limits.decode_text(limits.read_bytes(path, limits.JSON_BYTES)))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(stored, dict):
+        raise CheckpointError(f"{path} must hold an object with settings such as steps")
+    known = {name: value for name, value in stored.items() if name in SampleSettings._fields}
+    problems = [f"{name}: unknown setting" for name in stored if name not in known]
+    settings = DEFAULTS._replace(**known)
+    problems += [f"{name}: {text}" for name, text in setting_problems(settings, config).items()]
+    if problems:
+        raise CheckpointError(f"{path} cannot be used:\n  " + "\n  ".join(problems))
+    return settings
 
 
 def setting_problems(settings: SampleSettings, config: DiffusionConfig) -> dict[str, str]:

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from tora2_jax.errors import CheckpointError, MessageError
 from tora2_jax.references.faces import FaceModelError
 from tora2_jax.sampling.pipeline import Tora2Pipeline
-from tora2_jax.sampling.settings import DEFAULTS
 from tora2_jax.studio import drawing
 from tora2_jax.studio.shelf import Shelf
 from tora2_jax.system import feedback
@@ -36,7 +35,7 @@ class Options(NamedTuple):
     host: str = "127.0.0.1"
     port: int | None = None  # None: the first free one
     browser: bool = True  # open it
-    steps: int = DEFAULTS.steps  # that the page begins with
+    steps: int | None = None  # that the page begins with; None: as the checkpoint says
     request: Path | None = None  # the drawing that the page begins with, if it fits the model
     dtype: Literal["bfloat16", "float32"] = "float32"
     face_models: Path | None = None
@@ -103,7 +102,9 @@ def _served(options: Options, folder: Path) -> Any:
     except (CheckpointError, FaceModelError, OSError) as error:
         raise StudioError(str(error)) from error
     shelf = Shelf(folder)
-    settings = DEFAULTS._replace(steps=options.steps)
+    settings = pipeline.settings
+    if options.steps is not None:
+        settings = settings._replace(steps=options.steps)
     studio = page.Studio(
         pipeline, str(options.checkpoint), shelf, _start(options, pipeline, shelf), settings
     )

@@ -138,7 +138,9 @@ def _panel(studio: Studio) -> dict[str, Any]:
         "Open a request (.zip or .json)", file_types=[".zip", ".json"], elem_id="open"
     )
     made["why"] = gr.Button("Why? Look inside the model", elem_id="why")
-    made["panels"] = gr.Gallery(label="What the model makes of each entity", visible=False)
+    made["panels"] = gr.Gallery(
+        label="What the model makes of each entity", visible=False, elem_id="panels"
+    )
     made["reasons"] = gr.Markdown(elem_id="reasons")
     return made
 
