@@ -214,7 +214,7 @@ def _wanted(
     problems += [f"{name}: {text}" for name, text in told.items()]
     if seed == -1:
         seed = random.randrange(SEEDS)
-    if not isinstance(seed, int) or not 0 <= seed < SEEDS:
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < SEEDS:
         problems.append(f"seed: must be a whole number from 0 to {SEEDS - 1}, or -1 for a new one")
     if problems or found.request is None:
         return None, problems
