@@ -64,6 +64,8 @@ setup(
             "pytest-xdist>=3.8",
             *STUDIO,
             "selenium>=4.40",
+            "nbclient>=0.10",
+            "ipykernel>=6.29",
             "ruff>=0.17",
         ],
     },
