@@ -255,10 +255,10 @@ def test_a_run_is_stopped_within_two_steps(visitor):
     number.send_keys("5\t")
     visitor.click("#generate")
     visitor.wait(lambda: re.search(r"Step [1-9]", visitor.status()), 300)
-    step = int(re.search(r"Step (\d+)", visitor.status()).group(1))
     visitor.click("#stop")
+    status = visitor.status()  # when the button was pressed
     visitor.wait(lambda: "stopped after step" in visitor.status())
-    stopped = int(re.search(r"after step (\d+)", visitor.status()).group(1))
+    step, stopped = (int(re.search(r"tep (\d+)", text)[1]) for text in (status, visitor.status()))
     assert stopped <= step + 2
 
 
@@ -286,6 +286,12 @@ def test_undo_keyboard_presets_and_time(visitor):
     assert [time for _, _, time in visitor.points(0)] == pytest.approx([0, 0.5], abs=0.03)
     visitor.click(".bar:first-child .part", -1)
     assert visitor.drawing()["entities"][0]["trajectory"][-1] is None
+
+
+def test_nothing_comes_from_another_place(visitor, address):
+    named = "return performance.getEntriesByType('resource').map((entry) => entry.name)"
+    loaded = visitor.driver.execute_script(named)
+    assert loaded and all(name.startswith((address, "data:", "blob:")) for name in loaded), loaded
 
 
 def test_what_is_wrong_stands_beside_its_field(visitor):

@@ -38,7 +38,8 @@ def studio(tmp_path) -> page.Studio:
 
 
 def press_generate(studio: page.Studio, drawing, visit: page.Visit, **changes) -> list:
-    given = {"steps": 4, "guidance": 5.5, "references": 1.5, "paths": 2.0, "seed": 7, "every": 2}
+    numbers = {"steps": 4, "guidance": 5.5, "reference_guidance": 1.5, "trajectory_guidance": 2.0}
+    given = DEFAULTS._replace(**numbers, scheduler="ddim")._asdict() | {"seed": 7, "every": 2}
     return list(page._generate(studio, drawing, *(given | changes).values(), visit))
 
 
@@ -52,7 +53,11 @@ def test_the_request_and_the_settings_reach_the_model(studio):
     ((request, seed, settings),) = studio.pipeline.asked
     assert [entity.word for entity in request.entities] == ["man", "kite"] and seed == 7
     assert settings == DEFAULTS._replace(
-        steps=4, guidance=5.5, reference_guidance=1.5, trajectory_guidance=2.0
+        steps=4,
+        guidance=5.5,
+        reference_guidance=1.5,
+        trajectory_guidance=2.0,
+        scheduler="ddim",
     )
     assert "Step 4 of 4" in steps[-1][0] and "Preparing" in steps[0][0]
     assert [isinstance(step[1], dict) and "value" in step[1] for step in steps[1:]] == [0, 1, 0, 0]

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
+from tora2_jax.diffusion import SCHEDULERS
 from tora2_jax.errors import MessageError
 from tora2_jax.inspection import diagnosis, measure, picture
 from tora2_jax.media.video import write_image
@@ -51,6 +52,8 @@ class Controls(NamedTuple):
     guidance: gr.Slider
     reference_guidance: gr.Slider
     trajectory_guidance: gr.Slider
+    dynamic_guidance: gr.Checkbox
+    scheduler: gr.Dropdown
     seed: gr.Number
     preview_every: gr.Slider
     generate: gr.Button
@@ -117,6 +120,14 @@ def _panel(studio: Studio) -> dict[str, Any]:
         made["trajectory_guidance"] = gr.Slider(
             1, 5, given.trajectory_guidance, step=0.1, label="Guidance of paths"
         )
+        made["dynamic_guidance"] = gr.Checkbox(
+            given.dynamic_guidance, label="Guidance that changes from step to step (CogVideoX's)"
+        )
+        made["scheduler"] = gr.Dropdown(
+            list(SCHEDULERS),
+            value=given.scheduler or studio.pipeline.config.diffusion.scheduler,
+            label="Scheduler",
+        )
         made["preview_every"] = gr.Slider(
             0, 25, 5, step=1, label="Preview every so many steps (0: none)", elem_id="preview_every"
         )
@@ -146,7 +157,7 @@ def _panel(studio: Studio) -> dict[str, Any]:
 
 
 def _connect(studio: Studio, c: Controls, visit: gr.State) -> None:
-    given = [c.drawing, c.steps, c.guidance, c.reference_guidance, c.trajectory_guidance]
+    given = [c.drawing, *(getattr(c, name) for name in SampleSettings._fields)]
     given += [c.seed, c.preview_every, visit]
     shown = [c.status, c.preview, c.shown, visit]
 
@@ -181,10 +192,8 @@ def _connect(studio: Studio, c: Controls, visit: gr.State) -> None:
 
 def _generate(studio: Studio, drawing: Any, *values: Any) -> Iterator[list[Any]]:
     """What the page shows while a video is made; last the video."""
-    *numbers, seed, every, visit = values
-    names = ("steps", "guidance", "reference_guidance", "trajectory_guidance")
-    settings = studio.settings._replace(**dict(zip(names, numbers, strict=True)))
-    wanted, problems = _wanted(studio, drawing, settings, seed, every)
+    *chosen, seed, every, visit = values
+    wanted, problems = _wanted(studio, drawing, SampleSettings(*chosen), seed, every)
     if wanted is None:
         yield [_list("This cannot be generated:", problems), *[gr.skip()] * 3]
         return

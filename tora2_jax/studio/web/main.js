@@ -15,6 +15,8 @@ function paintFields() {
   root.querySelectorAll("[data-tool]").forEach((button) => {
     button.setAttribute("aria-pressed", String(button.dataset.tool === state.tool));
   });
+  if (document.activeElement !== find("negative")) find("negative").value = state.negative || "";
+  find("fit").value = state.fit;
   find("first").style.display = limits.image ? "" : "none";
 }
 
@@ -161,6 +163,11 @@ find("prompt").addEventListener("input", (event) => {
   state.prompt = event.target.value;
   remember();
 });
+find("negative").addEventListener("input", (event) => {
+  state.negative = event.target.value.trim() ? event.target.value : null;
+  remember();
+});
+find("fit").addEventListener("change", (event) => { state.fit = event.target.value; remember(); });
 find("frame").addEventListener("input", (event) => {
   state.frame = Number(event.target.value);
   paintCanvas();
