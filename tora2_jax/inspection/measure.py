@@ -66,7 +66,13 @@ class Looked(NamedTuple):
 
 
 def inspect(
-    pipeline: Tora2Pipeline, request: Request, name: str, checkpoint: str, *, seed=0, steps=STEPS
+    pipeline: Tora2Pipeline,
+    request: Request,
+    name: str,
+    checkpoint: str,
+    *,
+    seed: int = 0,
+    steps: int = STEPS,
 ) -> Inspection:
     """Looks at every entity of a checked request.
 

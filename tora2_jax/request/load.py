@@ -17,13 +17,13 @@ from tora2_jax.request.reader import (
     read_json,
 )
 from tora2_jax.system import limits
-from tora2_jax.text import knows_any_word, word_tokens
+from tora2_jax.text import Tokenizer, knows_any_word, word_tokens
 
 
 def load_request(
     path: str | Path,
     model: ModelConfig | None = None,
-    tokenizer=None,
+    tokenizer: Tokenizer | None = None,
     paths: Paths = "anything",
 ) -> Request:
     """Reads a request file.

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
@@ -74,7 +75,7 @@ class Tora2Pipeline:
     def from_checkpoint(
         cls,
         directory: str | Path,
-        dtype=jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         vae_memory: VAEMemory = "whole",
         face_models: str | Path | None = None,
     ) -> "Tora2Pipeline":

@@ -24,9 +24,9 @@ class SampleSettings(NamedTuple):
     they cost nothing.
     """
 
-    steps: int = 50
-    guidance: float = 6.0
-    dynamic_guidance: bool = True
+    steps: int = 50  # of denoising
+    guidance: float = 6.0  # strength of the prompt
+    dynamic_guidance: bool = True  # CogVideoX's, which changes from step to step
     scheduler: diffusion.Scheduler | None = None  # None: the checkpoint's own
     reference_guidance: float = 1.0
     trajectory_guidance: float = 1.0
