@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python
 STAGE ?= vae
 
-.PHONY: demo studio test test-long browser mutants lint types toy-checkpoint clean
+.PHONY: demo studio test test-long browser mutants lint types docs toy-checkpoint clean
 
 $(VENV)/runtime: setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -16,6 +16,10 @@ $(VENV)/runtime: setup.py pyproject.toml
 $(VENV)/dev: $(VENV)/runtime
 	$(BIN)/pip install --quiet torch==2.13.0
 	$(BIN)/pip install --quiet -e ".[dev]"
+	touch $@
+
+$(VENV)/docs: $(VENV)/runtime
+	$(BIN)/pip install --quiet -e ".[docs]"
 	touch $@
 
 demo: $(VENV)/runtime  ## two entities along drawn paths, from the shipped toy checkpoint
@@ -44,8 +48,11 @@ lint: $(VENV)/dev
 types: $(VENV)/dev  ## no room may have more type errors than tests/type_errors.json says
 	$(RUN) scripts/check_types.py
 
+docs: $(VENV)/docs  ## the documentation as a site: open site/index.html; `mkdocs serve` has the search
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 toy-checkpoint: $(VENV)/runtime  ## the whole chain, or its tail: STAGE=joint
 	$(RUN) scripts/toy_checkpoint.py --from-stage $(STAGE)
 
 clean:
-	rm -rf $(VENV) build out *.egg-info
+	rm -rf $(VENV) build out site *.egg-info

@@ -9,6 +9,16 @@ STUDIO = [
     "uvicorn>=0.30",
 ]
 
+# MIT, BSD or ISC, all of them. Pinned, for `make docs` stops at any warning.
+DOCS = [
+    "mkdocs==1.6.1",
+    "mkdocs-material==9.8.2",
+    "mkdocstrings[python]==1.0.8",
+    "mkdocstrings-python==2.0.11",
+    "griffelib==2.4.1",  # reads the docstrings
+    "ruff>=0.17",  # wraps the signatures
+]
+
 setup(
     name="tora2_jax",
     version="0.1.0",
@@ -52,6 +62,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2,<0.12"],
         "convert": ["torch>=2.6"],
         "studio": STUDIO,
+        "docs": DOCS,
         "dev": [
             "torch==2.13.0",
             "diffusers>=0.42.1,<0.43",
@@ -63,10 +74,10 @@ setup(
             "pytest-timeout>=2.4",
             "pytest-xdist>=3.8",
             *STUDIO,
+            *DOCS,
             "selenium>=4.40",
             "nbclient>=0.10",
             "ipykernel>=6.29",
-            "ruff>=0.17",
         ],
     },
 )
