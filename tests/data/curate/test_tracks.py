@@ -8,9 +8,9 @@ import pytest
 from configs.bold.vae import bold_world
 from tests.data.curate.test_measures import panned, texture
 from tora2_jax.config.curate import MaskConfig
-from tora2_jax.data.curate.mask_rules import mask_problem
-from tora2_jax.data.curate.motion_masks import homography, moving_masks
-from tora2_jax.data.curate.tracks import LucasKanade, center_of
+from tora2_jax.data.curate.annotate.mask_rules import mask_problem
+from tora2_jax.data.curate.annotate.motion_masks import homography, moving_masks
+from tora2_jax.data.curate.annotate.tracks import LucasKanade, center_of
 from tora2_jax.world.clips import render_clip
 
 MARKS = (0, 12, 24)

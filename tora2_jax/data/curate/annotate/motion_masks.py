@@ -20,6 +20,10 @@ Mask = Bool[np.ndarray, "height width"]
 _LONGER = 480  # pixels of the longer side at which it is worked
 _BACKGROUND_FRAMES = 25
 _DIFFERENT = 24  # of 255, in the channel that differs most
+_ALIKE = 40  # of 255: what is seen where something passed is still taken for the background
+_ALL_OVER = 0.8  # share of the picture in which something passed: no surroundings are left
+_AROUND = 0.12  # of the size of a thing: how far its missing parts may lie outside
+_REFINED = 8  # things of a frame
 _CORNERS, _FEWEST = 400, 8
 _RESTING = 0.5  # pixels
 _AGREE = 0.3  # share of the corners
@@ -53,15 +57,42 @@ def moving_masks(frames: Frames, marks: Sequence[int], count: int) -> list[dict[
 
 
 def _background(frames: list[np.ndarray], reference: int) -> UInt8[np.ndarray, "height width 3"]:
-    laid = []
+    """What is behind all that moves.
+
+    Where something passed, the surroundings say what to expect there, and of all that was seen
+    there the most alike is taken; a thing that moves slowly covers most places most of the time,
+    so what is seen there most often would be the thing.
+    """
+    laid, seen = _laid(frames, reference)
+    middle = np.ma.median(np.ma.array(laid, mask=~seen), axis=0).filled(0).astype(np.uint8)
+    low = np.where(seen, laid, 255).min(0).astype(int)
+    high = np.where(seen, laid, 0).max(0).astype(int)
+    passed = ((high - low).max(-1) > _DIFFERENT).astype(np.uint8)
+    passed = cv2.dilate(passed, np.ones((5, 5), np.uint8))
+    if not passed.any() or passed.mean() > _ALL_OVER:
+        return middle
+    expected = cv2.inpaint(middle, passed, 3, cv2.INPAINT_TELEA)
+    distance = np.abs(laid.astype(int) - expected).max(-1)
+    distance[~seen[..., 0]] = 255
+    nearest = np.argmin(distance, axis=0)
+    alike = np.take_along_axis(laid, nearest[None, ..., None], 0)[0]
+    known = np.take_along_axis(distance, nearest[None], 0)[0] <= _ALIKE
+    inside = passed.astype(bool)
+    found = middle.copy()
+    found[inside] = np.where(known[..., None], alike, expected)[inside]
+    return found
+
+
+def _laid(frames: list[np.ndarray], reference: int) -> tuple[np.ndarray, np.ndarray]:
+    """Frames as the camera of the reference would have seen them, and where it does."""
+    laid, seen = [], []
     for index in evenly(len(frames), _BACKGROUND_FRAMES):
         way = homography(frames[index], frames[reference])
         height, width = frames[index].shape[:2]
-        picture = cv2.warpPerspective(frames[index], way, (width, height), borderValue=(-1,) * 3)
-        laid.append(picture.astype(np.float32))
-        outside = cv2.warpPerspective(np.ones((height, width), np.uint8), way, (width, height)) == 0
-        laid[-1][outside] = np.nan
-    return np.nan_to_num(np.nanmedian(np.stack(laid), axis=0)).astype(np.uint8)
+        laid.append(cv2.warpPerspective(frames[index], way, (width, height)))
+        inside = cv2.warpPerspective(np.ones((height, width), np.uint8), way, (width, height))
+        seen.append(np.repeat(inside[..., None] > 0, 3, -1))
+    return np.stack(laid), np.stack(seen)
 
 
 def homography(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -110,4 +141,24 @@ def _parts(
     solid = cv2.morphologyEx(solid, cv2.MORPH_CLOSE, np.ones((7, 7), np.uint8))
     count, labels, stats, _ = cv2.connectedComponentsWithStats(solid)
     order = np.argsort(-stats[1:, cv2.CC_STAT_AREA]) + 1 if count > 1 else []
-    return [labels == label for label in order]
+    return [_refined(frame, labels == label) for label in order[:_REFINED]]
+
+
+def _refined(frame: UInt8[np.ndarray, "height width 3"], mask: Mask) -> Mask:
+    """The same thing by its colors and edges (GrabCut), where the difference has left out parts."""
+    around = max(3, round(_AROUND * np.sqrt(mask.sum())))
+    inner = cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8))
+    near, far = (
+        cv2.dilate(mask.astype(np.uint8), np.ones((2 * size + 1,) * 2, np.uint8))
+        for size in (around, 2 * around)
+    )
+    labels = np.full(mask.shape, cv2.GC_BGD, np.uint8)
+    labels[far > 0], labels[near > 0] = cv2.GC_PR_BGD, cv2.GC_PR_FGD
+    labels[inner > 0] = cv2.GC_FGD
+    if not inner.any() or far.all():
+        return mask
+    cv2.setRNGSeed(0)  # the same clip has the same masks
+    models = np.zeros((1, 65)), np.zeros((1, 65))
+    picture = np.ascontiguousarray(frame[..., ::-1])
+    cv2.grabCut(picture, labels, None, *models, 4, cv2.GC_INIT_WITH_MASK)
+    return (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)

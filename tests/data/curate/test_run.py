@@ -1,0 +1,230 @@
+"""From a folder of raw videos to annotated clips: none twice, none lost, a reason for each."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from configs.bold.vae import bold_world
+from tests.data.curate.test_measures import texture
+from tora2_jax.config.curate import CurateConfig
+from tora2_jax.data.clip_look import look_through
+from tora2_jax.data.curate import report, run, video
+from tora2_jax.data.curate.annotate.tracks import center_of
+from tora2_jax.data.curate.output import composed, key_of
+from tora2_jax.media.video import write_video
+from tora2_jax.media.video_reading import read_video
+from tora2_jax.world.clips import render_clip
+
+
+def small() -> CurateConfig:
+    config = CurateConfig(shots="none", text_finder="none")
+    filters = config.filters
+    filters.seconds, filters.lines, filters.flow = 0.5, 64, 0.05
+    filters.zoom = filters.angle = filters.aesthetic = filters.text = None
+    return config
+
+
+def world(index: int):
+    settings = dataclasses.replace(bold_world(79, frames=17, references=0), height=192, width=256)
+    return render_clip(settings, index)
+
+
+@pytest.fixture(scope="module")
+def records():
+    found = [world(index) for index in range(12)]
+    return [one for one in found if len(one.entities) == 1][:3]
+
+
+@pytest.fixture
+def raw(tmp_path, records):
+    """Three videos with captions, in folders and with names as people have them."""
+    names = ["a.mp4", "holiday/b c.mp4", "holiday/é.mp4"]
+    for name, record in zip(names, records, strict=True):
+        path = tmp_path / "raw" / name
+        write_video(path, record.video, 8)
+        path.with_suffix(".txt").write_text(record.caption)
+    return tmp_path / "raw"
+
+
+def options(raw, **changes) -> run.Options:
+    return run.Options(raw, raw.parent / "out", small())._replace(**changes)
+
+
+def test_words_masks_and_paths_of_the_world_come_out(raw, records):
+    found = run.run(options(raw))
+    out = raw.parent / "out"
+    kept = [clip for record in found for clip in record["clips"] if clip["kept"]]
+    assert len(kept) >= 2
+    for record, truth in zip(found, records, strict=True):
+        (clip,) = record["clips"]
+        assert clip["caption"] == truth.caption and clip["frames"] == [0, 17]
+        (subject,) = clip["subjects"]
+        assert subject["word"] == truth.entities[0].word
+        if not clip["kept"]:
+            continue
+        told = json.loads((out / "entities" / f"{clip['id']}.json").read_text())["entities"]
+        path = [place for place in told[0]["trajectory"] if place]
+        mask = truth.entities[0].mask
+        centers = [center_of(one) for one in mask if one.any()]
+        assert np.linalg.norm(np.array(path[0]) - centers[0]) < 4
+        # The same bytes as the file that was given.
+        assert (out / "videos" / f"{clip['id']}.mp4").read_bytes() == (
+            raw / record["source"]
+        ).read_bytes()
+
+
+def test_the_output_is_a_folder_that_training_reads(raw):
+    from tora2_jax.config import toy
+    from tora2_jax.config.train import ClipFolderConfig, EntityClipConfig
+
+    found = run.run(options(raw))
+    kept = sum(clip["kept"] for record in found for clip in record["clips"])
+    model = toy()
+    model.frames, model.fps = 17, 8
+    clips = ClipFolderConfig(
+        folder=str(raw.parent / "out"), entities=EntityClipConfig(smallest_cut=8)
+    )
+    looked = look_through(clips, model)
+    assert looked.problems(clips) == [] and len(looked.clips) == kept
+
+
+def test_a_second_run_opens_nothing_and_a_killed_one_goes_on(raw, monkeypatch):
+    first = run.run(options(raw))
+    monkeypatch.setattr(run, "load_tools", lambda _: pytest.fail("nothing is to do"))
+    assert run.run(options(raw)) == first
+    monkeypatch.undo()
+    # As if the last video had not been finished.
+    out = raw.parent / "out"
+    last = sorted((out / run.RECORDS).iterdir())[-1]
+    kept = last.read_text()
+    last.unlink()
+    shutil.rmtree(out / "videos")
+    assert run.run(options(raw)) == first and last.read_text() == kept
+
+
+def test_other_settings_need_another_folder(raw):
+    run.run(options(raw))
+    changed = small()
+    changed.filters.flow = 3.0
+    next((raw.parent / "out" / run.RECORDS).iterdir()).unlink()
+    with pytest.raises(run.CurateError, match=r"other settings \(filters.flow\)"):
+        run.run(options(raw, config=changed))
+
+
+def test_what_is_wrong_is_the_reason_and_the_others_go_on(raw):
+    good = (raw / "a.mp4").read_bytes()
+    (raw / "empty.mp4").write_bytes(b"")
+    (raw / "cut.mp4").write_bytes(good[: len(good) // 2])
+    (raw / "text.mkv").write_text("no video")
+    (raw / "silent.MP4").write_bytes(good)  # no caption
+    (raw / "plural.mov").write_bytes(good)
+    (raw / "plural.txt").write_text("Two men in a meadow.")
+    (raw / "nobody.mp4").write_bytes(good)
+    (raw / "nobody.txt").write_text("It is raining.")
+    (raw / ".hidden.mp4").write_bytes(good)
+    write_video(raw / "still.mp4", np.stack([texture(128, 128)] * 9), 8)
+    (raw / "still.txt").write_text("A dog.")
+    before = {path: path.stat().st_mtime_ns for path in raw.rglob("*")}
+    found = {record["source"]: record for record in run.run(options(raw))}
+    assert len(found) == 10 and ".hidden.mp4" not in found
+    for name in ("empty.mp4", "cut.mp4", "text.mkv"):
+        assert found[name]["problem"].startswith("cannot be decoded: ") and not found[name]["clips"]
+        assert str(raw) not in found[name]["problem"]
+    told = {name: one["clips"][0]["dropped"] for name, one in found.items() if one["clips"]}
+    assert told["silent.MP4"] == {"caption": "it has no caption"}
+    assert told["plural.mov"] == {"plural": "the caption names subjects in the plural: men"}
+    assert told["nobody.mp4"] == {"subject": "the caption names no subject"}
+    assert "the flow score is" in told["still.mp4"]["flow"]
+    assert {path: path.stat().st_mtime_ns for path in raw.rglob("*")} == before
+    text = "\n".join(report.lines(list(found.values()), small(), {}))
+    assert "10 videos, 7 clips" in text and "not used: 3 (cannot be decoded)" in text
+    assert "dropped: 1 (plural)" in text and "off: zoom (switched off in the config)" in text
+    counted = report.counts(list(found.values()))
+    assert counted["kept"] + sum(counted["dropped"].values()) == counted["clips"]
+
+
+def test_a_video_that_takes_too_long_or_fails_is_given_up(raw, monkeypatch):
+    import time
+
+    def slow(source, *_):
+        if source.name == "a.mp4":
+            time.sleep(5)
+        raise RuntimeError("CUDA is tired")
+
+    monkeypatch.setattr(run, "curate", slow)
+    config = small()
+    config.seconds_per_video = 0.2
+    first, *others = run.run(options(raw, config=config))
+    assert first["problem"] == "took more than 0.2 s"
+    assert {one["problem"] for one in others} == {"failed: RuntimeError: CUDA is tired"}
+
+
+def test_cuts_part_a_video_and_long_shots_are_parted(raw, records):
+    joined = np.concatenate([one.video for one in records])
+    write_video(raw / "joined.mp4", joined, 8)
+    (raw / "cuts.csv").write_text("video,frame\njoined.mp4,17\njoined.mp4,34\n")
+    (raw / "captions.csv").write_text(
+        "video,caption\n"
+        + "".join(f'joined.mp4#{n},"{one.caption}"\n' for n, one in enumerate(records, 1))
+    )
+    config = small()
+    config.cuts, config.captions = str(raw / "cuts.csv"), "table"
+    config.caption_table = str(raw / "captions.csv")
+    found = {one["source"]: one for one in run.run(options(raw, config=config))}
+    clips = found["joined.mp4"]["clips"]
+    assert [clip["frames"] for clip in clips] == [[0, 17], [17, 34], [34, 51]]
+    assert [clip["caption"] for clip in clips] == [one.caption for one in records]
+    kept = next(index for index, clip in enumerate(clips) if clip["kept"])
+    frames, fps = read_video(raw.parent / "out" / "videos" / f"{clips[kept]['id']}.mp4")
+    assert frames.shape == records[kept].video.shape and fps == 8
+    # Encoded twice, but the same pictures.
+    assert np.abs(frames.astype(int) - records[kept].video).mean() < 3
+    assert found["a.mp4"]["clips"][0]["dropped"] == {"caption": "it has no caption"}
+
+
+def test_everything_that_the_config_names_and_is_not_there_is_told_at_once(raw):
+    config = small()
+    config.cuts, config.mask_finder, config.captions = "no.csv", "files", "table"
+    config.language_model.key_variable = "NO_SUCH_KEY"
+    with pytest.raises(run.MessageError) as refused:
+        run.run(options(raw, config=config))
+    for field in ("cuts: no.csv", "mask_folder:", "caption_table:", "NO_SUCH_KEY"):
+        assert field in str(refused.value)
+    assert not (raw.parent / "out" / run.RECORDS).exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"workers": 0}, "--workers: 0"),
+        ({"input": "nowhere"}, "is no folder"),
+        ({"output": "raw"}, "must not be the input"),
+    ],
+)
+def test_a_run_that_cannot_begin(raw, changes, told):
+    changes = {
+        name: raw.parent / value if name != "workers" else value for name, value in changes.items()
+    }
+    with pytest.raises(run.CurateError, match=told):
+        run.run(options(raw, **changes))
+
+
+def test_keys_are_safe_and_of_one_video_only():
+    names = [
+        "a/b.mp4",
+        "a-b.mp4",
+        "a/b.mov",
+        "../x.mp4",
+        "ü.mp4",
+        "u\u0308.mp4",
+        "  .mp4",
+        "é" * 300,
+    ]
+    keys = [key_of(name) for name in names]
+    assert len(set(keys)) == len(names) - 1 and keys[4] == keys[5]
+    assert all("/" not in key and len(key) < 80 and not key.startswith(".") for key in keys)
+    assert composed("u\u0308\\x.mp4") == "ü/x.mp4"
+    assert video.Source._fields == ("path", "name", "key")
