@@ -74,6 +74,33 @@ def test_entities_of_the_world_are_followed():
     assert len(errors) >= 6 and np.mean(np.array(errors) < 3) >= 0.9
 
 
+def test_offline_entities_of_clips_with_one_are_found_and_followed():
+    """The goal without a network: 80 % of them, IoU above 0.6, paths within 4 pixels."""
+    good, index = [], 0
+    while len(good) < 10:
+        record = render_clip(world(), index)
+        index += 1
+        if len(record.entities) != 1:
+            continue
+        truth = record.entities[0].mask
+        (found,) = moving_masks(record.video, MARKS, 1) or [{}]
+        shown = [mark for mark in found if truth[mark].any()]
+        if not shown:
+            good.append(False)
+            continue
+        overlap = [
+            (found[mark] & truth[mark]).sum() / (found[mark] | truth[mark]).sum() for mark in shown
+        ]
+        track = LucasKanade()(record.video, found)
+        far = [
+            np.linalg.norm(place - center_of(mask))
+            for place, mask in zip(track.position, truth, strict=True)
+            if mask.any()
+        ]
+        good.append(bool(np.mean(overlap) > 0.6 and np.median(far) < 4))
+    assert np.mean(good) >= 0.8
+
+
 def test_what_moves_is_told_from_the_background():
     video, masks = moving_square(ground=texture(160, 240))
     (found,) = moving_masks(video, [0, 10, 19], 2)[:1]

@@ -21,6 +21,7 @@ _LONGER = 480  # pixels of the longer side at which it is worked
 _BACKGROUND_FRAMES = 25
 _DIFFERENT = 24  # of 255, in the channel that differs most
 _ALIKE = 40  # of 255: what is seen where something passed is still taken for the background
+_ROUGH = 5.0  # of 255: mean difference from the blurred picture
 _ALL_OVER = 0.8  # share of the picture in which something passed: no surroundings are left
 _AROUND = 0.12  # of the size of a thing: how far its missing parts may lie outside
 _REFINED = 8  # things of a frame
@@ -57,11 +58,11 @@ def moving_masks(frames: Frames, marks: Sequence[int], count: int) -> list[dict[
 
 
 def _background(frames: list[np.ndarray], reference: int) -> UInt8[np.ndarray, "height width 3"]:
-    """What is behind all that moves.
+    """What is behind all that moves: on a rough ground what is seen most often.
 
-    Where something passed, the surroundings say what to expect there, and of all that was seen
-    there the most alike is taken; a thing that moves slowly covers most places most of the time,
-    so what is seen there most often would be the thing.
+    On a smooth one the surroundings say what to expect where something passed, and of all that was
+    seen there the most alike is taken: a thing that moves slowly covers most places most of the
+    time, so what is seen most often would be the thing.
     """
     laid, seen = _laid(frames, reference)
     middle = np.ma.median(np.ma.array(laid, mask=~seen), axis=0).filled(0).astype(np.uint8)
@@ -69,7 +70,7 @@ def _background(frames: list[np.ndarray], reference: int) -> UInt8[np.ndarray, "
     high = np.where(seen, laid, 0).max(0).astype(int)
     passed = ((high - low).max(-1) > _DIFFERENT).astype(np.uint8)
     passed = cv2.dilate(passed, np.ones((5, 5), np.uint8))
-    if not passed.any() or passed.mean() > _ALL_OVER:
+    if not passed.any() or passed.mean() > _ALL_OVER or _is_rough(middle, passed):
         return middle
     expected = cv2.inpaint(middle, passed, 3, cv2.INPAINT_TELEA)
     distance = np.abs(laid.astype(int) - expected).max(-1)
@@ -81,6 +82,13 @@ def _background(frames: list[np.ndarray], reference: int) -> UInt8[np.ndarray, "
     found = middle.copy()
     found[inside] = np.where(known[..., None], alike, expected)[inside]
     return found
+
+
+def _is_rough(picture: np.ndarray, passed: np.ndarray) -> bool:
+    """Whether the surroundings of what passed do not say what is behind it."""
+    ring = cv2.dilate(passed, np.ones((31, 31), np.uint8)).astype(bool) & ~passed.astype(bool)
+    detail = np.abs(picture.astype(int) - cv2.GaussianBlur(picture, (0, 0), 5)).mean(-1)
+    return not ring.any() or float(detail[ring].mean()) > _ROUGH
 
 
 def _laid(frames: list[np.ndarray], reference: int) -> tuple[np.ndarray, np.ndarray]:
@@ -161,4 +169,6 @@ def _refined(frame: UInt8[np.ndarray, "height width 3"], mask: Mask) -> Mask:
     models = np.zeros((1, 65)), np.zeros((1, 65))
     picture = np.ascontiguousarray(frame[..., ::-1])
     cv2.grabCut(picture, labels, None, *models, 4, cv2.GC_INIT_WITH_MASK)
-    return (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
+    refined = (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
+    # Where a thing has the colors of what is behind it, GrabCut takes much or nothing.
+    return refined if 0.5 < refined.sum() / mask.sum() < 2 else mask

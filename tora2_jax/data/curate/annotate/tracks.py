@@ -4,7 +4,8 @@ Points inside of a mask are followed from frame to frame by pyramidal Lucas-Kana
 back again; those that do not come back where they began are let go. The center moves as the median
 of the others: one center of a flat picture has nothing to hold on to. Between two masks this is
 done twice, forward from the first and back from the second, and the two paths are blended, so that
-the path meets the center of every mask. CoTracker3 or files of paths can take its place
+the path meets the center of every mask. A mask that is smaller than the others, because the thing is
+half hidden or half outside, has another center and only tells that the thing is there. CoTracker3 or files of paths can take its place
 (`Tracker`).
 """
 
@@ -21,6 +22,7 @@ Mask = Bool[np.ndarray, "height width"]
 
 POINTS = 48  # that are followed at once
 FEWEST = 4  # of which the motion is still believed
+_WHOLE = 0.8  # of the largest mask: smaller ones say nothing about the center
 _BACK = 1.0  # pixels that a point may miss its beginning by, forward and back
 _FLOW = {"winSize": (21, 21), "maxLevel": 3}
 
@@ -56,7 +58,9 @@ class LucasKanade:
     def __call__(self, frames: Frames, masks: Mapping[int, Mask]) -> Track:
         """See `Tracker`."""
         gray = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
-        marks = sorted(masks)
+        # Of a thing that is half hidden or half outside the mask has another center.
+        whole = _WHOLE * max(mask.sum() for mask in masks.values())
+        marks = sorted(mark for mark, mask in masks.items() if mask.sum() >= whole)
         position = np.zeros((len(frames), 2))
         followed = np.zeros(len(frames), bool)
         ways = {mark: _both_ways(gray, masks[mark], mark, marks) for mark in marks}
