@@ -9,10 +9,10 @@ import pytest
 
 from configs.bold.vae import bold_world
 from tests.data.curate.test_measures import texture
+from tests.support.world_truth import middle_of
 from tora2_jax.config.curate import CurateConfig
 from tora2_jax.data.clip_look import look_through
 from tora2_jax.data.curate import report, run, video
-from tora2_jax.data.curate.annotate.tracks import center_of
 from tora2_jax.data.curate.annotate.words import Subject
 from tora2_jax.data.curate.output import composed, key_of, numbered
 from tora2_jax.media.image_file import load_mask
@@ -57,7 +57,7 @@ def options(raw, **changes) -> run.Options:
 
 def test_with_the_worlds_own_masks_every_entity_comes_out(tmp_path):
     """Words, spans and masks are those of the world, and paths within 3 pixels."""
-    truths = [world(index) for index in range(6)]
+    truths = [world(index) for index in range(10)]
     for index, record in enumerate(truths):
         write_video(tmp_path / "raw" / f"{index}.mp4", record.video, 8)
         (tmp_path / "raw" / f"{index}.txt").write_text(record.caption)
@@ -90,18 +90,10 @@ def test_with_the_worlds_own_masks_every_entity_comes_out(tmp_path):
 
 
 def missed_by(path: list, entity) -> float:
-    """Pixels between a path and the truth, whose center is that of the whole sprite."""
-    area = entity.mask.sum((1, 2))
-    whole = np.flatnonzero(area >= 0.9 * area.max())
-    middle = [center_of(entity.mask[frame]) - entity.track[frame] for frame in whole]
-    truth = entity.track + np.median(middle, axis=0)
-    return np.median(
-        [
-            np.linalg.norm(np.array(place) - expected)
-            for place, expected, seen in zip(path, truth, entity.visible, strict=True)
-            if place and seen
-        ]
-    )
+    """Pixels between a path and the truth, the median of the frames in which it is seen."""
+    rows = zip(path, middle_of(entity), entity.visible, strict=True)
+    shown = [(place, expected) for place, expected, seen in rows if place and seen]
+    return np.median([np.linalg.norm(np.array(place) - expected) for place, expected in shown])
 
 
 def test_offline_a_clip_of_one_entity_is_annotated(raw):
@@ -268,3 +260,10 @@ def test_keys_are_safe_and_of_one_video_only():
     assert all("/" not in key and len(key) < 80 and not key.startswith(".") for key in keys)
     assert composed("u\u0308\\x.mp4") == "ü/x.mp4"
     assert video.Source._fields == ("path", "name", "key")
+
+
+def test_a_word_that_stands_twice_is_numbered():
+    caption = "A man, a Man and a manly man."
+    spans = [(2, 5), (9, 12), (25, 28)]
+    named = [numbered(caption, Subject("man", span, False, "human")) for span in spans]
+    assert named == ["man", "man#2", "man#3"]

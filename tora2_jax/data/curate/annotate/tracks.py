@@ -4,9 +4,9 @@ Points inside of a mask are followed from frame to frame by pyramidal Lucas-Kana
 back again; those that do not come back where they began are let go. The center moves as the median
 of the others: one center of a flat picture has nothing to hold on to. Between two masks this is
 done twice, forward from the first and back from the second, and the two paths are blended, so that
-the path meets the center of every mask. A mask that is smaller than the others, because the thing is
-half hidden or half outside, has another center and only tells that the thing is there. CoTracker3 or files of paths can take its place
-(`Tracker`).
+the path meets the center of every mask. A mask that is smaller than the others, because the thing
+is half hidden or half outside, has another center and does not count. CoTracker3 or files of paths
+can take its place (`Tracker`).
 """
 
 import itertools
