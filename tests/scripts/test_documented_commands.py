@@ -38,6 +38,7 @@ REASONS = {
     r"motion_stage|motion_vae|tora2_5b|configs/CONFIG|--config CONFIG": "needs weights and clips",
     r"configs/ablations/|configs/toy\.py --workdir (workdirs/ablations|DIR)": "a training of hours",
     r"checkpoints/(tora|cogvideox)|workdirs/ablations|DIR": "needs such a checkpoint",
+    r"scripts/curate\.py": "needs videos; tests/data/curate runs it on those of the toy world",
     r"tora2_jax\.plan|scripts/benchmark\.py": "compiles for other machines for minutes",
     r"^make ": "tests/test_rooms.py knows the targets; continuous integration runs them",
 }
