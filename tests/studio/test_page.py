@@ -76,6 +76,7 @@ def test_numbers_go_on_and_old_results_are_let_go(studio, monkeypatch):
     assert [result.title[:9] for result in mine.results] == ["2: seed 1", "3: seed 2"]
     assert page._choices(mine)["choices"] == ["", mine.results[1].title, mine.results[0].title]
     assert page._watch("1: seed 0", page._OVERLAY, mine, False)["visible"] is False
+    assert len(list(studio.shelf.folder.glob("video*"))) == 2
 
 
 def test_a_seed_of_minus_one_is_a_new_one(studio):

@@ -1,6 +1,7 @@
 """The page: the editor at the left, the video at the right."""
 
 import random
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,8 @@ from tora2_jax.studio.results import Result, enlarged, keep
 from tora2_jax.studio.shelf import Shelf
 
 _EARLIER = 20  # videos of one visitor that can be watched again
+_HOUR = 3600  # seconds
+_QUICK = 2**21  # pixels of a video that is decoded in a moment
 _ORIGINAL, _OVERLAY = "video", "with paths"
 
 
@@ -85,7 +88,12 @@ class Visit(NamedTuple):
 
 def build(studio: Studio) -> gr.Blocks:
     """The page, not yet served."""
-    with gr.Blocks(title="Tora2 studio", analytics_enabled=False, fill_width=True) as page:
+    with gr.Blocks(
+        title="Tora2 studio",
+        analytics_enabled=False,
+        fill_width=True,
+        delete_cache=(_HOUR, _HOUR),  # Gradio's own copies of what it has shown
+    ) as page:
         visit = gr.State(Visit([], threading.Event()))
         gr.Markdown(f"### Tora2 studio: {studio.name}")
         with gr.Row():
@@ -129,7 +137,12 @@ def _panel(studio: Studio) -> dict[str, Any]:
             label="Scheduler",
         )
         made["preview_every"] = gr.Slider(
-            0, 25, 5, step=1, label="Preview every so many steps (0: none)", elem_id="preview_every"
+            0,
+            25,
+            5 if _pixels(studio) <= _QUICK else 0,
+            step=1,
+            label="Preview every so many steps (0: none; each takes as long as decoding)",
+            elem_id="preview_every",
         )
     made["seed"] = gr.Number(0, label="Seed (-1: a new one)", precision=0, elem_id="seed")
     with gr.Row():
@@ -154,6 +167,12 @@ def _panel(studio: Studio) -> dict[str, Any]:
     )
     made["reasons"] = gr.Markdown(elem_id="reasons")
     return made
+
+
+def _pixels(studio: Studio) -> int:
+    """Of a video of the model's own size."""
+    model = studio.pipeline.config
+    return model.frames * model.height * model.width
 
 
 def _connect(studio: Studio, c: Controls, visit: gr.State) -> None:
@@ -233,6 +252,8 @@ def _wanted(
 def _finished(studio: Studio, sample, drawing: dict, seed: int, visit: Visit) -> list[Any]:
     number = 1 + int(visit.results[-1].title.split(":")[0]) if visit.results else 1
     visit.results.append(keep(sample, drawing, studio.shelf, number, seed))
+    for old in visit.results[:-_EARLIER]:
+        shutil.rmtree(old.video.parent, ignore_errors=True)
     del visit.results[:-_EARLIER]
     titles = [result.title for result in reversed(visit.results)]
     last = visit.results[-1]
