@@ -116,7 +116,7 @@ def _editor(studio: Studio) -> dict[str, Any]:
     return {"drawing": editor(studio.start, limits, functions)}
 
 
-def _panel(studio: Studio) -> dict[str, Any]:
+def _sampling(studio: Studio) -> dict[str, Any]:
     made, given = {}, studio.settings
     with gr.Accordion("Sampling", open=False):
         most = min(200, studio.pipeline.config.diffusion.num_steps)
@@ -144,6 +144,11 @@ def _panel(studio: Studio) -> dict[str, Any]:
             label="Preview every so many steps (0: none; each takes as long as decoding)",
             elem_id="preview_every",
         )
+    return made
+
+
+def _panel(studio: Studio) -> dict[str, Any]:
+    made = _sampling(studio)
     made["seed"] = gr.Number(0, label="Seed (-1: a new one)", precision=0, elem_id="seed")
     with gr.Row():
         made["generate"] = gr.Button("Generate", variant="primary", elem_id="generate")
