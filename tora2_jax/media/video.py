@@ -3,7 +3,7 @@
 Frames are uint8 `[f, height, width, 3]`, RGB. PyAV is imported when a video is read or written.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -77,12 +77,27 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float = 8) -> None:
         raise VideoError(f"{path}: the name of a video must end in .mp4")
     if not 0 < fps < 1000:
         raise VideoError(f"{path}: {fps} frames per second is not possible")
-    height, width = frames.shape[1:3]
-    frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    _write(path, lambda aside: _encode(aside, frames, fps))
+    stream_video(path, frames, frames.shape[1:3], fps)
 
 
-def _encode(path: Path, frames: Frames, fps: float) -> None:
+def stream_video(
+    path: Path, frames: Iterable[np.ndarray], size: tuple[int, int], fps: float
+) -> None:
+    """As `write_video`, with one frame after another, so that none but this one is held.
+
+    Args:
+        path: see there.
+        frames: uint8 `[height, width, 3]` each.
+        size: their height and width.
+        fps: see there.
+
+    Raises:
+        VideoError: the file cannot be written.
+    """
+    _write(path, lambda aside: _encode(aside, frames, size, fps))
+
+
+def _encode(path: Path, frames: Iterable[np.ndarray], size: tuple[int, int], fps: float) -> None:
     import av
 
     options = {"crf": "16", "preset": "medium"}
@@ -90,14 +105,16 @@ def _encode(path: Path, frames: Frames, fps: float) -> None:
     movie = {"movflags": "faststart"}
     with av.open(local_url(path), "w", format="mp4", options=movie) as container:
         stream = container.add_stream("libx264", rate=rate, options=options)
-        stream.height, stream.width = frames.shape[1:3]
+        height, width = size
+        stream.height, stream.width = height + height % 2, width + width % 2
         stream.pix_fmt = "yuv420p"
-        space, number = _BT709 if is_hd(*frames.shape[1:3]) else _BT601
+        space, number = _BT709 if is_hd(stream.height, stream.width) else _BT601
         for name in ("colorspace", "color_primaries", "color_trc"):
             setattr(stream.codec_context, name, number)
         stream.codec_context.color_range = _LIMITED
         for frame in frames:
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            even = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
             coded = picture.reformat(
                 format="yuv420p", dst_colorspace=space, dst_color_range=_LIMITED
             )

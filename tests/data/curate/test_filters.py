@@ -59,7 +59,9 @@ def test_all_refusals_are_told_in_the_papers_order():
 
 def test_a_filter_without_a_measure_is_off_and_named_not_passed_in_silence():
     without = {name: value for name, value in GOOD.items() if name != "aesthetic"}
-    assert refusals(without, FilterConfig(flow=None)) == []
+    assert refusals(without, FilterConfig(flow=None), {"aesthetic"}) == []
+    (found,) = refusals(without, FilterConfig())
+    assert found == ("aesthetic", "was not measured")
     told = off({"aesthetic": "no weights of the predictor were given"}, FilterConfig(flow=None))
     assert told == {
         "aesthetic": "no weights of the predictor were given",

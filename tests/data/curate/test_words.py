@@ -28,6 +28,8 @@ def tagger():
             [("woman", False), ("dog", False), ("ball", False)],
         ),
         ("It is raining.", []),
+        ("A dog runs at 30mph.", [("dog", False)]),
+        ("мужчина бежит", []),
         ("", []),
     ],
 )

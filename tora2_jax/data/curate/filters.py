@@ -4,7 +4,7 @@ The names, their order and the paper's thresholds: section 3.3.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 from tora2_jax.config.curate import FilterConfig
@@ -91,17 +91,23 @@ FILTERS = (
 )
 
 
-def refusals(values: Values, thresholds: FilterConfig) -> list[Refusal]:
+def refusals(
+    values: Values, thresholds: FilterConfig, missing: Collection[str] = ()
+) -> list[Refusal]:
     """All filters that a clip does not pass, in their order.
 
     Args:
-        values: what was measured; a filter whose value is missing is off, see `off`.
+        values: what was measured.
         thresholds: None switches a filter off.
+        missing: filters that cannot be measured at all; they are off, see `off`.
     """
     found = []
     for filter_ in FILTERS:
         bound = getattr(thresholds, filter_.name)
-        if bound is None or filter_.name not in values:
+        if bound is None or filter_.name in missing:
+            continue
+        if filter_.name not in values:
+            found.append(Refusal(filter_.name, "was not measured"))
             continue
         if reason := filter_.judge(values[filter_.name], bound):
             found.append(Refusal(filter_.name, reason))

@@ -1,8 +1,8 @@
 """A shot as the stages look at it: small pictures of all frames, whole ones of three."""
 
 import itertools
+import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -10,9 +10,31 @@ import numpy as np
 from jaxtyping import UInt8
 
 from tora2_jax.data.curate.shots import Shot
-from tora2_jax.media.video_reading import VideoInfo, frames_at
+from tora2_jax.media.video_reading import VideoError
 
 LONGER = 640  # pixels of the longer side of small pictures: 0.7 MB a frame
+
+
+class TooLong(Exception):
+    """A video has taken more time than it may."""
+
+
+class Deadline:
+    """When a video is given up; looked at between frames and stages, so it holds in any thread."""
+
+    def __init__(self, seconds: float):
+        self._end, self._seconds = time.monotonic() + seconds, seconds
+
+    def check(self) -> None:
+        """Raises TooLong after it."""
+        if time.monotonic() > self._end:
+            raise TooLong(f"took more than {self._seconds:g} s")
+
+    def over(self, frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        """The same frames until then."""
+        for frame in frames:
+            self.check()
+            yield frame
 
 
 class Look(NamedTuple):
@@ -20,10 +42,9 @@ class Look(NamedTuple):
 
     Attributes:
         shot: which frames of the video.
-        fps: frames per second.
+        fps: frames per second; where the rate varies, the mean of the shot.
         size: height and width of the whole pictures.
         small: all frames, at most `LONGER` pixels long.
-        scale: pixels of a small picture per pixel of a whole one.
         marks: the first, the middle and the last frame, counted in the shot.
         whole: the pictures of these frames, by their number.
     """
@@ -32,33 +53,41 @@ class Look(NamedTuple):
     fps: float
     size: tuple[int, int]
     small: UInt8[np.ndarray, "f high wide 3"]
-    scale: float
     marks: tuple[int, ...]
     whole: dict[int, UInt8[np.ndarray, "height width 3"]]
 
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Pixels of a whole picture per pixel of a small one, along x and along y."""
+        return self.size[1] / self.small.shape[2], self.size[0] / self.small.shape[1]
 
-def look_at(path: Path, video: VideoInfo, shot: Shot) -> Look:
-    """Decodes a shot once.
+
+def look_at(frames: Iterator[np.ndarray], shot: Shot, fps: float) -> Look:
+    """Takes the frames of a shot from those of its video, which stand at its first one.
 
     Raises:
         VideoError: the video is damaged or cut off.
     """
     count = shot.end - shot.start
     marks = tuple(dict.fromkeys((0, count // 2, count - 1)))
-    scale = min(1.0, LONGER / max(video.height, video.width))
-    size = round(video.width * scale), round(video.height * scale)
-    small, whole = [], {}
-    for number, frame in enumerate(frames_of(path, shot)):
-        small.append(frame if scale == 1 else cv2.resize(frame, size, interpolation=cv2.INTER_AREA))
+    small, whole, shown = [], {}, (0, 0)
+    for number, frame in enumerate(itertools.islice(frames, count)):
+        shown = frame.shape[:2]
+        small.append(_small(frame))
         if number in marks:
             whole[number] = frame
-    shown = (video.height, video.width)
-    return Look(shot, video.fps, shown, np.stack(small), scale, marks, whole)
+    if len(small) < count:
+        raise VideoError("is damaged before this clip")
+    return Look(shot, fps, shown, np.stack(small), marks, whole)
 
 
-def frames_of(path: Path, shot: Shot) -> Iterator[np.ndarray]:
-    """The frames of a shot, one after another."""
-    yield from frames_at(path, range(shot.start, shot.end))
+def _small(frame: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "high wide 3"]:
+    height, width = frame.shape[:2]
+    scale = LONGER / max(height, width)
+    if scale >= 1:
+        return frame
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
 
 
 def neighbors(small: np.ndarray, most: int) -> np.ndarray:
@@ -69,4 +98,4 @@ def neighbors(small: np.ndarray, most: int) -> np.ndarray:
 
 def spread(whole: dict[int, np.ndarray]) -> list[np.ndarray]:
     """The whole pictures in the order of their frames."""
-    return [picture for _, picture in sorted(itertools.chain(whole.items()))]
+    return [whole[frame] for frame in sorted(whole)]

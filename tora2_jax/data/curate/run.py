@@ -4,11 +4,11 @@ A video with a record is done. Records hold no path of a machine and no time, so
 write the same ones; a video that was half done when a worker died is begun anew.
 """
 
+import copy
 import json
 import os
-import signal
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,13 +18,19 @@ from tora2_jax.config.curate import CurateConfig
 from tora2_jax.config.model import to_dict
 from tora2_jax.data.clip_files import VIDEO_SUFFIXES
 from tora2_jax.data.curate import output
+from tora2_jax.data.curate.annotate.language_model import LanguageModelError
+from tora2_jax.data.curate.looked_at import Deadline, TooLong
+from tora2_jax.data.curate.names import composed, key_of
 from tora2_jax.data.curate.tools import Tools, load_tools
 from tora2_jax.data.curate.video import Source, curate
 from tora2_jax.errors import MessageError
+from tora2_jax.media.video_reading import VideoError, VideoReadError
 from tora2_jax.system.files import write_text
 
 RECORDS = "curated"  # folder of the records, beside videos, labels, entities and masks
 SETTINGS = "curate.json"  # what the records were made with
+_TRIES = 2  # of a video that ends its process
+_AGAIN = "The videos before it are done; run it again to go on."
 
 
 class CurateError(MessageError):
@@ -45,14 +51,14 @@ def run(options: Options) -> list[dict[str, Any]]:
     """Curates every video of the input that has no record yet; the records of all.
 
     Raises:
-        CurateError: the folders cannot be used, or the output was made with other settings.
+        CurateError: the folders cannot be used, the output was made with other settings, or it
+            cannot be written; or a disk, a network or the language model fails: run again later.
         ToolError: the config names what is not there.
     """
-    _check(options)
-    listed = list_sources(options.input)[: options.at_most]
+    listed = _check(options)[: options.at_most]
+    _check_settings(options)
     todo = [one for one in listed if not record_path(options.output, one).is_file()]
     if todo:
-        _check_settings(options)
         done = _alone(options, todo) if options.workers == 1 else _by_ray(options, todo)
         told = f"curating ({len(listed) - len(todo)} of {len(listed)} are done)"
         for _ in tqdm(done, total=len(todo), desc=told, unit="video"):
@@ -68,9 +74,12 @@ def list_sources(folder: Path) -> list[Source]:
         for file in files:
             path = Path(place) / file
             if not file.startswith(".") and path.suffix.lower() in VIDEO_SUFFIXES:
-                name = path.relative_to(folder).as_posix()
-                found.append(Source(path, output.composed(name), output.key_of(name)))
-    return sorted(found, key=lambda one: one.name)
+                found.append((path, path.relative_to(folder).as_posix()))
+    stems = Counter(composed(path.stem) for path, _ in found)
+    return sorted(
+        Source(path.absolute(), composed(name), key_of(name), stems[composed(path.stem)] == 1)
+        for path, name in found
+    )
 
 
 def record_path(target: Path, source: Source) -> Path:
@@ -84,51 +93,63 @@ def read_records(target: Path, listed: Iterable[Source]) -> list[dict[str, Any]]
 
 
 def one_video(source: Source, target: Path, config: CurateConfig, tools: Tools) -> None:
-    """Curates a video and writes its record; what fails is its problem and not the run's."""
-    try:
-        with _given_up_after(config.seconds_per_video):
-            record = curate(source, target, config, tools)
-    except TimeoutError:
-        reason = f"took more than {config.seconds_per_video:g} s"
+    """Curates a video and writes its record; a fault of its own is its problem, not the run's.
+
+    Raises:
+        VideoReadError: see `video.curate`; also of the next two. There is no record then.
+        LanguageModelError: the service does not answer.
+        OSError: the output cannot be written.
+    """
+    begun = target / RECORDS / f".{source.key}.begun"
+    output.remove(target, source.key)  # of a time before
+    if _begun_before(begun) >= _TRIES:
+        reason = f"has ended its process {_TRIES} times"
         record = {"source": source.name, "problem": reason, "clips": []}
-    except (
-        ArithmeticError,
-        LookupError,
-        MemoryError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
-        reason = f"failed: {type(error).__name__}: {error}"
-        record = {"source": source.name, "problem": reason[:500], "clips": []}
+    else:
+        record = _record(source, target, config, tools)
     text = json.dumps(record, indent=1, ensure_ascii=False)
     write_text(record_path(target, source), f"{text}\n")
+    begun.unlink(missing_ok=True)
 
 
-@contextmanager
-def _given_up_after(seconds: float) -> Iterator[None]:
-    """Raises TimeoutError in the block after a time; works in the main thread of a process."""
-
-    def give_up(*_) -> None:
-        raise TimeoutError
-
+def _record(source: Source, target: Path, config: CurateConfig, tools: Tools) -> dict[str, Any]:
+    begun = target / RECORDS / f".{source.key}.begun"
     try:
-        before = signal.signal(signal.SIGALRM, give_up)
-    except ValueError:  # not the main thread
-        yield
-        return
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+        return curate(source, target, config, tools, Deadline(config.seconds_per_video))
+    except TooLong as error:
+        problem = str(error)
+    except (VideoReadError, LanguageModelError, MemoryError, OSError):
+        begun.unlink(missing_ok=True)
+        raise
+    except VideoError as error:
+        if isinstance(error.__cause__, OSError):  # of what is written
+            begun.unlink(missing_ok=True)
+            raise
+        problem = f"failed: {error}"
+    except Exception as error:  # a network or a library; the others go on
+        problem = f"failed: {type(error).__name__}: {error}"
+    output.remove(target, source.key)
+    told = problem.replace(str(source.path), source.name).replace(str(target), "the output")
+    return {"source": source.name, "problem": told[:500], "clips": []}
+
+
+def _begun_before(begun: Path) -> int:
+    """How often a video was begun and neither finished nor given up; counts this time."""
     try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        count = int(begun.read_text())
+    except (OSError, ValueError):
+        count = 0
+    write_text(begun, f"{count + 1}")
+    return count
 
 
 def _alone(options: Options, todo: list[Source]) -> Iterator[str]:
     tools = load_tools(options.config)
     for source in todo:
-        one_video(source, options.output, options.config, tools)
+        try:
+            one_video(source, options.output, options.config, tools)
+        except (VideoError, LanguageModelError, OSError) as error:
+            raise CurateError(f"{source.name}: {error}\n{_AGAIN}") from error
         yield source.name
 
 
@@ -140,11 +161,15 @@ class Worker:
         self._tools = load_tools(config)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Curates the video of a row; gives its name back."""
-        source = Source(Path(row["path"]), row["name"], row["key"])
+        """Curates the video of a row; gives its name back, and why the run has to end."""
+        source = Source(Path(row["path"]), row["name"], row["key"], row["alone"])
+        told = ""
         if not record_path(self._target, source).is_file():  # a repeated task
-            one_video(source, self._target, self._config, self._tools)
-        return {"name": row["name"]}
+            try:
+                one_video(source, self._target, self._config, self._tools)
+            except (VideoError, LanguageModelError, OSError) as error:
+                told = str(error)
+        return {"name": row["name"], "failed": told}
 
 
 def _by_ray(options: Options, todo: list[Source]) -> Iterator[str]:
@@ -156,30 +181,48 @@ def _by_ray(options: Options, todo: list[Source]) -> Iterator[str]:
         ) from error
     load_tools(options.config)  # what is missing is told here, once
     ray.init(address=os.environ.get("RAY_ADDRESS"), ignore_reinit_error=True, log_to_driver=False)
-    rows = [{"path": str(one.path), "name": one.name, "key": one.key} for one in todo]
+    rows = [one._asdict() | {"path": str(one.path)} for one in todo]
     # One video a block: what a dying worker takes along is one video.
     videos = ray.data.from_items(rows, override_num_blocks=len(rows))
-    given = {"target": str(options.output.resolve()), "config": options.config}
+    given = {"target": str(options.output.absolute()), "config": _with_absolute_paths(options)}
     done = videos.map(Worker, fn_constructor_kwargs=given, concurrency=options.workers)
     for row in done.iter_rows():
+        if row["failed"]:
+            raise CurateError(f"{row['name']}: {row['failed']}\n{_AGAIN}")
         yield row["name"]
 
 
-def _check(options: Options) -> None:
-    problems = []
+def _with_absolute_paths(options: Options) -> CurateConfig:
+    """The config of workers, which run in another folder."""
+    config = copy.deepcopy(options.config)
+    for name in ("cuts", "caption_table", "mask_folder"):
+        if value := getattr(config, name):
+            setattr(config, name, str(Path(value).absolute()))
+    return config
+
+
+def _check(options: Options) -> list[Source]:
+    """The videos of the input, if the folders can be used."""
+    problems, listed = [], []
     if not options.input.is_dir():
         problems.append(f"--input: {options.input} is no folder")
-    elif not list_sources(options.input):
-        suffixes = ", ".join(VIDEO_SUFFIXES)
-        problems.append(f"--input: there is no video below {options.input} ({suffixes})")
+    else:
+        listed = list_sources(options.input)
+        if not listed:
+            suffixes = ", ".join(VIDEO_SUFFIXES)
+            problems.append(f"--input: there is no video below {options.input} ({suffixes})")
+        twins = Counter(one.key for one in listed)
+        problems += [f"--input: {one.name} is there twice" for one in listed if twins[one.key] > 1]
     if options.output.exists() and not options.output.is_dir():
         problems.append(f"--output: {options.output} is no folder")
-    if options.input.resolve() == options.output.resolve():
-        problems.append("--output: must not be the input")
+    inside, outside = options.input.resolve(), options.output.resolve()
+    if inside.is_relative_to(outside) or outside.is_relative_to(inside):
+        problems.append("--output: must neither lie in the input nor hold it")
     if options.workers < 1:
         problems.append(f"--workers: {options.workers} is not at least 1")
     if problems:
         raise CurateError("\n".join(problems))
+    return listed
 
 
 def _check_settings(options: Options) -> None:

@@ -2,14 +2,16 @@
 
 import csv
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, Float, UInt8
 
+from tora2_jax.data.curate.names import composed
 from tora2_jax.errors import MessageError
 from tora2_jax.system import limits
 
@@ -65,10 +67,20 @@ class TransNet:
 
         with torch.inference_mode():
             chance, _ = self._network.predict_frames(torch.from_numpy(small), quiet=True)
-        ends = np.asarray(chance).reshape(-1)[: len(small)] > self._threshold
-        # A dissolve is a run of frames; the shot after it begins behind its last one.
-        last = np.flatnonzero(ends[:-1] & ~ends[1:])
-        return [int(frame) + 1 for frame in last if 0 < frame + 1 < len(small)]
+        return cuts_of(np.asarray(chance).reshape(-1)[: len(small)] > self._threshold)
+
+
+def cuts_of(ends: Bool[np.ndarray, " f"]) -> list[int]:
+    """Where new shots begin, by the frames at which one may end.
+
+    A hard cut is one such frame. A dissolve is a run of them: it becomes a shot of its own, too
+    short to be kept, so that no clip ends in pictures of the next one.
+    """
+    padded = np.concatenate([[False], ends, [False]]).astype(int)
+    firsts, lasts = np.flatnonzero(np.diff(padded) == 1), np.flatnonzero(np.diff(padded) == -1) - 1
+    cuts = {int(last) + 1 for last in lasts}
+    cuts |= {int(first) for first, last in zip(firsts, lasts, strict=True) if last > first}
+    return sorted(cut for cut in cuts if 0 < cut < len(ends))
 
 
 class GivenCuts:
@@ -84,12 +96,16 @@ class GivenCuts:
             text = limits.decode_text(limits.read_bytes(path, limits.PATH_BYTES))
         except (OSError, ValueError) as error:
             raise CutError(f"{path}: cannot be read ({error})") from error
-        for number, row in enumerate(csv.reader(text.splitlines()), 1):
+        try:
+            rows = list(csv.reader(text.splitlines()))
+        except csv.Error as error:
+            raise CutError(f"{path}: is no table ({error})") from error
+        for number, row in enumerate(rows, 1):
             if number == 1 and [cell.strip().lower() for cell in row] == ["video", "frame"]:
                 continue
             if len(row) != 2 or not row[1].strip().isdecimal():
                 raise CutError(f"{path}: line {number} is not VIDEO,FRAME")
-            self._cuts.setdefault(row[0].strip(), []).append(int(row[1]))
+            self._cuts.setdefault(composed(row[0].strip()), []).append(int(row[1]))
 
     def of(self, name: str) -> list[int] | None:
         """The cuts of a video by its name in the input; None if the table does not know it."""
@@ -103,16 +119,17 @@ def small_frames(frames: Iterable[np.ndarray]) -> UInt8[np.ndarray, "f 27 48 3"]
     return np.stack(small) if small else np.zeros((0, *_SIZE[::-1], 3), np.uint8)
 
 
-def shots_of(frames: int, cuts: Sequence[int], longest: int | None) -> list[Shot]:
-    """The shots between cuts; those that are too long as equal parts.
+def shots_of(times: Float[np.ndarray, " edges"], cuts: Sequence[int], longest: float) -> list[Shot]:
+    """The shots between cuts; those that are too long as parts of the same length.
 
     Args:
-        frames: of the video.
+        times: seconds at which each frame is shown, and at last the end.
         cuts: where new shots begin; those outside of the video are passed over.
-        longest: frames of a shot.
+        longest: seconds of a shot.
     """
+    frames = len(times) - 1
     edges = [0, *sorted({cut for cut in cuts if 0 < cut < frames}), frames]
-    return [part for one in _pairs(edges) for part in _parted(one, longest)]
+    return [part for one in _pairs(edges) for part in _parted(one, times, longest)]
 
 
 def _pairs(edges: Sequence[int]) -> Iterator[Shot]:
@@ -121,11 +138,11 @@ def _pairs(edges: Sequence[int]) -> Iterator[Shot]:
             yield Shot(start, end)
 
 
-def _parted(shot: Shot, longest: int | None) -> list[Shot]:
-    length = shot.end - shot.start
-    count = 1 if longest is None else -(-length // longest)
-    edges = [shot.start + length * part // count for part in range(count + 1)]
-    return list(_pairs(edges))
+def _parted(shot: Shot, times: Float[np.ndarray, " edges"], longest: float) -> list[Shot]:
+    start, end = times[shot.start], times[shot.end]
+    count = max(1, math.ceil((end - start) / longest - 1e-6))
+    inner = np.searchsorted(times, np.linspace(start, end, count + 1)[1:-1] - 1e-6)
+    return list(_pairs([shot.start, *inner.tolist(), shot.end]))
 
 
 def find_shots(

@@ -13,11 +13,15 @@ class TextFinder:
     """RapidOCR's text detector.
 
     Raises:
-        ImportError: it is not installed.
+        ImportError: it is not installed; the message says what to install.
     """
 
     def __init__(self):
-        from rapidocr_onnxruntime import RapidOCR
+        try:
+            from rapidocr_onnxruntime import RapidOCR
+        except ImportError as error:
+            reason = "rapidocr-onnxruntime is needed to find text: pip install -e '.[curate]'"
+            raise ImportError(f"{reason}; or set text_finder to none") from error
 
         self._detect = RapidOCR().text_det
 

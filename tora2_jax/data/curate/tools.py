@@ -54,7 +54,7 @@ def load_tools(config: CurateConfig) -> Tools:
     def made(field: str, make: Callable):
         try:
             return make()
-        except (MessageError, words.WordError) as error:
+        except (MessageError, words.WordError, ImportError) as error:
             problems.append(f"{field}: {error}")
             return None
 
@@ -76,8 +76,10 @@ def load_tools(config: CurateConfig) -> Tools:
     mask_finder = masks.MotionMasks()
     if config.mask_finder == "files":
         mask_finder = made("mask_folder", lambda: _file_masks(config))
-    text, missing = _text(config)
-    missing["aesthetic"] = "no weights of the aesthetic predictor are given"
+    text = made("text_finder", TextFinder) if config.text_finder == "rapidocr" else None
+    missing = {"aesthetic": "its predictor is not there yet"}
+    if text is None:
+        missing["text"] = "text_finder is none"
     if problems:
         raise ToolError("the config names what is not there:\n  " + "\n  ".join(problems))
     tracker = tracks.LucasKanade()
@@ -103,13 +105,3 @@ def _key(config: CurateConfig, problems: list[str]) -> str | None:
     if variable not in os.environ:
         problems.append(f"language_model.key_variable: the environment has no {variable}")
     return os.environ.get(variable)
-
-
-def _text(config: CurateConfig) -> tuple[TextFinder | None, dict[str, str]]:
-    if config.text_finder == "none":
-        return None, {"text": "text_finder is none"}
-    try:
-        return TextFinder(), {}
-    except ImportError:
-        reason = "rapidocr-onnxruntime is not installed (pip install -e '.[curate]')"
-        return None, {"text": reason}

@@ -4,13 +4,14 @@ import base64
 import csv
 import io
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
 from tora2_jax.data.curate.annotate.language_model import LanguageModel
+from tora2_jax.data.curate.names import composed
 from tora2_jax.errors import MessageError
 from tora2_jax.system import limits
 
@@ -21,7 +22,7 @@ if there is one of it. Do not mention the camera, the video or the frames."""
 
 
 class CaptionError(MessageError):
-    """A table that cannot be read."""
+    """A table or a file that cannot be read."""
 
 
 class Captioner(Protocol):
@@ -41,7 +42,8 @@ class CaptionTable:
 
     Args:
         path: its first line names the columns.
-        video: the column with names of files of the input, or of clips (`NAME#2`, the second shot).
+        video: the column with names of files of the input, or of clips (`NAME#2`, the second shot);
+            a name without its folders does if no other video has it.
         caption: the column with the captions.
 
     Raises:
@@ -51,36 +53,53 @@ class CaptionTable:
     def __init__(self, path: Path, video: str = "video", caption: str = "caption"):
         try:
             text = limits.decode_text(path.read_bytes())
-        except (OSError, ValueError) as error:
+            rows = csv.DictReader(io.StringIO(text))
+            columns, listed = rows.fieldnames or [], list(rows)
+        except (OSError, ValueError, csv.Error) as error:
             raise CaptionError(f"{path}: cannot be read ({error})") from error
-        rows = csv.DictReader(io.StringIO(text))
-        missing = [name for name in (video, caption) if name not in (rows.fieldnames or [])]
+        missing = [name for name in (video, caption) if name not in columns]
         if missing:
-            known = ", ".join(rows.fieldnames or []) or "none"
+            known = ", ".join(columns) or "none"
             raise CaptionError(f"{path}: has no column {', '.join(missing)}; its columns: {known}")
         self._captions = {
-            row[video].strip(): line(row[caption]) for row in rows if row[video] and row[caption]
+            composed(row[video].strip()): line(row[caption])
+            for row in listed
+            if row[video] and row[caption]
         }
 
-    def of(self, name: str, shot: int) -> str | None:
-        """The caption of a shot (counted from 1), or of its video; None if there is none."""
-        stem = str(Path(name).with_suffix(""))
-        for key in (f"{name}#{shot}", f"{stem}#{shot}", name, stem, Path(name).name):
-            if found := self._captions.get(key):
-                return found
-        return None
+    def of(self, name: str, shot: int, alone: bool = False) -> str | None:
+        """The caption of a shot (counted from 1), or of its video; None if there is none.
+
+        Args:
+            name: of the video below the folder of the input.
+            shot: its number.
+            alone: whether no other video of the input has this file name without its ending.
+        """
+        stem, last = str(PurePosixPath(name).with_suffix("")), PurePosixPath(name)
+        keys = [f"{name}#{shot}", f"{stem}#{shot}", name, stem]
+        if alone:
+            keys += [f"{last.name}#{shot}", f"{last.stem}#{shot}", last.name, last.stem]
+        return next((self._captions[key] for key in keys if self._captions.get(key)), None)
 
 
 def beside(video: Path) -> str | None:
-    """The caption in `NAME.txt` beside a video, or in `labels/NAME.txt` beside `videos/`."""
-    for path in (
-        video.with_suffix(".txt"),
-        video.parent.parent / "labels" / f"{video.stem}.txt",
-    ):
+    """The caption in `NAME.txt` beside a video, or in `labels/NAME.txt` beside `videos/`.
+
+    Raises:
+        CaptionError: there is such a file, and it cannot be read.
+    """
+    places = [video.with_suffix(".txt")]
+    if video.parent.name == "videos":
+        places.append(video.parent.parent / "labels" / f"{video.stem}.txt")
+    for path in places:
         try:
             text = line(limits.decode_text(limits.read_bytes(path, limits.JSON_BYTES)))
-        except (OSError, ValueError):
+        except FileNotFoundError:
             continue
+        except UnicodeDecodeError as error:
+            raise CaptionError(f"{path.name} is not text in UTF-8") from error
+        except (OSError, ValueError) as error:
+            raise CaptionError(f"{path.name} cannot be read ({error})") from error
         if text:
             return text
     return None

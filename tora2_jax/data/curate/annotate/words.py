@@ -6,6 +6,7 @@ be asked, as people run Qwen; the default is spaCy's tagger, which needs no netw
 
 import json
 import re
+import unicodedata
 from typing import NamedTuple, Protocol
 
 from tora2_jax.data.curate.annotate.language_model import LanguageModel, LanguageModelError
@@ -80,18 +81,32 @@ class SpacyWords:
 
     def __call__(self, caption: str) -> list[Subject]:
         """See `WordFinder`."""
+        if not is_latin(caption):
+            return []  # the tagger reads English, and takes other scripts for nouns
         found = []
         for token in self._nlp(caption):
             if token.tag_ not in ("NN", "NNS", "NNP", "NNPS"):
                 continue
             # Of "coffee cup" the last word is the thing, and "a cup of tea" is a cup.
-            inside = token.dep_ in ("compound", "nmod", "npadvmod")
+            inside = token.dep_ in ("compound", "nmod", "npadvmod") or _is_a_unit(token)
             if inside or token.text.lower() in _NO_ENTITIES or _is_content(token):
                 continue
             span = (token.idx, token.idx + len(token.text))
             plural = token.tag_ in ("NNS", "NNPS")
             found.append(Subject(token.text, span, plural, kind_of_word(_singular(token.text))))
         return found
+
+
+def is_latin(caption: str) -> bool:
+    """Whether most letters of a caption are Latin ones."""
+    letters = [letter for letter in caption if letter.isalpha()]
+    latin = sum(unicodedata.name(letter, "").startswith("LATIN") for letter in letters)
+    return 2 * latin >= len(letters)
+
+
+def _is_a_unit(token) -> bool:
+    """Whether it stands right behind a number without a space, as in "30mph"."""
+    return token.i > 0 and not token.nbor(-1).whitespace_ and token.nbor(-1).text[-1:].isdecimal()
 
 
 def _is_content(token) -> bool:
