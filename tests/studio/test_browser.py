@@ -7,9 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -154,12 +155,17 @@ class Visitor:
         """To whatever has the focus."""
         ActionChains(self.driver).send_keys(key).perform()
 
+    def undo(self) -> None:
+        """By the keyboard, wherever the focus is."""
+        keys = ActionChains(self.driver).key_down(Keys.CONTROL).send_keys("z")
+        keys.key_up(Keys.CONTROL).perform()
+
     def points(self, entity: int) -> list[list[float]]:
         """Fractions of the canvas, and times, of the points that are visible."""
         drawn = self.drawing()
         width, height = drawn["canvas"]
         path = drawn["entities"][entity]["trajectory"] or []
-        return [[x / width, y / height, time] for x, y, time in filter(None, path)]
+        return [[x / width, y / height, moment] for x, y, moment in filter(None, path)]
 
     def status(self) -> str:
         return self.one("#status").text
@@ -210,7 +216,7 @@ def test_from_a_prompt_to_a_video_and_back_from_its_request(visitor):
     assert visitor.points(0)[-1][:2] == pytest.approx([0.85, 0.85], abs=0.02)
     visitor.press((0.35, 0.4))
     visitor.click('[data-action="pause"]')
-    times = [time for _, _, time in visitor.points(0)]
+    times = [moment for _, _, moment in visitor.points(0)]
     assert len(times) == 4 and times[2] - times[1] == pytest.approx(0.2, abs=0.01)
     visitor.picture("studio_drawing")
 
@@ -278,14 +284,24 @@ def test_undo_keyboard_presets_and_time(visitor):
     x = visitor.points(0)[1][0]
     visitor.type(Keys.ARROW_RIGHT)
     assert visitor.points(0)[1][0] == pytest.approx(x + 1 / 256, abs=1e-4)
+    time.sleep(1)  # the answer of the check paints anew; the point keeps the focus
+    visitor.type(Keys.ARROW_RIGHT)
+    assert visitor.points(0)[1][0] == pytest.approx(x + 2 / 256, abs=1e-4)
     visitor.type(Keys.DELETE)
     assert len(visitor.points(0)) == 2
     mark = visitor.all(".bar")[0].find_elements(By.CSS_SELECTOR, ".mark")[-1]
     track = visitor.all(".track")[0].size["width"]
     ActionChains(visitor.driver).drag_and_drop_by_offset(mark, -track // 2, 0).perform()
-    assert [time for _, _, time in visitor.points(0)] == pytest.approx([0, 0.5], abs=0.03)
+    assert [moment for _, _, moment in visitor.points(0)] == pytest.approx([0, 0.5], abs=0.03)
     visitor.click(".bar:first-child .part", -1)
     assert visitor.drawing()["entities"][0]["trajectory"][-1] is None
+    hidden = visitor.drawing()
+    visitor.undo()
+    assert visitor.drawing()["entities"][0]["trajectory"][-1] is not None
+    visitor.one('[data-role="speed"]').send_keys("slow start")
+    times = [moment for _, _, moment in visitor.points(0)]
+    assert len(times) > 8 and times[1] - times[0] > 2 * (times[-1] - times[-2])
+    assert hidden["prompt"] == visitor.drawing()["prompt"]
 
 
 def test_nothing_comes_from_another_place(visitor, address):
@@ -338,3 +354,12 @@ def test_why_shows_a_panel_of_each_entity(visitor):
     assert "kite" in reasons and "fine:" in reasons
     visitor.wait(lambda: len(visitor.all("#panels img")) >= 2)
     visitor.picture("studio_why")
+
+
+def test_control_c_ends_it_while_a_page_is_open(tmp_path):
+    leaving = ExitStack()
+    with leaving, served(tmp_path) as address:
+        visitor = leaving.enter_context(visiting(address, tmp_path))
+        visitor.click("#generate")
+        visitor.wait(lambda: re.search("Step|Preparing", visitor.status()), 300)
+    # `served` has ended it within a minute, and the browser was open until now.

@@ -13,7 +13,7 @@ from tests.studio.test_shelf import png
 from tora2_jax import conditioning
 from tora2_jax.config import toy
 from tora2_jax.request import RequestError, load_request
-from tora2_jax.studio import drawing
+from tora2_jax.studio import drawing, guard
 from tora2_jax.studio.shelf import Shelf
 from tora2_jax.text import load_tokenizer
 
@@ -100,6 +100,15 @@ def test_a_request_by_hand_is_drawn_with_masks_boxes_and_files_of_paths(shelf, t
         for file in folder.iterdir():
             archive.write(file, f"a folder/{file.name}")
     assert drawing.unpack(tmp_path / "mine.zip", shelf) == made
+
+
+def test_what_the_studio_packs_it_takes_back_through_its_guard(shelf):
+    noise = np.random.default_rng(0).integers(0, 256, (3000, 4000, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise[::2, ::2].repeat(2, 0).repeat(2, 1)).save(buffer, "JPEG", quality=60)
+    names = [shelf.add(buffer.getvalue())]
+    packed = drawing.pack(drawn(shelf) | {"image": names[0]}, shelf)
+    assert guard.BODY_BYTES < 2 * len(packed) < guard.UPLOAD_BYTES
 
 
 def archive_of(tmp_path: Path, members: dict, **attributes) -> Path:

@@ -1,5 +1,7 @@
 """Other pages, other names of this machine and too large requests are refused."""
 
+import socket
+
 import pytest
 
 pytest.importorskip("starlette")
@@ -26,9 +28,10 @@ async def _socket(socket: WebSocket) -> None:
     await socket.close()
 
 
-def client(hosts=LOCAL, body=100) -> TestClient:
-    routes = [Route("/", _echo, methods=["GET", "POST"]), WebSocketRoute("/socket", _socket)]
-    app = Guard(Starlette(routes=routes), hosts, body)
+def client(others: bool = False) -> TestClient:
+    routes = [Route(path, _echo, methods=["GET", "POST"]) for path in ("/", "/x/upload")]
+    routes.append(WebSocketRoute("/socket", _socket))
+    app = Guard(Starlette(routes=routes), LOCAL, 100, others)
     return TestClient(app, base_url="http://localhost:7860")
 
 
@@ -47,6 +50,7 @@ def client(hosts=LOCAL, body=100) -> TestClient:
         ({"host": ""}, 403),
         ({"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}, 403),
         ({"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}, 200),
+        ({"sec-fetch-site": "cross-site", "sec-fetch-dest": "iframe"}, 403),
         ({"content-length": "10000000"}, 413),
         ({"content-length": "-1"}, 413),
     ],
@@ -55,11 +59,27 @@ def test_who_may_ask(headers, status):
     assert client().post("/", headers=headers).status_code == status
 
 
-def test_a_page_for_others_has_any_name_but_only_its_own_origin():
-    others = client(hosts=())
-    own = {"host": "server:7860", "origin": "http://server:7860"}
-    assert others.post("/", headers=own).status_code == 200
-    assert others.post("/", headers=own | {"origin": "http://evil.example"}).status_code == 403
+def test_a_page_for_others_is_known_by_numbers_and_its_machines_name():
+    others = client(others=True)
+    for name in ("192.168.0.7:7860", "[fe80::1]:7860", f"{socket.gethostname()}:7860"):
+        own = {"host": name, "origin": f"http://{name}"}
+        assert others.post("/", headers=own).status_code == 200
+        assert client().post("/", headers=own).status_code == 403
+        assert others.post("/", headers=own | {"origin": "http://evil"}).status_code == 403
+    # A name that somebody else points at this machine.
+    evil = {"host": "evil.example:7860", "origin": "http://evil.example:7860"}
+    assert others.post("/", headers=evil).status_code == 403
+
+
+def test_no_page_shows_it_inside_of_itself():
+    headers = client().get("/").headers
+    assert headers["x-frame-options"] == "DENY"
+    assert headers["content-security-policy"] == "frame-ancestors 'none'"
+
+
+def test_only_uploads_of_files_may_be_large():
+    assert client().post("/x/upload", content=b"x" * 200).text == "200"
+    assert client().post("/", content=b"x" * 200).status_code == 413
 
 
 def test_bodies_are_counted_whatever_they_claim():

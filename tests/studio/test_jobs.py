@@ -64,9 +64,26 @@ def test_a_page_that_is_closed_stops_its_job():
     pipeline = Fake(hold=stop)
     job = jobs.run(pipeline, wanted(), stop)
     next(job)
-    job.close()
-    assert stop.is_set() and pipeline.reached <= 3
-    assert not [thread for thread in threading.enumerate() if thread.name.endswith("(_work)")]
+    job.close()  # returns at once, the thread ends behind its step
+    assert stop.is_set()
+    for thread in threading.enumerate():
+        if thread.name.endswith("(_work)"):
+            thread.join(60)
+    assert pipeline.reached <= 3
+
+
+def test_a_job_that_was_left_ends_before_the_next_begins():
+    stop, first, second = threading.Event(), Fake(), Fake()
+    first.hold = threading.Event()
+    left = jobs.run(first, wanted(), threading.Event())
+    while next(left).step < 2:
+        pass
+    left.close()
+    told = jobs.run(second, wanted(), stop)
+    next(told)
+    assert second.reached == 0
+    first.hold.set()
+    assert list(told)[-1].sample is not None and first.reached == 3
 
 
 @pytest.mark.parametrize(

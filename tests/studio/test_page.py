@@ -1,6 +1,5 @@
 """What the page's buttons do, without a browser and without a model."""
 
-import threading
 from pathlib import Path
 
 import gradio as gr
@@ -44,7 +43,7 @@ def press_generate(studio: page.Studio, drawing, visit: page.Visit, **changes) -
 
 
 def visit() -> page.Visit:
-    return page.Visit([], threading.Event())
+    return page.Visit()
 
 
 def test_the_request_and_the_settings_reach_the_model(studio):
@@ -108,8 +107,29 @@ def test_each_visitor_stops_only_their_own_job():
 
     first = visit()
     second = copy.deepcopy(first)
-    first.stop.set()
-    assert not second.stop.is_set() and second.results is not first.results
+    first.begin()
+    second.begin()
+    first.stop()
+    assert first.next().is_set() and not second.next().is_set()
+    assert second.results is not first.results
+
+
+def test_stop_holds_for_a_job_that_waits_for_its_turn_and_not_for_the_next(studio):
+    mine = visit()
+    assert mine.begin() == "Waiting for its turn."
+    mine.stop()
+    *_, last = press_generate(studio, drawn(studio.shelf), mine)
+    assert last[0] == "stopped before it began" and not studio.pipeline.asked
+    mine.begin()
+    *_, last = press_generate(studio, drawn(studio.shelf), mine)
+    assert last[0] == "Done, seed 7." and mine.running == []
+
+
+def test_what_a_visitor_made_is_removed_when_they_are_gone(studio):
+    mine = visit()
+    press_generate(studio, drawn(studio.shelf), mine)
+    mine.forget()
+    assert not list(studio.shelf.folder.glob("video*"))
 
 
 def test_a_file_is_opened_or_says_why_not(studio, tmp_path):
@@ -117,6 +137,8 @@ def test_a_file_is_opened_or_says_why_not(studio, tmp_path):
     file.write_text('{"prompt": "A man.", "entities": [{"word": "man", "trajectory": [[1, 2]]}]}')
     drawing, told = page._open(studio, str(file))
     assert drawing["entities"][0]["trajectory"] == [[1, 2]] and told == "Opened."
+    # Not those of the drawing before.
+    assert (drawing["frames"], drawing["height"]) == (MODEL.frames, MODEL.height)
     file.write_text('{"prompt": "A man.", "entities": [{"word": "dog"}]}')
     kept, told = page._open(studio, str(file))
     assert kept == gr.skip() and '"dog" is not in the prompt' in told

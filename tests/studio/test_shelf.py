@@ -33,7 +33,7 @@ def test_a_picture_is_kept_once_and_as_it_is(shelf):
 
 
 def test_shapes_with_the_same_bytes_are_different_pictures(shelf):
-    pixels = np.zeros((4, 6, 4), np.uint8)
+    pixels = np.full((4, 6, 4), 255, np.uint8)
     assert shelf.add_pixels(pixels) != shelf.add_pixels(pixels.reshape(6, 4, 4))
 
 
@@ -111,3 +111,9 @@ def test_base64_that_is_none_or_too_long_is_refused(shelf):
         decoded("A" * (12 * 2**20))
     with pytest.raises(ShelfError):
         decoded(None)
+
+
+def test_a_picture_of_nothing_is_refused(shelf):
+    with pytest.raises(ShelfError, match="fully transparent"):
+        shelf.add_pixels(np.zeros((4, 4, 4), np.uint8))
+    assert not os.listdir(shelf.folder)

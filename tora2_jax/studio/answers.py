@@ -60,7 +60,8 @@ def answers(shelf: Shelf, model: ModelConfig, tokenizer) -> list[Callable[[Any],
     @_told
     def check(given: Any) -> Answer:
         found = drawing.check(given, shelf, model, tokenizer)
-        return {"problems": found.problems, "notes": found.notes, "tracks": found.tracks}
+        told = {"problems": found.problems, "notes": found.notes, "tracks": found.tracks}
+        return told | {"image": found.first_frame()}
 
     @_told
     def read_paths(given: Any) -> Answer:

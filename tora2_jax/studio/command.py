@@ -115,13 +115,12 @@ def _served(options: Options, folder: Path) -> Any:
         server_name=options.host,
         footer_links=[],
         show_error=False,
-        max_file_size=guard.BODY_BYTES,
+        max_file_size=guard.UPLOAD_BYTES,
         ssr_mode=False,
         # Gradio's own theme would fetch its fonts from a server.
         theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
     )
-    local = options.host in guard.LOCAL
-    return guard.Guard(app, guard.LOCAL if local else ())
+    return guard.Guard(app, guard.LOCAL, others=options.host not in guard.LOCAL)
 
 
 def _start(options: Options, pipeline: Tora2Pipeline, shelf: Shelf) -> dict[str, Any]:
@@ -145,6 +144,7 @@ def _server(app: Any) -> Any:
 
     # `server_header` would tell its version.
     settings = {"log_level": "warning", "server_header": False, "ws_max_size": 2**20}
+    settings |= {"timeout_graceful_shutdown": 2}  # an open page would hold it for ever
     return uvicorn.Server(uvicorn.Config(app, **settings))
 
 

@@ -3,6 +3,7 @@
 The page and `scripts/sample.py` read the same file by the same code: a drawing is `request.json`.
 """
 
+import base64
 import io
 import json
 import stat
@@ -13,8 +14,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from tora2_jax import conditioning
+from tora2_jax.conditioning.first_frame import first_frame
 from tora2_jax.conditioning.references import load_references
 from tora2_jax.config.model import ModelConfig
 from tora2_jax.media.image_file import load_image
@@ -46,6 +49,15 @@ class Checked(NamedTuple):
     problems: list[dict[str, str]]
     notes: list[str]
     tracks: list[dict[str, Any] | None]
+
+    def first_frame(self) -> str | None:
+        """The picture that the model starts from, as it sees it, as a data URL."""
+        if self.request is None or self.request.image is None:
+            return None
+        buffer = io.BytesIO()
+        picture = np.round((first_frame(self.request) + 1) * 127.5).astype(np.uint8)
+        Image.fromarray(picture).save(buffer, "PNG")
+        return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def check(drawing: Any, shelf: Shelf, model: ModelConfig, tokenizer) -> Checked:

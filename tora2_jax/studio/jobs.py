@@ -13,6 +13,8 @@ from tora2_jax.sampling.result import Sample, SamplingStopped, Step
 from tora2_jax.sampling.settings import SampleSettings
 from tora2_jax.system.finite import NotFiniteError
 
+_ONE = threading.Lock()  # jobs at a time: one that was left may still end its step
+
 
 class Wanted(NamedTuple):
     """A job.
@@ -73,8 +75,7 @@ def run(pipeline: Tora2Pipeline, wanted: Wanted, stop: threading.Event) -> Itera
             if progress.sample is not None or progress.stopped or progress.problems:
                 return
     finally:
-        stop.set()
-        job.join()
+        stop.set()  # not waited for: whoever closes this must not stand still
 
 
 def _work(
@@ -94,9 +95,12 @@ def _work(
         told.put(Progress(last, total, **how))
 
     try:
-        sample = pipeline.generate(
-            wanted.request, seed=wanted.seed, settings=wanted.settings, callback=after
-        )
+        with _ONE:
+            if stop.is_set():
+                raise SamplingStopped("stopped before it began")
+            sample = pipeline.generate(
+                wanted.request, seed=wanted.seed, settings=wanted.settings, callback=after
+            )
         end(sample=sample)
     except SamplingStopped as stopped:
         end(stopped=str(stopped))

@@ -75,15 +75,43 @@ class Controls(NamedTuple):
     reasons: gr.Markdown
 
 
-class Visit(NamedTuple):
-    """What is kept of one visitor, in `gr.State`: a list of results and the way to stop a job."""
+class Visit:
+    """What is kept of one visitor, in `gr.State`: results, and the ways to stop jobs.
 
-    results: list[Result]
-    stop: threading.Event
+    A job is stopped by its own event, from when its button is pressed; so pressing Stop while it
+    waits for others holds, and the next job does not take it back.
+    """
+
+    def __init__(self):
+        self.results: list[Result] = []
+        self.waiting: list[threading.Event] = []
+        self.running: list[threading.Event] = []
 
     def __deepcopy__(self, memo: dict) -> "Visit":
-        """Gradio copies the first value for each visitor; each has its own way to stop."""
-        return Visit([], threading.Event())
+        """Gradio copies the first value for each visitor; each has its own."""
+        return Visit()
+
+    def begin(self) -> str:
+        """A button was pressed."""
+        self.waiting.append(threading.Event())
+        return "Waiting for its turn."
+
+    def next(self) -> threading.Event:
+        """The event of the job that was asked for first."""
+        event = self.waiting.pop(0) if self.waiting else threading.Event()
+        self.running.append(event)
+        return event
+
+    def stop(self) -> None:
+        """Stops all of them."""
+        for event in (*self.waiting, *self.running):
+            event.set()
+
+    def forget(self) -> None:
+        """The visitor is gone."""
+        self.stop()
+        for result in self.results:
+            shutil.rmtree(result.video.parent, ignore_errors=True)
 
 
 def build(studio: Studio) -> gr.Blocks:
@@ -94,7 +122,7 @@ def build(studio: Studio) -> gr.Blocks:
         fill_width=True,
         delete_cache=(_HOUR, _HOUR),  # Gradio's own copies of what it has shown
     ) as page:
-        visit = gr.State(Visit([], threading.Event()))
+        visit = gr.State(Visit(), delete_callback=Visit.forget)
         gr.Markdown(f"### Tora2 studio: {studio.name}")
         with gr.Row():
             with gr.Column(scale=3, min_width=480):
@@ -189,8 +217,11 @@ def _connect(studio: Studio, c: Controls, visit: gr.State) -> None:
         yield from _generate(studio, *values)
 
     private: dict[str, Any] = {"api_visibility": "private"}
-    c.generate.click(generate, given, shown, concurrency_limit=1, show_progress="hidden", **private)
-    c.stop.click(lambda state: state.stop.set(), visit, queue=False, **private)
+    # Whatever uses the model waits for the others.
+    shared: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
+    pressed = c.generate.click(lambda state: state.begin(), visit, c.status, queue=False, **private)
+    pressed.then(generate, given, shown, show_progress="hidden", **shared, **private)
+    c.stop.click(lambda state: state.stop(), visit, queue=False, **private)
     for chosen, player in ((c.shown, c.video), (c.beside, c.other)):
         gr.on(
             [chosen.change, c.look.change],
@@ -208,8 +239,7 @@ def _connect(studio: Studio, c: Controls, visit: gr.State) -> None:
         lambda title, state: _why(studio, title, state),
         [c.shown, visit],
         [c.panels, c.reasons],
-        concurrency_limit=1,
-        concurrency_id="why",
+        **shared,
         **private,
     )
 
@@ -217,12 +247,22 @@ def _connect(studio: Studio, c: Controls, visit: gr.State) -> None:
 def _generate(studio: Studio, drawing: Any, *values: Any) -> Iterator[list[Any]]:
     """What the page shows while a video is made; last the video."""
     *chosen, seed, every, visit = values
+    stop = visit.next()
+    try:
+        yield from _made(studio, drawing, (chosen, seed, every), visit, stop)
+    finally:
+        visit.running.remove(stop)
+
+
+def _made(
+    studio: Studio, drawing: Any, asked: tuple, visit: Visit, stop: threading.Event
+) -> Iterator[list[Any]]:
+    chosen, seed, every = asked
     wanted, problems = _wanted(studio, drawing, SampleSettings(*chosen), seed, every)
     if wanted is None:
         yield [_list("This cannot be generated:", problems), *[gr.skip()] * 3]
         return
-    visit.stop.clear()
-    for progress in jobs.run(studio.pipeline, wanted, visit.stop):
+    for progress in jobs.run(studio.pipeline, wanted, stop):
         if progress.sample is not None:
             yield _finished(studio, progress.sample, drawing, wanted.seed, visit)
         elif progress.stopped or progress.problems:
@@ -290,7 +330,9 @@ def _choices(visit: Visit) -> Any:
 
 def _open(studio: Studio, file: Any) -> list[Any]:
     try:
-        return [drawings.unpack(Path(file), studio.shelf), "Opened."]
+        model = studio.pipeline.config
+        own = {name: getattr(model, name) for name in ("height", "width", "frames", "fps")}
+        return [own | drawings.unpack(Path(file), studio.shelf), "Opened."]
     except (MessageError, ValueError) as error:
         problems = error.problems if isinstance(error, RequestError) else [str(error)]
         return [gr.skip(), _list("The file cannot be opened:", problems)]
@@ -309,10 +351,9 @@ def _why(studio: Studio, title: str | None, visit: Visit) -> list[Any]:
         file = result.video.with_name(f"why_{entity.index}.png")
         write_image(file, picture.draw_entity(inspection, entity))
         panels.append((str(file), entity.word))
-        lines += [f"**{entity.word}**", ""]
-        lines += [f"- {note.level}: {note.text}" for note in diagnosis.diagnose(inspection, entity)]
-        lines.append("")
-    return [gr.update(value=panels, visible=True), "\n".join(lines)]
+        lines.append(f"{entity.word}:")
+        lines += [f"  {one.level}: {one.text}" for one in diagnosis.diagnose(inspection, entity)]
+    return [gr.update(value=panels, visible=True), _list("", lines)]
 
 
 def _bar(step: int, total: int) -> str:

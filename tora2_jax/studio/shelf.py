@@ -15,6 +15,7 @@ from PIL import Image
 from tora2_jax.media.image_file import load_image
 from tora2_jax.references.crops import cut_out
 from tora2_jax.system import limits
+from tora2_jax.system.files import written_whole
 
 PICTURE_BYTES = 24 * 10**6  # of a file
 PICTURES = 500  # on a shelf
@@ -65,21 +66,24 @@ class Shelf:
             file.flush()
             try:
                 return self.add_pixels(load_image(file.name))
-            except ShelfError:
-                raise
+            except ShelfError as error:
+                raise ShelfError(str(error).replace("the picture", told, 1)) from error
             except ValueError as error:
                 text = str(error).replace(f"cannot read the image {file.name}: ", "")
                 raise ShelfError(f"{told}: {text.replace(file.name, 'the picture')}") from error
 
     def add_pixels(self, pixels: UInt8[np.ndarray, "height width 4"]) -> str:
         """Takes a decoded picture; see `add`."""
+        if not pixels[..., 3].any():
+            raise ShelfError("the picture is fully transparent: its mask leaves nothing")
         height, width = pixels.shape[:2]
         digest = hashlib.sha256(f"{height} {width} ".encode() + pixels.tobytes()).hexdigest()
         name = f"{digest[:24]}.png"
         if not (self.folder / name).is_file():
             if sum(1 for _ in self.folder.glob("*.png")) >= PICTURES:
                 raise ShelfError(f"the studio holds {PICTURES} pictures already; start it again")
-            Image.fromarray(pixels).save(self.folder / name, compress_level=1)
+            with written_whole(self.folder / name) as aside:
+                Image.fromarray(pixels).save(aside, "PNG", compress_level=1)
         return name
 
     def path(self, name: object) -> Path | None:

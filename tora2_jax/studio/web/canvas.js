@@ -16,8 +16,8 @@ function paintCanvas() {
   canvas.setAttribute("viewBox", "0 0 " + width + " " + height);
   canvas.style.aspectRatio = width + " / " + height;
   canvas.style.maxWidth = "calc(60vh * " + width / height + ")";
-  if (state.image && seen[state.image]) {
-    shape("image", { href: seen[state.image], width, height, preserveAspectRatio: "none" }, canvas);
+  if (state.image && firstFrame) {
+    shape("image", { href: firstFrame, width, height, preserveAspectRatio: "none" }, canvas);
   }
   for (let i = 1; i < 4; i++) {
     const line = { stroke: "#ddd", "stroke-width": unit };
@@ -52,8 +52,12 @@ function paintPoints(entity, unit) {
     const chosen = index === state.point;
     const dot = shape("circle", { cx: point.x, cy: point.y, r: 6 * unit, tabindex: 0, role: "button",
       fill: chosen ? "#222" : "white", stroke: colorOf(state.active), "stroke-width": 2 * unit,
-      "data-point": index, "aria-label": "Point " + (index + 1) + " of " + entity.word }, canvas);
-    dot.addEventListener("focus", () => { state.point = index; paintTimeline(); });
+      "data-point": index, "data-key": "point" + index, "aria-label": "Point " + (index + 1) + " of " + entity.word }, canvas);
+    dot.addEventListener("focus", () => {
+      if (state.point === index) return;
+      state.point = index;
+      keepFocus(paintTimeline);
+    });
     const next = entity.points[index + 1];
     if (next && next.x === point.x && next.y === point.y) return; // the last one there is named
     let first = index;
@@ -108,7 +112,7 @@ function selectAt(x, y) { // clicking again selects the path below
 
 let gesture = null; // what a pressed pointer is doing
 canvas.addEventListener("pointerdown", (event) => {
-  if (event.button) return;
+  if (event.button || gesture) return;
   const [x, y] = place(event), point = event.target.dataset && event.target.dataset.point;
   canvas.setPointerCapture(event.pointerId);
   canvas.focus({ preventScroll: true });
@@ -124,11 +128,12 @@ canvas.addEventListener("pointerdown", (event) => {
   } else {
     gesture = { kind: "draw", way: [[x, y]] };
   }
+  if (gesture) gesture.pointer = event.pointerId;
   paint();
 });
 
 canvas.addEventListener("pointermove", (event) => {
-  if (!gesture) return;
+  if (!gesture || gesture.pointer !== event.pointerId) return;
   const [x, y] = place(event);
   if (gesture.kind === "move") {
     const point = active().points[state.point];
@@ -147,17 +152,22 @@ canvas.addEventListener("pointermove", (event) => {
     "stroke-width": 2 * unit }, canvas);
 });
 
-function finishGesture() {
+function finishGesture(event) {
   const done = gesture;
+  if (!done || done.pointer !== event.pointerId) return;
   gesture = null;
-  if (!done) return;
   if (done.again && !done.moved && state.tool === "select") selectAt(done.x, done.y);
   if (done.kind === "draw") addPoints(active(), simplified(done.way, reach() / 3));
   remember();
   paint();
 }
 canvas.addEventListener("pointerup", finishGesture);
-canvas.addEventListener("pointercancel", () => { gesture = null; load(drawing()); paint(); });
+canvas.addEventListener("pointercancel", () => {
+  if (!gesture) return;
+  gesture = null;
+  load(JSON.parse(past[past.length - 1])); // as it was before
+  paint();
+});
 
 canvas.addEventListener("dblclick", (event) => { // inserts a point into the path
   const entity = active();
@@ -169,6 +179,7 @@ canvas.addEventListener("dblclick", (event) => { // inserts a point into the pat
 });
 
 canvas.addEventListener("keydown", (event) => {
+  if (gesture) return;
   const arrows = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
   const entity = active(), point = entity && entity.points[state.point];
   if (arrows[event.key] && point) {

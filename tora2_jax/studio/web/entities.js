@@ -1,12 +1,12 @@
 // The prompt, its words, and a card for each entity with its reference images.
-const WORD = /[\p{L}\p{N}]+(?:['’-][\p{L}\p{N}]+)*/gu;
+const WORD = /[\p{L}\p{N}_]+(?:['’-][\p{L}\p{N}_]+)*/gu;
 
-function words() { // of the prompt, a repeated one with its number
-  const count = {};
-  return (state.prompt.match(WORD) || []).slice(0, 200).map((word) => {
-    const key = word.toLowerCase();
-    count[key] = (count[key] || 0) + 1;
-    return count[key] > 1 ? word + "#" + count[key] : word;
+function words() { // of the prompt, a repeated one with its number, counted as a request counts
+  return Array.from(state.prompt.matchAll(WORD)).slice(0, 200).map((match) => {
+    const word = match[0], plain = word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
+    const same = new RegExp("(?<![\\p{L}\\p{N}_])" + plain + "(?![\\p{L}\\p{N}_])", "giu");
+    const number = Array.from(state.prompt.matchAll(same)).filter((one) => one.index <= match.index).length;
+    return number > 1 ? word + "#" + number : word;
   });
 }
 
@@ -19,6 +19,7 @@ function paintChips() {
     chip.type = "button";
     chip.textContent = word;
     chip.dataset.word = word;
+    chip.dataset.key = "chip" + word;
     if (index >= 0) {
       chip.style.background = colorOf(index);
       chip.style.color = "white";
@@ -30,7 +31,7 @@ function paintChips() {
         say("This model takes at most " + limits.entities + " entities; remove one first.");
         return;
       }
-      state.entities.push({ word, kind: "auto", images: [], points: [], hidden: [false] });
+      state.entities.push({ word, kind: "auto", images: [], points: [], hidden: [0] });
       choose(state.entities.length - 1);
       remember();
     });
@@ -44,12 +45,10 @@ function choose(index) {
 }
 
 function paintCards() {
-  const cards = find("cards"), focused = document.activeElement && document.activeElement.dataset.key;
+  const cards = find("cards");
   cards.replaceChildren();
   state.entities.forEach((entity, index) => paintCard(entity, index, cards));
   if (!state.entities.length) tag("div", "hint", cards).textContent = "No entities yet.";
-  const again = focused && cards.querySelector('[data-key="' + focused + '"]');
-  if (again) again.focus();
 }
 
 function paintCard(entity, index, cards) {
@@ -61,6 +60,7 @@ function paintCard(entity, index, cards) {
   const name = action(entity.word, head, () => choose(index), "name" + index);
   name.style.fontWeight = "bold";
   const kind = tag("select", "", head);
+  kind.dataset.key = "kind" + index;
   kind.setAttribute("aria-label", "Kind of " + entity.word);
   for (const option of ["auto", "human", "object"]) kind.add(new Option(option, option));
   kind.value = entity.kind;
@@ -82,7 +82,7 @@ function paintPictures(entity, index, card) {
     if (seen[picture]) image.src = seen[picture];
     image.alt = "Reference " + (at + 1) + " of " + entity.word;
     image.title = "What the encoders see of it";
-    action("×", figure, () => { entity.images.splice(at, 1); remember(); }).setAttribute(
+    action("×", figure, () => { entity.images.splice(at, 1); remember(); }, "picture" + index + "-" + at).setAttribute(
       "aria-label", "Remove reference " + (at + 1) + " of " + entity.word);
   });
   const input = tag("input", "", box);
@@ -101,18 +101,20 @@ function paintPictures(entity, index, card) {
 }
 
 async function addPictures(index, files) {
-  const entity = state.entities[index];
+  const word = state.entities[index].word, more = [];
   for (const file of files) {
     const name = await addPicture(file, "entities[" + index + "]");
-    if (!name) return;
-    if (entity.images.length >= limits.references) {
-      say("This model takes at most " + limits.references + " references of an entity.");
-      break;
-    }
-    entity.images.push(name);
+    const entity = state.entities.find((one) => one.word === word); // it may have changed meanwhile
+    if (!entity) return;
+    if (!name) continue;
+    if (entity.images.length < limits.references) entity.images.push(name);
+    else more.push(file.name);
+    state.active = state.entities.indexOf(entity);
+    remember();
   }
-  state.active = index;
-  remember();
+  if (more.length) {
+    say("This model takes at most " + limits.references + " references of an entity; left out: " + more.join(", "));
+  }
 }
 
 async function addPicture(file, field) { // gives it to the page; its name there, or null
@@ -121,7 +123,7 @@ async function addPicture(file, field) { // gives it to the page; its name there
     return null;
   }
   const given = await ask("add_picture", { name: file.name, data: await base64(file) });
-  if (given.problems) { tell(given.problems.map((text) => ({ field, text }))); return null; }
+  if (given.problems) { tell(given.problems.map((text) => ({ field, text }))); paint(); return null; }
   seen[given.name] = given.seen;
   return given.name;
 }

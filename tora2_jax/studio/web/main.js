@@ -2,8 +2,17 @@
 const PAINTERS = [paintChips, paintCards, paintCanvas, paintTimeline, paintFields];
 
 function paint() {
-  for (const painter of PAINTERS) painter();
+  keepFocus(() => { for (const painter of PAINTERS) painter(); });
   showProblems();
+}
+
+function keepFocus(painter) { // what is painted anew keeps the focus that it had
+  const focused = document.activeElement;
+  const key = focused && root.contains(focused) ? focused.dataset.key : null;
+  painter();
+  if (!key || root.contains(document.activeElement)) return;
+  const again = root.querySelector('[data-key="' + CSS.escape(key) + '"]');
+  (again || canvas).focus({ preventScroll: true });
 }
 
 function paintFields() {
@@ -17,7 +26,8 @@ function paintFields() {
   });
   if (document.activeElement !== find("negative")) find("negative").value = state.negative || "";
   find("fit").value = state.fit;
-  find("first").style.display = limits.image ? "" : "none";
+  find("first").style.display = limits.image || state.image ? "" : "none";
+  find("remove").style.display = state.image ? "" : "none";
 }
 
 async function ask(name, given) {
@@ -40,14 +50,16 @@ async function check() {
   tracks = answer.tracks || [];
   problems = (answer.problems || []).map((one) => (typeof one === "string" ? { field: "", text: one } : one));
   find("notes").textContent = (answer.notes || []).join("\n");
-  paintCanvas();
+  if (answer.image || !state.image) firstFrame = answer.image || null;
+  if (!gesture) keepFocus(paintCanvas);
   showProblems();
   root.dataset.checked = String(number);
 }
 
-let problems = [];
+let problems = [], told = []; // of the drawing; of what was just done
+let firstFrame = null; // as the model sees it
 function tell(more) {
-  problems = problems.concat(more);
+  told = told.concat(more);
   showProblems();
 }
 
@@ -58,7 +70,7 @@ function say(text) {
 function showProblems() { // each beside its field; what has no field at the bottom
   const places = Array.from(root.querySelectorAll("[data-problem]"));
   for (const one of places) one.textContent = "";
-  for (const { field, text } of problems) {
+  for (const { field, text } of told.concat(problems)) {
     const place = places.find((one) => one.dataset.problem && field.startsWith(one.dataset.problem))
       || places.find((one) => !one.dataset.problem);
     const known = place.dataset.problem ? field.slice(place.dataset.problem.length).replace(/^\./, "") : field;
@@ -78,10 +90,12 @@ function receive() { // a drawing from the page
   const text = JSON.stringify(props.value || {});
   if (text === lastSent) return;
   load(props.value || {});
-  past.length = future.length = 0;
-  past.push(JSON.stringify(drawing()));
-  lastSent = text;
-  problems = [];
+  future.length = 0;
+  const own = JSON.stringify(drawing());
+  if (own !== past[past.length - 1]) past.push(own); // what was there can be had back
+  lastSent = own;
+  if (own !== text) props.value = JSON.parse(own); // there is one form of a drawing
+  problems = told = [];
   paint();
   checkSoon();
   lookUpPictures();
@@ -118,7 +132,7 @@ function setSize(name, value) {
   state.sizes[name] = Math.round(value);
   state.frame = Math.min(state.frame, state.sizes.frames - 1);
   if (name === "width" || name === "height") {
-    const high = (state.canvas[0] * state.sizes.height) / state.sizes.width;
+    const high = rounded((state.canvas[0] * state.sizes.height) / state.sizes.width);
     for (const entity of state.entities) {
       for (const point of entity.points) point.y *= high / state.canvas[1];
     }
@@ -131,7 +145,7 @@ const ACTIONS = {
   undo, redo, play, pause: pauseAtPoint, delete: removePoint,
   clear: () => {
     if (!active()) return;
-    Object.assign(active(), { points: [], hidden: [false] });
+    Object.assign(active(), { points: [], hidden: [0] });
     state.point = -1;
     remember();
   },
@@ -140,13 +154,14 @@ const ACTIONS = {
 root.addEventListener("click", (event) => {
   const button = event.target.closest("[data-tool], [data-action]");
   if (!button || !root.contains(button)) return;
-  problems = problems.filter((one) => one.field);
+  told = [];
+  showProblems();
   if (button.dataset.tool) { state.tool = button.dataset.tool; paint(); }
   else ACTIONS[button.dataset.action]();
 });
 
 root.addEventListener("keydown", (event) => {
-  if (/^(TEXTAREA|INPUT|SELECT)$/.test(event.target.tagName)) return;
+  if (gesture || /^(TEXTAREA|INPUT|SELECT)$/.test(event.target.tagName)) return;
   const key = event.key.toLowerCase(), control = event.ctrlKey || event.metaKey;
   if (control && key === "z") (event.shiftKey ? redo : undo)();
   else if (control && key === "y") redo();
@@ -161,11 +176,11 @@ root.addEventListener("keydown", (event) => {
 
 find("prompt").addEventListener("input", (event) => {
   state.prompt = event.target.value;
-  remember();
+  remember("prompt");
 });
 find("negative").addEventListener("input", (event) => {
   state.negative = event.target.value.trim() ? event.target.value : null;
-  remember();
+  remember("negative");
 });
 find("fit").addEventListener("change", (event) => { state.fit = event.target.value; remember(); });
 find("frame").addEventListener("input", (event) => {
@@ -188,12 +203,7 @@ find("shape").add(new Option("choose...", ""));
 for (const name in SHAPES) find("shape").add(new Option(name, name));
 chooseOnce("shape", useShape);
 chooseOnce("format", savePaths);
-chooseOnce("speed", (speed) => {
-  const entity = active();
-  if (!entity || entity.points.length < 2) { say("Draw a path first."); return; }
-  retime(entity, speed, entity.points[0].time, entity.points[entity.points.length - 1].time);
-  remember();
-});
+chooseOnce("speed", setSpeed);
 find("paths").addEventListener("change", (event) => {
   if (event.target.files.length) readPaths(event.target.files[0]);
   event.target.value = "";
@@ -205,6 +215,7 @@ find("image").addEventListener("change", async (event) => {
   if (name) { state.image = name; remember(); }
 });
 root.drawing = drawing; // for tests
-new ResizeObserver(paintCanvas).observe(canvas);
+find("remove").addEventListener("click", () => { state.image = null; firstFrame = null; remember(); });
+new ResizeObserver(() => { if (!gesture) keepFocus(paintCanvas); }).observe(canvas);
 watch("value", receive);
 receive();

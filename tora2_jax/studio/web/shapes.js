@@ -19,7 +19,7 @@ function useShape(name) {
   if (!entity || !SHAPES[name]) return;
   entity.points = SHAPES[name]().map(([x, y]) => ({
     x: x * state.canvas[0], y: y * state.canvas[1], time: 0 }));
-  entity.hidden = Array(entity.points.length + 1).fill(false);
+  entity.hidden = Array(entity.points.length + 1).fill(0);
   retime(entity, "even", 0, 1);
   state.point = -1;
   remember();
@@ -52,33 +52,69 @@ function retime(entity, speed, start, end) { // by the way between points; a pau
 }
 
 function keepRising(points) {
+  const least = Math.min(LEAST, 0.5 / points.length);
   for (let i = 1; i < points.length; i++) {
-    points[i].time = Math.max(points[i].time, points[i - 1].time + LEAST);
+    points[i].time = Math.max(points[i].time, points[i - 1].time + least);
   }
   const last = points[points.length - 1];
   if (last.time <= 1) return;
   last.time = 1;
   for (let i = points.length - 2; i >= 0; i--) {
-    points[i].time = Math.max(0, Math.min(points[i].time, points[i + 1].time - LEAST));
+    points[i].time = Math.max(0, Math.min(points[i].time, points[i + 1].time - least));
   }
 }
 
+function wayOf(points) { // how far along a path each point is
+  const way = [0];
+  for (let i = 1; i < points.length; i++) {
+    way.push(way[i - 1] + Math.hypot(points[i].x - points[i - 1].x, points[i].y - points[i - 1].y));
+  }
+  return way;
+}
+
 function addPoints(entity, added) { // at the end of the path, which then ends when it ended
-  const old = entity.points, start = old.length ? old[0].time : 0;
-  const end = old.length > 1 ? old[old.length - 1].time : 1;
+  const old = entity.points, count = old.length;
+  const start = count > 1 ? old[0].time : 0, end = count > 1 ? old[count - 1].time : 1;
+  const last = entity.hidden[count] || 0;
   entity.points = old.concat(added.map(([x, y]) => ({ x, y, time: 0 })));
-  entity.hidden = entity.hidden.concat(Array(added.length).fill(false)).slice(0, entity.points.length + 1);
-  while (entity.hidden.length < entity.points.length + 1) entity.hidden.push(false);
-  retime(entity, "even", old.length > 1 ? start : 0, end);
+  entity.hidden = entity.hidden.slice(0, count).concat(Array(added.length).fill(0), last);
   state.point = entity.points.length - 1;
+  if (count < 2) { retime(entity, "even", start, end); return; }
+  // The times that were set keep their proportions; the new part takes its share of the way.
+  const way = wayOf(entity.points), share = way[count - 1] / (way[way.length - 1] || 1) || 0.5;
+  const turn = start + (end - start) * share;
+  for (const point of old) point.time = start + ((point.time - start) * (turn - start)) / (end - start || 1);
+  for (let i = count; i < entity.points.length; i++) {
+    const rest = (way[i] - way[count - 1]) / (way[way.length - 1] - way[count - 1] || 1);
+    entity.points[i].time = turn + (end - turn) * rest;
+  }
+  keepRising(entity.points);
+}
+
+function setSpeed(speed) { // a long straight way needs points in between to be uneven
+  const entity = active();
+  if (!entity || entity.points.length < 2) { say("Draw a path first."); return; }
+  const start = entity.points[0].time, end = entity.points[entity.points.length - 1].time;
+  const whole = wayOf(entity.points).pop();
+  for (let i = entity.points.length - 2; speed !== "even" && i >= 0; i--) {
+    const a = entity.points[i], b = entity.points[i + 1];
+    const parts = Math.ceil((12 * Math.hypot(b.x - a.x, b.y - a.y)) / (whole || 1));
+    const inner = along(parts, (u) => ({ x: a.x + u * (b.x - a.x), y: a.y + u * (b.y - a.y),
+      time: a.time + u * (b.time - a.time) })).slice(1, -1);
+    entity.points.splice(i + 1, 0, ...inner);
+    entity.hidden.splice(i + 1, 0, ...Array(inner.length).fill(entity.hidden[i + 1]));
+  }
+  retime(entity, speed, start, end);
+  state.point = -1;
+  remember();
 }
 
 function removePoint() {
-  const entity = active();
-  if (!entity || state.point < 0 || state.point >= entity.points.length) return;
-  entity.points.splice(state.point, 1);
-  entity.hidden.splice(state.point + (state.point ? 0 : 1), 1);
-  state.point = Math.min(state.point, entity.points.length - 1);
+  const entity = active(), at = state.point;
+  if (!entity || at < 0 || at >= entity.points.length) return;
+  entity.points.splice(at, 1);
+  entity.hidden.splice(at, 2, Math.max(entity.hidden[at], entity.hidden[at + 1]));
+  state.point = Math.min(at, entity.points.length - 1);
   remember();
 }
 
@@ -98,8 +134,9 @@ function pauseAtPoint() {
   }
   const points = entity.points, { x, y, time } = points[index];
   const start = points[0].time, end = points.length > 1 ? points[points.length - 1].time : 1;
-  const rest = Math.min(0.2, (end - start) / 2);
-  if (index < points.length - 1) {
+  const middle = index < points.length - 1;
+  const rest = Math.min(0.2, (middle ? end - time : end - start) / 2);
+  if (middle) {
     for (const point of points.slice(index + 1)) {
       point.time = time + rest + ((point.time - time) * (end - time - rest)) / (end - time || 1);
     }
@@ -107,7 +144,7 @@ function pauseAtPoint() {
     for (const point of points) point.time = start + ((point.time - start) * (end - start - rest)) / (end - start || 1);
   }
   points.splice(index + 1, 0, { x, y, time: points[index].time + rest });
-  entity.hidden.splice(index + 1, 0, false);
+  entity.hidden.splice(index + 1, 0, 0);
   keepRising(points);
   remember();
 }

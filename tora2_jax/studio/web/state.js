@@ -23,20 +23,20 @@ function trajectoryOf(entity) {
   if (!entity.points.length) return null;
   const entries = [];
   entity.points.forEach((point, index) => {
-    if (entity.hidden[index]) entries.push(...Array(HIDDEN).fill(null));
-    entries.push([rounded(point.x), rounded(point.y), rounded(point.time)]);
+    entries.push(...Array(entity.hidden[index]).fill(null));
+    const [x, y] = [point.x, point.y].map((value, axis) => Math.min(rounded(value), state.canvas[axis]));
+    entries.push([x, y, rounded(point.time)]);
   });
-  if (entity.hidden[entity.points.length]) entries.push(...Array(HIDDEN).fill(null));
-  return entries;
+  return entries.concat(Array(entity.hidden[entity.points.length]).fill(null));
 }
 
 function pointsOf(trajectory) {
-  const points = [], hidden = [false];
+  const points = [], hidden = [0]; // hidden: how many nulls stand before each point, and at the end
   const last = Math.max(trajectory.length - 1, 1);
   trajectory.forEach((entry, index) => {
-    if (entry === null) { hidden[points.length] = true; return; }
+    if (entry === null) { hidden[points.length] += 1; return; }
     points.push({ x: entry[0], y: entry[1], time: entry.length > 2 ? entry[2] : index / last });
-    hidden[points.length] = false;
+    hidden[points.length] = 0;
   });
   return { points, hidden };
 }
@@ -66,13 +66,18 @@ function load(value) {
   state.point = -1;
 }
 
-let lastSent = "";
-function remember() { // after each change: it can be undone, and the page knows it
-  const text = JSON.stringify(drawing());
+let lastSent = "", typing = { field: null, time: 0 };
+function remember(field = null) { // after each change: it can be undone, and the page knows it
+  const text = JSON.stringify(drawing()), now = Date.now();
   if (text === past[past.length - 1]) return;
+  // What is typed in one go is undone in one go.
+  const goesOn = field && field === typing.field && now - typing.time < 1500 && past.length > 1;
+  typing = { field, time: now };
+  if (goesOn) past.pop();
   past.push(text);
   if (past.length > UNDONE) past.shift();
   future.length = 0;
+  told = [];
   send(text);
 }
 

@@ -24,6 +24,7 @@ function paintParts(entity, index, track) {
     const rests = a && b ? a.x === b.x && a.y === b.y : true;
     const part = tag("button", "part" + (rests ? " rest" : "") + (entity.hidden[gap] ? " hidden" : ""), track);
     part.type = "button";
+    part.dataset.key = "part" + index + "-" + gap;
     part.style.left = 100 * times[gap] + "%";
     part.style.width = 100 * (times[gap + 1] - times[gap]) + "%";
     part.style.background = colorOf(index);
@@ -33,7 +34,7 @@ function paintParts(entity, index, track) {
       + "; click to " + (entity.hidden[gap] ? "show" : "hide") + " it there";
     part.setAttribute("aria-label", part.title);
     part.addEventListener("click", () => {
-      entity.hidden[gap] = !entity.hidden[gap];
+      entity.hidden[gap] = entity.hidden[gap] ? 0 : HIDDEN;
       state.active = index;
       remember();
     });
@@ -44,11 +45,13 @@ function paintMark(entity, index, at, track) {
   const point = entity.points[at];
   const mark = tag("button", "mark" + (index === state.active && at === state.point ? " chosen" : ""), track);
   mark.type = "button";
+  mark.dataset.key = "mark" + index + "-" + at;
   mark.style.left = 100 * point.time + "%";
   mark.style.borderColor = colorOf(index);
   mark.title = "Point " + (at + 1) + " of " + entity.word + " at " + Math.round(100 * point.time) + " % of the clip";
   mark.setAttribute("aria-label", mark.title);
   mark.addEventListener("pointerdown", (event) => {
+    if (event.button) return;
     event.preventDefault();
     state.active = index;
     state.point = at;
@@ -57,14 +60,17 @@ function paintMark(entity, index, at, track) {
       moveInTime(entity, at, before, clamp((moved.clientX - box.left) / box.width, 0, 1));
       mark.style.left = 100 * point.time + "%";
     };
-    const done = () => {
+    const done = (ended) => {
       window.removeEventListener("pointermove", move);
       window.removeEventListener("pointerup", done);
+      window.removeEventListener("pointercancel", done);
+      if (ended.type === "pointercancel") entity.points.forEach((one, i) => { one.time = before[i]; });
       remember();
       paint();
     };
     window.addEventListener("pointermove", move);
     window.addEventListener("pointerup", done);
+    window.addEventListener("pointercancel", done);
   });
   mark.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: -0.01, ArrowRight: 0.01 }[event.key];
@@ -75,7 +81,6 @@ function paintMark(entity, index, at, track) {
     state.point = at;
     moveInTime(entity, at, before, clamp(point.time + step, 0, 1));
     remember();
-    timeline.querySelectorAll(".chosen").forEach((chosen) => chosen.focus());
   });
 }
 
@@ -86,7 +91,7 @@ function moveInTime(entity, at, before, time) { // the ends take the whole path 
     return;
   }
   if (!last) { points[0].time = time; return; }
-  const start = at === 0 ? Math.min(time, before[last] - 0.05) : before[0];
+  const start = at === 0 ? Math.max(0, Math.min(time, before[last] - 0.05)) : before[0];
   const end = at === 0 ? before[last] : Math.max(time, before[0] + 0.05);
   points.forEach((point, index) => {
     point.time = start + ((before[index] - before[0]) * (end - start)) / (before[last] - before[0]);
@@ -106,7 +111,7 @@ function play() {
   button.textContent = "Stop playing";
   playing = setInterval(() => {
     state.frame = (state.frame + 1) % state.sizes.frames;
-    paintCanvas();
+    if (!gesture) keepFocus(paintCanvas);
     find("frame").value = state.frame;
     find("clock").textContent = "frame " + (state.frame + 1) + " of " + state.sizes.frames;
   }, 1000 / clamp(state.sizes.fps, 1, 60));
