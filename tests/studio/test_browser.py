@@ -175,7 +175,10 @@ class Visitor:
 
     def picture(self, name: str) -> None:
         if folder := os.environ.get("SCREENSHOTS"):
+            self.driver.set_window_size(WIDTH, 1100)
+            self.driver.execute_script("window.scrollTo(0, 0)")
             self.driver.save_screenshot(str(Path(folder) / f"{name}.png"))
+            self.driver.set_window_size(WIDTH, HEIGHT)
 
 
 def draw_two(visitor: Visitor) -> None:

@@ -106,7 +106,7 @@ def _served(options: Options, folder: Path) -> Any:
     if options.steps is not None:
         settings = settings._replace(steps=options.steps)
     studio = page.Studio(
-        pipeline, str(options.checkpoint), shelf, _start(options, pipeline, shelf), settings
+        pipeline, options.checkpoint.name, shelf, _start(options, pipeline, shelf), settings
     )
     app = gradio.mount_gradio_app(
         FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
