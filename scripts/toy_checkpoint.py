@@ -67,9 +67,8 @@ _BOLD = {
     "base_stills": "stages/base_stills",
     "base_middle": "stages/base_middle",
     "base_one": "stages/base_one",
-    "base_short": "stages/base_short",
-    "base_clips": "",
-    "motion": "stages/motion",
+    "base_clips": "stages/base_clips",
+    "base_last": "",
     "joint_stills": "stages/joint_stills",
     "joint": "",
 }

@@ -30,10 +30,10 @@ from tora2_jax.world.model import toy_bold
 ROOT = Path(__file__).parents[2]
 CHAIN = CHAINS["bold"]
 DIFFUSION = (
-    *("base_stills", "base_middle", "base_one", "base_short", "base_clips"),
-    *("motion", "joint_stills", "joint"),
+    *("base_stills", "base_middle", "base_one", "base_clips", "base_last"),
+    *("joint_stills", "joint"),
 )
-CONDITIONED = ("motion", "joint_stills", "joint")
+CONDITIONED = ("joint_stills", "joint")
 TELLING = set(" ".join(rich_corpus()).lower().split()) - set(
     ["a", "an", "and", "in", "with", "ball", "the"]
 )
