@@ -58,6 +58,7 @@ def options(raw, **changes) -> run.Options:
     return run.Options(raw, raw.parent / "out", small())._replace(**changes)
 
 
+@pytest.mark.long
 def test_with_the_worlds_own_masks_every_entity_comes_out(tmp_path):
     """Words, spans and masks are those of the world, and paths within 3 pixels."""
     truths = [world(index) for index in range(10)]

@@ -59,6 +59,7 @@ def test_an_entity_that_leaves_the_picture_is_not_visible_any_more():
     assert track.visible[:13].all() and not track.visible[16:].any()
 
 
+@pytest.mark.long
 def test_entities_of_the_world_are_followed():
     errors = []
     for index in range(16):
@@ -73,6 +74,7 @@ def test_entities_of_the_world_are_followed():
     assert len(errors) >= 15 and np.mean(np.array(errors) < 3) >= 0.9
 
 
+@pytest.mark.long
 def test_offline_entities_of_clips_with_one_are_found_and_followed():
     """The goal without a network: 80 % of them, IoU above 0.6, paths within 4 pixels."""
     good, index = [], 0

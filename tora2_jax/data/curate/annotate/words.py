@@ -4,6 +4,7 @@ The paper asks Qwen2.5-Max. Here a language model behind the OpenAI-compatible H
 be asked, as people run Qwen; the default is spaCy's tagger, which needs no network.
 """
 
+import functools
 import json
 import re
 import unicodedata
@@ -70,9 +71,7 @@ class SpacyWords:
 
     def __init__(self, model: str = SPACY_MODEL):
         try:
-            import spacy
-
-            self._nlp = spacy.load(model, disable=["ner", "lemmatizer"])
+            self._nlp = _tagger(model)
         except (ImportError, OSError) as error:
             raise WordError(
                 f"spaCy with its model {model} is needed to find the subjects of captions: "
@@ -102,6 +101,13 @@ def is_latin(caption: str) -> bool:
     letters = [letter for letter in caption if letter.isalpha()]
     latin = sum(unicodedata.name(letter, "").startswith("LATIN") for letter in letters)
     return 2 * latin >= len(letters)
+
+
+@functools.cache
+def _tagger(model: str):
+    import spacy
+
+    return spacy.load(model, disable=["ner", "lemmatizer"])
 
 
 def _is_a_unit(token) -> bool:
