@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import T5TokenizerFast
 
 from tests.support import cogvideox_twins as twins
 from tests.support.parity import PIPELINE_TOLERANCE, relative_error
 from tora2_jax.sampling import command
-from tora2_jax.text import load_tokenizer
 
 
 def _images(folder):
@@ -97,7 +97,7 @@ def test_prompt_to_frames_equals_diffusers(name, tmp_path, monkeypatch):
             **files,
         )
     )
-    tokenizer = load_tokenizer(converted / "tokenizer")
+    tokenizer = T5TokenizerFast.from_pretrained(converted / "tokenizer")
     expected = _diffusers(twin, tokenizer, latents, images, output_type="latent")
     saved = np.load(files["save_latents"])["latents"]
     assert relative_error(saved, expected.numpy()) < PIPELINE_TOLERANCE
