@@ -49,7 +49,7 @@ class Tokenizer:
         encoded = self._backend.encode(text, add_special_tokens=False)
         # Not `encoded.tokens`, which spells an unknown token as the text does.
         return [
-            Piece(token, self._backend.id_to_token(token), *span)
+            Piece(token, self._backend.id_to_token(token) or UNKNOWN, *span)
             for token, span in zip(encoded.ids, encoded.offsets, strict=True)
         ]
 

@@ -143,8 +143,9 @@ def _server(app: Any) -> Any:
     import uvicorn
 
     # `server_header` would tell its version.
-    settings = {"log_level": "warning", "server_header": False, "ws_max_size": 2**20}
-    settings |= {"timeout_graceful_shutdown": 2}  # an open page would hold it for ever
+    settings: dict[str, Any] = {"log_level": "warning", "server_header": False}
+    settings["ws_max_size"] = 2**20
+    settings["timeout_graceful_shutdown"] = 2  # an open page would hold it for ever
     return uvicorn.Server(uvicorn.Config(app, **settings))
 
 

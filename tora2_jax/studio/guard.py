@@ -111,7 +111,7 @@ def _unframed(send: Send) -> Send:
 
     async def sent(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message = message | {"headers": [*message.get("headers", []), *_ALONE]}
+            message = {**message, "headers": [*message.get("headers", []), *_ALONE]}
         await send(message)
 
     return sent

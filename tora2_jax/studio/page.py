@@ -145,7 +145,8 @@ def _editor(studio: Studio) -> dict[str, Any]:
 
 
 def _sampling(studio: Studio) -> dict[str, Any]:
-    made, given = {}, studio.settings
+    made: dict[str, Any] = {}
+    given = studio.settings
     with gr.Accordion("Sampling", open=False):
         most = min(200, studio.pipeline.config.diffusion.num_steps)
         made["steps"] = gr.Slider(1, most, given.steps, step=1, label="Steps", elem_id="steps")

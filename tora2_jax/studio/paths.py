@@ -59,12 +59,12 @@ def written(request: Request, form: Any, model: ModelConfig) -> list[dict[str, s
     """
     if not isinstance(form, str) or form not in formats.SUFFIXES:
         raise TrajectoryError([f"unknown form; take one of {', '.join(formats.SUFFIXES)}"])
-    drawn = [entity for entity in request.entities if entity.points is not None]
+    drawn = [one.points for one in request.entities if one.points is not None]
     if not drawn:
         raise TrajectoryError(["there are no paths to save; draw one first"])
     height, width, frames = sizes_of(request, model)
     target = formats.Drawn(request.canvas, frames, (width, height))
-    texts = formats.written([entity.points for entity in drawn], form, target)
+    texts = formats.written(drawn, form, target)
     suffix = formats.SUFFIXES[form]
     stems = [f"path_{index}" for index in range(1, len(texts) + 1)] if len(texts) > 1 else ["paths"]
     return [

@@ -95,6 +95,7 @@ def _middle(frame: UInt8[np.ndarray, "height width 3"]) -> np.ndarray:
     height, width = frame.shape[:2]
     scale = CAMERA_LINES / min(height, width)
     high, wide = round(height * scale), round(width * scale)
-    scaled = cv2.resize(frame, (wide, high), interpolation=cv2.INTER_AREA if scale < 1 else None)
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    scaled = cv2.resize(frame, (wide, high), interpolation=how)
     top, left = (high - CAMERA_WINDOW) // 2, (wide - CAMERA_WINDOW) // 2
     return scaled[top : top + CAMERA_WINDOW, left : left + CAMERA_WINDOW]

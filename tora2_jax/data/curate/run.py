@@ -185,7 +185,8 @@ def _by_ray(options: Options, todo: list[Source]) -> Iterator[str]:
     # One video a block: what a dying worker takes along is one video.
     videos = ray.data.from_items(rows, override_num_blocks=len(rows))
     given = {"target": str(options.output.absolute()), "config": _with_absolute_paths(options)}
-    done = videos.map(Worker, fn_constructor_kwargs=given, concurrency=options.workers)
+    actor: Any = Worker  # a class, whose objects are called
+    done = videos.map(actor, fn_constructor_kwargs=given, concurrency=options.workers)
     for row in done.iter_rows():
         if row["failed"]:
             raise CurateError(f"{row['name']}: {row['failed']}\n{_AGAIN}")

@@ -60,7 +60,10 @@ def load_tools(config: CurateConfig) -> Tools:
 
     by_network = config.shots == "transnet"
     finder = made("shots", shots.TransNet) if by_network else None
-    cuts = made("cuts", lambda: shots.GivenCuts(Path(config.cuts))) if config.cuts else None
+    table_of_cuts = config.cuts
+    cuts = None
+    if table_of_cuts is not None:
+        cuts = made("cuts", lambda: shots.GivenCuts(Path(table_of_cuts)))
     table = None
     if config.captions == "table":
         table = made("caption_table", lambda: _caption_table(config))

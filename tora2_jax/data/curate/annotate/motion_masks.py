@@ -7,6 +7,7 @@ are given in the order of their size.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -113,7 +114,8 @@ def homography(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     corners = cv2.goodFeaturesToTrack(before, _CORNERS, 0.01, 7)
     if corners is None or len(corners) < _FEWEST:
         return np.eye(3)
-    ends, found, _ = cv2.calcOpticalFlowPyrLK(before, after, corners, None)
+    follow: Any = cv2.calcOpticalFlowPyrLK  # its stub does not know that it makes the array
+    ends, found, _ = follow(before, after, corners, None)
     start, ends = corners[found[:, 0] == 1, 0], ends[found[:, 0] == 1, 0]
     if len(start) < _FEWEST:
         return np.eye(3)
@@ -148,7 +150,9 @@ def _parts(
     solid = cv2.morphologyEx(differs.astype(np.uint8), cv2.MORPH_OPEN, np.ones((2, 2), np.uint8))
     solid = cv2.morphologyEx(solid, cv2.MORPH_CLOSE, np.ones((7, 7), np.uint8))
     count, labels, stats, _ = cv2.connectedComponentsWithStats(solid)
-    order = np.argsort(-stats[1:, cv2.CC_STAT_AREA]) + 1 if count > 1 else []
+    if count == 1:
+        return []
+    order = np.argsort(-stats[1:, cv2.CC_STAT_AREA]) + 1
     return [_refined(frame, labels == label) for label in order[:_REFINED]]
 
 
@@ -168,7 +172,8 @@ def _refined(frame: UInt8[np.ndarray, "height width 3"], mask: Mask) -> Mask:
     cv2.setRNGSeed(0)  # the same clip has the same masks
     models = np.zeros((1, 65)), np.zeros((1, 65))
     picture = np.ascontiguousarray(frame[..., ::-1])
-    cv2.grabCut(picture, labels, None, *models, 4, cv2.GC_INIT_WITH_MASK)
+    cut: Any = cv2.grabCut  # its stub does not know that there need be no rectangle
+    cut(picture, labels, None, *models, 4, cv2.GC_INIT_WITH_MASK)
     refined = (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
     # Where a thing has the colors of what is behind it, GrabCut takes much or nothing.
     return refined if 0.5 < refined.sum() / mask.sum() < 2 else mask

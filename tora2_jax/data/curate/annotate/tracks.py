@@ -11,7 +11,7 @@ can take its place (`Tracker`).
 
 import itertools
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -24,7 +24,7 @@ POINTS = 48  # that are followed at once
 FEWEST = 4  # of which the motion is still believed
 _WHOLE = 0.8  # of the largest mask: smaller ones say nothing about the center
 _BACK = 1.0  # pixels that a point may miss its beginning by, forward and back
-_FLOW = {"winSize": (21, 21), "maxLevel": 3}
+_FLOW: dict[str, Any] = {"winSize": (21, 21), "maxLevel": 3}
 
 
 class Track(NamedTuple):
@@ -128,8 +128,10 @@ def _step(
     if not len(points):
         return points, np.zeros(0, bool)
     start = points.astype(np.float32).reshape(-1, 1, 2)
-    ends, found, _ = cv2.calcOpticalFlowPyrLK(before, after, start, None, **_FLOW)
-    back, returned, _ = cv2.calcOpticalFlowPyrLK(after, before, ends, None, **_FLOW)
+    # None: OpenCV makes the array, which its stub leaves out.
+    follow: Any = cv2.calcOpticalFlowPyrLK
+    ends, found, _ = follow(before, after, start, None, **_FLOW)
+    back, returned, _ = follow(after, before, ends, None, **_FLOW)
     missed = np.linalg.norm(back - start, axis=-1)[:, 0]
     height, width = after.shape
     inside = ((ends >= 0) & (ends < [width, height])).all((1, 2))
@@ -154,7 +156,7 @@ def _points(gray: np.ndarray, mask: Mask) -> Float[np.ndarray, "p 2"]:
 
 def _shifted(mask: Mask, way: Float[np.ndarray, "2"]) -> Mask:
     height, width = mask.shape
-    move = np.float32([[1, 0, way[0]], [0, 1, way[1]]])
+    move = np.array([[1, 0, way[0]], [0, 1, way[1]]], np.float32)
     return cv2.warpAffine(mask.astype(np.uint8), move, (width, height)).astype(bool)
 
 
