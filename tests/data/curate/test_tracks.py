@@ -59,6 +59,13 @@ def test_an_entity_that_leaves_the_picture_is_not_visible_any_more():
     assert track.visible[:13].all() and not track.visible[16:].any()
 
 
+def test_where_there_is_nothing_to_hold_on_to_it_is_lost():
+    video, masks = moving_square(frames=12)
+    noise = np.random.default_rng(1).integers(0, 256, video.shape, np.uint8)
+    track = LucasKanade()(np.concatenate([video[:6], noise[6:]]), {0: masks[0]})
+    assert track.visible[:6].all() and not track.visible[6]
+
+
 @pytest.mark.long
 def test_entities_of_the_world_are_followed():
     errors = []
