@@ -71,14 +71,17 @@ def wait_for_records(out: Path, count: int, program: subprocess.Popen) -> None:
         time.sleep(0.1)
 
 
-def workers_of(program: subprocess.Popen) -> list[int]:
-    """The processes of Ray's actors."""
-    listed = subprocess.run(
-        ["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True
-    ).stdout
-    return [
-        int(line.split()[0]) for line in listed.splitlines() if "ray::" in line and "Worker" in line
-    ]
+def workers_of(raw: Path) -> list[int]:
+    """The processes of Ray's actors that run in the folder of these tests."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            words, folder = (place / "cmdline").read_bytes(), os.readlink(place / "cwd")
+        except OSError:  # it has ended, or is of somebody else
+            continue
+        if words.startswith(b"ray::") and b"Worker" in words and folder == str(raw.parent):
+            found.append(int(place.name))
+    return found
 
 
 def test_two_workers_write_what_one_writes(raw, expected):
@@ -93,7 +96,7 @@ def test_a_worker_and_then_the_program_are_killed(raw, expected):
     out = raw.parent / "killed"
     program = start(raw, out, 2)
     wait_for_records(out, 1, program)
-    for worker in workers_of(program)[:1]:
+    for worker in workers_of(raw)[:1]:
         os.kill(worker, signal.SIGKILL)
     wait_for_records(out, 3, program)
     program.kill()
