@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from tora2_jax.errors import CheckpointError, MessageError
 from tora2_jax.references.faces import FaceModelError
 from tora2_jax.sampling.pipeline import Tora2Pipeline
-from tora2_jax.studio import drawing
+from tora2_jax.studio import drawing, jobs
 from tora2_jax.studio.shelf import Shelf
 from tora2_jax.system import feedback
 from tora2_jax.system.compile_cache import keep_compiled_programs
@@ -59,7 +59,10 @@ def run(options: Options, say: Callable[[str], None] = print) -> None:
         server = _server(served)
         opened = threading.Thread(target=_announce, args=(server, shown, options, say), daemon=True)
         opened.start()
-        server.run(sockets=[listening])
+        try:
+            server.run(sockets=[listening])
+        finally:
+            jobs.end_all()
 
 
 def _check_packages() -> None:

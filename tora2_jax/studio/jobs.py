@@ -16,6 +16,17 @@ from tora2_jax.system.finite import NotFiniteError
 _ONE = threading.Lock()  # jobs at a time: one that was left may still end its step
 
 
+_STARTED: dict[threading.Thread, threading.Event] = {}  # until their threads have ended
+
+
+def end_all(seconds: float = 60) -> None:
+    """Stops all jobs and waits for their last steps; a process cannot end in the middle of one."""
+    for stop in _STARTED.values():
+        stop.set()
+    for job in list(_STARTED):
+        job.join(seconds)
+
+
 class Wanted(NamedTuple):
     """A job.
 
@@ -67,6 +78,7 @@ def run(pipeline: Tora2Pipeline, wanted: Wanted, stop: threading.Event) -> Itera
     total = wanted.settings.steps
     job = threading.Thread(target=_work, args=(pipeline, wanted, stop, told), daemon=True)
     job.start()
+    _STARTED[job] = stop
     try:
         yield Progress(0, total)
         while True:
@@ -96,6 +108,8 @@ def _work(
 
     try:
         with _ONE:
+            for job in [one for one in _STARTED if not one.is_alive()]:
+                del _STARTED[job]
             if stop.is_set():
                 raise SamplingStopped("stopped before it began")
             sample = pipeline.generate(
