@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tora2_jax.config.curate import CurateConfig
 from tora2_jax.data.curate import report, run
-from tora2_jax.data.curate.tools import ToolError, load_tools
+from tora2_jax.data.curate.tools import ToolError, missing_filters
 from tora2_jax.system.addresses import local_path
 from tora2_jax.system.stop import exit_code
 
@@ -26,11 +26,10 @@ def main(arguments: list[str] | None = None) -> int:
         most = options.dry_run
         wanted = run.Options(options.input, options.output, config, options.workers, most)
         records = run.run(wanted)
-        missing = load_tools(config).missing
     except (run.CurateError, ToolError) as error:
         print(error, file=sys.stderr)
         return 2
-    print("\n".join(report.lines(records, config, missing)))
+    print("\n".join(report.lines(records, config, missing_filters(config))))
     return 0
 
 

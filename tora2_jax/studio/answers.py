@@ -73,8 +73,7 @@ def answers(shelf: Shelf, model: ModelConfig, tokenizer) -> list[Callable[[Any],
             raise ShelfError("no drawing arrived")
         found = drawing.check(given.get("drawing"), shelf, model, tokenizer)
         if found.request is None:
-            told = [f"{one['field']}: {one['text']}" for one in found.problems]
-            raise RequestError(told)
+            raise RequestError(found.lines())
         return {"files": paths.written(found.request, given.get("form"), model)}
 
     return [add_picture, pictures, check, read_paths, write_paths]

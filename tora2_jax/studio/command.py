@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from tora2_jax.errors import CheckpointError, MessageError
 from tora2_jax.references.faces import FaceModelError
+from tora2_jax.request.reader import SIZES
 from tora2_jax.sampling.pipeline import Tora2Pipeline
 from tora2_jax.studio import drawing, jobs
 from tora2_jax.studio.shelf import Shelf
@@ -129,7 +130,7 @@ def _served(options: Options, folder: Path) -> Any:
 def _start(options: Options, pipeline: Tora2Pipeline, shelf: Shelf) -> dict[str, Any]:
     """The drawing that the page begins with: the given one if it fits the model, or none."""
     model = pipeline.config
-    sizes = {name: getattr(model, name) for name in ("height", "width", "frames", "fps")}
+    sizes = {name: getattr(model, name) for name in SIZES}
     canvas = [256, round(256 * model.height / model.width, 2)]
     empty = {"prompt": "", "canvas": canvas, "image": None, "entities": [], **sizes}
     if options.request is None:

@@ -50,6 +50,10 @@ class Checked(NamedTuple):
     notes: list[str]
     tracks: list[dict[str, Any] | None]
 
+    def lines(self) -> list[str]:
+        """The problems as lines of text."""
+        return [f"{one['field']}: {one['text']}".removeprefix(": ") for one in self.problems]
+
     def first_frame(self) -> str | None:
         """The picture that the model starts from, as it sees it, as a data URL."""
         if self.request is None or self.request.image is None:

@@ -14,8 +14,9 @@ from tora2_jax.errors import MessageError
 from tora2_jax.inspection import diagnosis, measure, picture
 from tora2_jax.media.video import write_image
 from tora2_jax.request import RequestError
+from tora2_jax.request.reader import SIZES
 from tora2_jax.sampling.pipeline import Tora2Pipeline
-from tora2_jax.sampling.settings import SEEDS, SampleSettings, setting_problems
+from tora2_jax.sampling.settings import SEEDS, SampleSettings, seed_problems, setting_problems
 from tora2_jax.studio import drawing as drawings
 from tora2_jax.studio import jobs
 from tora2_jax.studio.answers import answers
@@ -106,6 +107,10 @@ class Visit:
         """Stops all of them."""
         for event in (*self.waiting, *self.running):
             event.set()
+
+    def named(self, title: str | None) -> Result | None:
+        """The result of a title, if it is still kept."""
+        return next((one for one in self.results if one.title == title), None)
 
     def forget(self) -> None:
         """The visitor is gone."""
@@ -283,12 +288,12 @@ def _wanted(
     """The job of a drawing, or everything that is wrong."""
     model = studio.pipeline.config
     found = drawings.check(drawing, studio.shelf, model, studio.pipeline.tokenizer)
-    problems = [f"{one['field']}: {one['text']}".removeprefix(": ") for one in found.problems]
+    problems = found.lines()
     told = setting_problems(settings, model.diffusion)
     problems += [f"{name}: {text}" for name, text in told.items()]
     if seed == -1:
         seed = random.randrange(SEEDS)
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < SEEDS:
+    if not isinstance(seed, int) or seed_problems([seed]):
         problems.append(f"seed: must be a whole number from 0 to {SEEDS - 1}, or -1 for a new one")
     if problems or found.request is None:
         return None, problems
@@ -312,7 +317,7 @@ def _finished(studio: Studio, sample, drawing: dict, seed: int, visit: Visit) ->
 
 
 def _watch(title: str | None, look: str, visit: Visit, own: bool) -> Any:
-    result = next((one for one in visit.results if one.title == title), None)
+    result = visit.named(title)
     if result is None:
         return [gr.skip(), gr.skip()] if own else gr.update(visible=False)
     file = result.overlay if look == _OVERLAY else result.shown
@@ -332,7 +337,7 @@ def _choices(visit: Visit) -> Any:
 def _open(studio: Studio, file: Any) -> list[Any]:
     try:
         model = studio.pipeline.config
-        own = {name: getattr(model, name) for name in ("height", "width", "frames", "fps")}
+        own = {name: getattr(model, name) for name in SIZES}
         return [own | drawings.unpack(Path(file), studio.shelf), "Opened."]
     except (MessageError, ValueError) as error:
         problems = error.problems if isinstance(error, RequestError) else [str(error)]
@@ -341,7 +346,7 @@ def _open(studio: Studio, file: Any) -> list[Any]:
 
 def _why(studio: Studio, title: str | None, visit: Visit) -> list[Any]:
     """The panels of `scripts/inspect_entities.py` for the video that is shown."""
-    result = next((one for one in visit.results if one.title == title), None)
+    result = visit.named(title)
     if result is None or not result.request.entities:
         return [gr.update(visible=False), "Generate a video with entities first."]
     inspection = measure.inspect(

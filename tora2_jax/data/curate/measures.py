@@ -10,12 +10,11 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 
 from tora2_jax.trajectory.optical_flow import DISFlow, FlowEstimator
 
 Frames = UInt8[np.ndarray, "f height width 3"]
-Flow = Float[np.ndarray, "f-1 height width 2"]
 
 FLOW_SIZE = (320, 576)  # shorter and longer side of pictures whose flow is scored
 FLOW_FRAMES = 10  # evenly spaced over the clip

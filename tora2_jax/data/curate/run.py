@@ -106,24 +106,25 @@ def one_video(source: Source, target: Path, config: CurateConfig, tools: Tools) 
         reason = f"has ended its process {_TRIES} times"
         record = {"source": source.name, "problem": reason, "clips": []}
     else:
-        record = _record(source, target, config, tools)
+        try:
+            record = _record(source, target, config, tools)
+        except Exception:  # it is begun anew; only what ends the process counts
+            begun.unlink(missing_ok=True)
+            raise
     text = json.dumps(record, indent=1, ensure_ascii=False)
     write_text(record_path(target, source), f"{text}\n")
     begun.unlink(missing_ok=True)
 
 
 def _record(source: Source, target: Path, config: CurateConfig, tools: Tools) -> dict[str, Any]:
-    begun = target / RECORDS / f".{source.key}.begun"
     try:
         return curate(source, target, config, tools, Deadline(config.seconds_per_video))
     except TooLong as error:
         problem = str(error)
     except (VideoReadError, LanguageModelError, MemoryError, OSError):
-        begun.unlink(missing_ok=True)
         raise
     except VideoError as error:
         if isinstance(error.__cause__, OSError):  # of what is written
-            begun.unlink(missing_ok=True)
             raise
         problem = f"failed: {error}"
     except Exception as error:  # a network or a library; the others go on

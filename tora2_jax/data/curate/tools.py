@@ -80,13 +80,17 @@ def load_tools(config: CurateConfig) -> Tools:
     if config.mask_finder == "files":
         mask_finder = made("mask_folder", lambda: _file_masks(config))
     text = made("text_finder", TextFinder) if config.text_finder == "rapidocr" else None
-    missing = {"aesthetic": "its predictor is not there yet"}
-    if text is None:
-        missing["text"] = "text_finder is none"
     if problems:
         raise ToolError("the config names what is not there:\n  " + "\n  ".join(problems))
     tracker = tracks.LucasKanade()
+    missing = missing_filters(config)
     return Tools(finder, cuts, table, captioner, finds, mask_finder, tracker, text, missing)
+
+
+def missing_filters(config: CurateConfig) -> dict[str, str]:
+    """By filter, why it cannot be measured with these settings."""
+    missing = {"aesthetic": "its predictor is not there yet"}
+    return missing | ({"text": "text_finder is none"} if config.text_finder == "none" else {})
 
 
 def _caption_table(config: CurateConfig) -> captions.CaptionTable:

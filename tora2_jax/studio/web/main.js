@@ -79,8 +79,7 @@ function showProblems() { // each beside its field; what has no field at the bot
 }
 
 async function lookUpPictures() { // what the encoders see of pictures that were loaded
-  const names = state.entities.flatMap((entity) => entity.images).concat(state.image || [])
-    .filter((name) => !seen[name]);
+  const names = state.entities.flatMap((entity) => entity.images).filter((name) => !seen[name]);
   if (!names.length) return;
   Object.assign(seen, (await ask("pictures", names)).seen || {});
   paint();
@@ -186,7 +185,7 @@ find("fit").addEventListener("change", (event) => { state.fit = event.target.val
 find("frame").addEventListener("input", (event) => {
   state.frame = Number(event.target.value);
   paintCanvas();
-  find("clock").textContent = "frame " + (state.frame + 1) + " of " + state.sizes.frames;
+  showClock();
 });
 root.querySelectorAll("[data-size]").forEach((input) => {
   input.addEventListener("change", () => setSize(input.dataset.size, Number(input.value)));

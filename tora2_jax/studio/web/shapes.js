@@ -36,11 +36,10 @@ function retime(entity, speed, start, end) { // by the way between points; a pau
   const points = entity.points, count = points.length;
   if (!count) return;
   if (count === 1) { points[0].time = start; return; }
-  const way = [0], rest = [0];
+  const way = wayOf(points), rest = [0];
   for (let i = 1; i < count; i++) {
-    const a = points[i - 1], b = points[i], length = Math.hypot(b.x - a.x, b.y - a.y);
-    way.push(way[i - 1] + length);
-    rest.push(rest[i - 1] + (length ? 0 : Math.max(b.time - a.time, 0)));
+    const stays = way[i] === way[i - 1];
+    rest.push(rest[i - 1] + (stays ? Math.max(points[i].time - points[i - 1].time, 0) : 0));
   }
   const whole = way[count - 1], moving = Math.max(end - start - rest[count - 1], 0.1);
   const scale = (end - start) / (moving + rest[count - 1]);

@@ -13,7 +13,7 @@ function paintTimeline() {
   const slider = find("frame");
   slider.max = Math.max(state.sizes.frames - 1, 0);
   slider.value = state.frame;
-  find("clock").textContent = "frame " + (state.frame + 1) + " of " + state.sizes.frames;
+  showClock();
 }
 
 function paintParts(entity, index, track) {
@@ -99,6 +99,10 @@ function moveInTime(entity, at, before, time) { // the ends take the whole path 
   keepRising(points);
 }
 
+function showClock() {
+  find("clock").textContent = "frame " + (state.frame + 1) + " of " + state.sizes.frames;
+}
+
 let playing = null;
 function play() {
   const button = root.querySelector('[data-action="play"]');
@@ -113,6 +117,6 @@ function play() {
     state.frame = (state.frame + 1) % state.sizes.frames;
     if (!gesture) keepFocus(paintCanvas);
     find("frame").value = state.frame;
-    find("clock").textContent = "frame " + (state.frame + 1) + " of " + state.sizes.frames;
+    showClock();
   }, 1000 / clamp(state.sizes.fps, 1, 60));
 }
